@@ -1,0 +1,92 @@
+"""The whole error tree. Every error the program knows carries the exit code that its commands document.
+
+    ConvexportError                 1   (never raised itself)
+    ├── UsageError                  2   wrong use: an unknown name, options that exclude each other
+    ├── InputError                  3   one input could not be read; becomes a `Failure` record beside its neighbours
+    ├── ArtifactError               4   missing, damaged, or of a newer format:
+    │   ├── CheckpointError               a checkpoint
+    │   ├── BundleError                   a bundle or its manifest
+    │   └── DatasetError                  a data set
+    ├── UnavailableError            5   not there:
+    │   ├── DeviceError                   a device, or its memory
+    │   ├── BackendError                  a back end or the library behind it
+    │   └── EngineError                   an engine that cannot be built or loaded
+    ├── GateRefused                 6   the gate refused the export
+    └── Interrupted                 130 stopped by the user; the state on disk is whole
+
+A message is one line: what, where, found against expected, what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ConvexportError(Exception):
+    """Base of every error this program raises on purpose."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(ConvexportError):
+    """Wrong use: an unknown name, options that exclude each other."""
+
+    exit_code = 2
+
+
+class InputError(ConvexportError):
+    """One input could not be read. `kind` is the short machine-readable reason of a `Failure` record."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class ArtifactError(ConvexportError):
+    """A checkpoint, bundle or data set is missing, damaged or of a newer format."""
+
+    exit_code = 4
+
+
+class CheckpointError(ArtifactError):
+    """A checkpoint is missing, damaged, foreign or of a newer format."""
+
+
+class BundleError(ArtifactError):
+    """A bundle or its manifest is missing, damaged or of a newer format."""
+
+
+class DatasetError(ArtifactError):
+    """A data set is missing or damaged."""
+
+
+class UnavailableError(ConvexportError):
+    """A device, back end or library that was asked for is not there."""
+
+    exit_code = 5
+
+
+class DeviceError(UnavailableError):
+    """A device is not there, or its memory does not suffice."""
+
+
+class BackendError(UnavailableError):
+    """A back end cannot run here, usually because its library is missing."""
+
+
+class EngineError(UnavailableError):
+    """An engine cannot be built or loaded."""
+
+
+class GateRefused(ConvexportError):
+    """The gate refused an export: a measurement lies beyond its limit."""
+
+    exit_code = 6
+
+
+class Interrupted(ConvexportError):
+    """Stopped by the user; the state on disk is whole and the work can be resumed."""
+
+    exit_code = 130

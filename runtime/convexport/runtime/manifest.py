@@ -1,0 +1,267 @@
+"""The manifest of a bundle: every fact a reader needs, as strict, versioned structs. No I/O here.
+
+`decode` checks the format version before anything else, and every error names the key's path. Version 1 is described,
+with an example, in docs/format.md.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from convexport.runtime.errors import BundleError
+
+FORMAT = 1
+
+Precision = Literal["fp32", "fp16", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+Framing = Literal["crop", "pad", "stretch"]
+Ink = Literal["any", "light-on-dark"]
+
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Size = Annotated[int, msgspec.Meta(ge=1)]
+Probability = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of the manifest's parts: immutable, and strict about keys it does not know."""
+
+
+class Input(Part):
+    """What the graph takes: uint8 [batch, height, width, channels], and how a picture is brought to that size.
+
+    `framing`: `crop` scales the shorter side and cuts the middle, `pad` scales the longer side and fills with black,
+    `stretch` scales both sides. `ink`: `light-on-dark` inverts pictures of dark ink on light paper (MNIST's digits
+    are light on dark).
+    """
+
+    height: Size
+    width: Size
+    channels: Literal[1, 3]
+    framing: Framing = "crop"
+    ink: Ink = "any"
+
+
+class Normalisation(Part):
+    """Inside the graph; written here for readers. `(pixel / 255 - mean) / std` a channel, then logits / temperature."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    temperature: float = 1.0
+
+
+class Model(Part):
+    """The network: its name in `training.models.MODELS`, the arguments it was built with, its parameter count."""
+
+    name: str
+    arguments: dict[str, Any] = {}
+    parameters: int
+
+
+class Measure(Part):
+    """One measurement of the gate against its limit. `relation` is how `value` must stand to `limit`."""
+
+    name: str
+    value: float
+    relation: Literal["<=", ">=", "=="]
+    limit: float
+    passed: bool
+
+
+class Flip(Part):
+    """One image on which a variant and torch float32 disagree."""
+
+    image: str
+    torch: str
+    variant: str
+
+
+class Verification(Part):
+    """What the gate measured on one variant or engine, through the runtime.
+
+    `method`: `runtime` ran the file as it ships on the named back end and device; `fp16-storage-emulation` ran the
+    network in float32 with weights and every stored tensor rounded through FP16 (no GPU was there);
+    `not-run` says that the file could not be executed on the exporting machine. `images_kind` says what the images
+    were; `accuracy` is None where they had no labels.
+    """
+
+    method: tuple[str, ...]
+    backend: str
+    device: str
+    images: int
+    images_kind: str
+    accuracy: Probability | None
+    torch_accuracy: Probability | None
+    agreement: Probability
+    max_abs_difference: float
+    fp16_headroom: float | None = None
+    measures: tuple[Measure, ...]
+    flips: tuple[Flip, ...] = ()
+    flips_total: int = 0
+
+
+class Variant(Part):
+    """One ONNX file. `golden_tolerance` is the largest |Δp| a device may show on the golden images.
+
+    `images_per_second` were measured through the runtime at export (CPU, batch as given), so that the runtime can
+    choose int8 where it was faster; None where it was not measured.
+    """
+
+    file: str
+    opset: int
+    ir_version: int
+    golden_tolerance: float
+    images_per_second: float | None = None
+    verification: Verification
+    details: dict[str, Any] = {}
+
+
+class EngineKey(Part):
+    """Everything an engine depends on: two engines with one key are interchangeable."""
+
+    onnx_sha256: Sha256
+    flavour: Literal["tensorrt", "tensorrt_rtx"]
+    version: str
+    compute_capabilities: tuple[str, ...]
+    precision: Precision
+    profiles: tuple[tuple[int, int, int], ...]
+
+
+class Engine(Part):
+    """One TensorRT plan. `layer_types` counts the element types of the parsed network's layer outputs and weights."""
+
+    file: str
+    key: EngineKey
+    layer_types: dict[str, dict[str, int]]
+    build_seconds: float
+    verification: Verification | None = None
+
+
+class Golden(Part):
+    """An image with the probabilities torch float32 gave it: any device can prove that it computes the same."""
+
+    file: str
+    label: str | None
+    probabilities: tuple[float, ...]
+
+
+class File(Part):
+    """Size and SHA-256 of one file of the bundle."""
+
+    bytes: int
+    sha256: Sha256
+
+
+class Dataset(Part):
+    """What the network was trained on. `title` names it with its caveat, as in "CIFAR-10, JPEG copies"."""
+
+    name: str
+    title: str
+    provenance: str
+    sha256: str | None = None
+
+
+class Accuracy(Part):
+    """Accuracy measured at training time on the untouched test set."""
+
+    test: Probability | None = None
+    test_images: int = 0
+    validation: Probability | None = None
+    per_class: dict[str, float] = {}
+    calibration_error: float | None = None
+    calibration_error_before: float | None = None
+
+
+class Provenance(Part):
+    """Where the network comes from."""
+
+    checkpoint_sha256: Sha256
+    dataset: Dataset
+    recipe: dict[str, Any]
+    seed: int | None
+    git_commit: str | None
+    versions: dict[str, str]
+    accuracy: Accuracy
+
+
+class Manifest(Part):
+    """A whole bundle. `files` lists every file but `manifest.json` itself; keys are paths with forward slashes."""
+
+    format: int
+    name: str
+    model: Model
+    input: Input
+    normalisation: Normalisation
+    labels: dict[str, tuple[str, ...]]
+    variants: dict[Precision, Variant]
+    engines: tuple[Engine, ...] = ()
+    golden: tuple[Golden, ...]
+    provenance: Provenance
+    files: dict[str, File]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The model's own (English) label of every class."""
+        return self.labels["en"]
+
+
+class _Version(msgspec.Struct):
+    format: int
+
+
+def decode(data: bytes, where: str = "manifest.json") -> Manifest:
+    """Bytes of a manifest -> `Manifest`. Raises `BundleError` naming `where`, the key's path and what to do."""
+    try:
+        version = msgspec.json.decode(data, type=_Version).format
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{where}: not a convexport manifest ({error}); export the bundle again") from error
+    if version != FORMAT:
+        raise BundleError(
+            f"{where}: format {version}, but this convexport reads format {FORMAT}; "
+            + ("update convexport" if version > FORMAT else "export the bundle again")
+        )
+    try:
+        manifest = msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BundleError(f"{where}: {error}; export the bundle again") from error
+    _check(manifest, where)
+    return manifest
+
+
+def encode(manifest: Manifest) -> bytes:
+    """`Manifest` -> indented JSON bytes with a final newline; the same manifest always gives the same bytes."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+
+
+def _check(manifest: Manifest, where: str) -> None:
+    """What the types cannot say: English labels, equal lengths, and every named file listed with its hash."""
+
+    def refuse(path: str, found: str, expected: str) -> None:
+        raise BundleError(f"{where}: `{path}` is {found}, expected {expected}; export the bundle again")
+
+    if "en" not in manifest.labels:
+        refuse("$.labels", f"in {sorted(manifest.labels)}", "`en` among them")
+    count = len(manifest.classes)
+    for language, labels in manifest.labels.items():
+        if len(labels) != count:
+            refuse(f"$.labels.{language}", f"{len(labels)} labels", f"{count}")
+    if not manifest.variants:
+        refuse("$.variants", "empty", "at least one precision")
+    channels = manifest.input.channels
+    for key, values in (("mean", manifest.normalisation.mean), ("std", manifest.normalisation.std)):
+        if len(values) != channels:
+            refuse(f"$.normalisation.{key}", f"{len(values)} values", f"{channels}")
+    named = [(f"$.variants.{name}.file", variant.file) for name, variant in manifest.variants.items()]
+    named += [(f"$.engines[{index}].file", engine.file) for index, engine in enumerate(manifest.engines)]
+    named += [(f"$.golden[{index}].file", golden.file) for index, golden in enumerate(manifest.golden)]
+    for path, file in named:
+        if file not in manifest.files:
+            refuse(path, f"{file!r}", "a key of `$.files`")
+    for file in manifest.files:
+        parts = file.split("/")
+        if not all(parts) or any(part in {".", ".."} or "\\" in part or ":" in part for part in parts):
+            refuse("$.files", f"the path {file!r}", "a relative path inside the bundle")
+    for index, golden in enumerate(manifest.golden):
+        if len(golden.probabilities) != count:
+            refuse(f"$.golden[{index}].probabilities", f"{len(golden.probabilities)} values", f"{count}")
