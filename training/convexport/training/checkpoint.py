@@ -1,0 +1,186 @@
+"""A checkpoint: one `.safetensors` file whose JSON header says everything. Loading never guesses, never unpickles.
+
+The header travels in the file's metadata under the key `convexport`. Version 1 is described in docs/format.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor, nn
+
+from convexport.runtime.errors import CheckpointError
+from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalisation, Part
+from convexport.training import models
+
+FORMAT = 1
+KEY = "convexport"
+
+
+class Header(Part, kw_only=True):
+    """Everything a reader of a checkpoint needs: architecture, classes, input, normalisation, provenance, accuracy.
+
+    `normalisation.temperature` is 1 until it was fitted on the validation split. `recipe` is the recipe as it ran.
+    """
+
+    format: int
+    name: str
+    model: str
+    arguments: dict[str, Any]
+    classes: dict[str, tuple[str, ...]]
+    input: Input
+    normalisation: Normalisation
+    dataset: Dataset
+    recipe: dict[str, Any]
+    accuracy: Accuracy
+    seed: int | None
+    versions: dict[str, str]
+    git_commit: str | None
+    machine: str | None = None
+    training_seconds: float | None = None
+
+
+class _Version(msgspec.Struct):
+    format: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A header and the network's state dict (float32 on the CPU). `sha256` is the file's; empty before it was saved."""
+
+    header: Header
+    state: dict[str, Tensor]
+    sha256: str = ""
+
+    def network(self) -> nn.Sequential:
+        """The network with these weights, in evaluation mode. Raises `CheckpointError` where they do not fit it."""
+        network = models.build(self.header.model, self.header.arguments)
+        expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+        found = {key: tuple(value.shape) for key, value in self.state.items()}
+        for key in sorted(expected.keys() | found.keys()):
+            if expected.get(key) != found.get(key):
+                raise CheckpointError(
+                    f"checkpoint {self.header.name}: tensor {key!r} is {_shape(found.get(key))}, {self.header.model} "
+                    f"expects {_shape(expected.get(key))}; train again or name the model it was made for"
+                )
+        network.load_state_dict(self.state)
+        return network.eval()
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else str(list(shape))
+
+
+def save(path: Path, checkpoint: Checkpoint, *, half: bool = False) -> str:
+    """Writes `checkpoint` to `path`, whole or not at all, and gives its SHA-256. `half` stores weights in float16.
+
+    The same checkpoint always gives the same bytes.
+    """
+    state = {
+        key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
+        for key, value in checkpoint.state.items()
+    }
+    header = msgspec.json.encode(checkpoint.header, order="deterministic").decode()
+    data = to_bytes(state, metadata={KEY: header})
+    write_whole(path, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load(path: Path) -> Checkpoint:
+    """Reads a checkpoint. Raises `CheckpointError`: missing, damaged, foreign, of another format."""
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} is not there; train one with convtrain, or check the path")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged ({error}); train it again") from error
+    if KEY not in metadata:
+        raise CheckpointError(
+            f"checkpoint {path} has no convexport header; for a state dict made elsewhere give "
+            "--model, --classes, --mean and --std with it"
+        )
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    return Checkpoint(_header(metadata[KEY], path), state, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _header(text: str, path: Path) -> Header:
+    try:
+        version = msgspec.json.decode(text, type=_Version).format
+        if version != FORMAT:
+            action = "update convexport" if version > FORMAT else "train it again"
+            raise CheckpointError(f"checkpoint {path}: format {version}, this convexport reads {FORMAT}; {action}")
+        return msgspec.json.decode(text, type=Header)
+    except msgspec.DecodeError as error:
+        raise CheckpointError(f"checkpoint {path}: header: {error}; train it again") from error
+
+
+def load_foreign(path: Path) -> dict[str, Tensor]:
+    """A state dict made elsewhere (`.pth`, `.pt`, `.safetensors`), loaded with `weights_only=True`: no code runs.
+
+    Wrappers `state_dict`, `model` and `net` and the prefix `module.` of DataParallel are taken off.
+    Raises `CheckpointError`.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} is not there; check the path")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"checkpoint {path} is damaged ({error})") from error
+    return _state_of(_unpickled(path), path)
+
+
+def _unpickled(path: Path) -> object:
+    import pickle
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"checkpoint {path} holds more than tensors and is not loaded, since that could run code ({reason}); "
+            "save network.state_dict() alone"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {path} is no readable state dict ({str(error).splitlines()[0]})") from error
+
+
+def _state_of(value: object, path: Path) -> dict[str, Tensor]:
+    while isinstance(value, dict):
+        inner = next((value[key] for key in ("state_dict", "model", "net") if isinstance(value.get(key), dict)), None)
+        if inner is None:
+            break
+        value = inner
+    if not isinstance(value, dict) or not all(isinstance(item, Tensor) for item in value.values()):
+        raise CheckpointError(f"checkpoint {path} is a {type(value).__name__}, expected a state dict of tensors")
+    return {str(key).removeprefix("module."): item for key, item in value.items()}
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Writes a file whole or not at all: beside its place, synced with its folder, renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

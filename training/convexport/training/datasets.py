@@ -1,0 +1,271 @@
+"""Data sets as uint8 arrays: `load(name, root) -> Dataset`.
+
+`mnist`, `fashion-mnist` and `cifar10` through torchvision (downloaded if they can be), `digits` from scikit-learn, and
+any folder of class folders, with `train/` and `test/` or split by seed. Pictures are brought to a network's input by
+the runtime's own `load_image`, so that training sees what a device will see. The root is `--data`, else
+`$CONVEXPORT_DATA`, else `data/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from convexport.runtime.errors import DatasetError, InputError, UsageError
+from convexport.runtime.images import find_images, load_image
+from convexport.runtime.manifest import Input
+
+SplitName = Literal["train", "test"]
+DATASETS = ("mnist", "fashion-mnist", "cifar10", "digits")
+SPLIT_SEED = 0
+TEST_SHARE = 0.2
+
+DIGITS = tuple("0123456789")
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+FASHION_FR = ("T-shirt", "Pantalon", "Pull", "Robe", "Manteau", "Sandale", "Chemise", "Basket", "Sac", "Bottine")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_FR = ("avion", "voiture", "oiseau", "chat", "cerf", "chien", "grenouille", "cheval", "bateau", "camion")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pictures and their classes: `images` uint8 [N, H, W, C], `labels` int64 [N]."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: NDArray[np.int64]) -> Split:
+        """The images at `index`, in that order."""
+        return Split(self.images[index], self.labels[index])
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 over the pixels, then the labels as little-endian int64."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.images))
+        digest.update(np.ascontiguousarray(self.labels.astype("<i8")))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set, each split read when it is first asked for.
+
+    `title` names it with its caveat ("CIFAR-10, JPEG copies"); `classes` maps a language to the labels in class order.
+    """
+
+    name: str
+    title: str
+    provenance: str
+    classes: dict[str, tuple[str, ...]]
+    input: Input
+    read: Callable[[SplitName], Split]
+
+    @cached_property
+    def train(self) -> Split:
+        """The training split. Validation images are taken from it, never from the test split."""
+        return self.read("train")
+
+    @cached_property
+    def test(self) -> Split:
+        """The test split, touched once, at the end."""
+        return self.read("test")
+
+
+def data_root(option: str | None = None) -> Path:
+    """Where data sets lie: the option, else `$CONVEXPORT_DATA`, else `data`."""
+    return Path(option or os.environ.get("CONVEXPORT_DATA") or "data")
+
+
+def load(name: str, root: Path, wanted: Input | None = None) -> Dataset:
+    """The data set `name`, or the folder of class folders `name`, its pictures brought to `wanted`'s size and channels.
+
+    Raises `UsageError` for an unknown name and `DatasetError` where the data are missing or damaged.
+    """
+    loaders: dict[str, Callable[[Path], Dataset]] = {
+        "mnist": _mnist,
+        "fashion-mnist": _fashion_mnist,
+        "cifar10": _cifar10,
+        "digits": _digits,
+    }
+    if name in loaders:
+        dataset = loaders[name](root)
+        return dataset if wanted is None else _fit(dataset, wanted)
+    if Path(name).is_dir():
+        return _folder(Path(name), wanted or Input(height=32, width=32, channels=3))
+    near = get_close_matches(name, DATASETS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(DATASETS)}, or a folder of class folders"
+    raise UsageError(f"data set {name!r} is not known and no folder; {hint}")
+
+
+def holdout(split: Split, share: float, seed: int) -> tuple[Split, Split]:
+    """`split` -> (training, validation): `share` of every class goes to validation, chosen by `seed` alone."""
+    rng = np.random.default_rng(seed)
+    chosen = np.zeros(len(split), dtype=bool)
+    for label in np.unique(split.labels):
+        members = np.flatnonzero(split.labels == label)
+        chosen[rng.permutation(members)[: round(len(members) * share)]] = True
+    return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
+
+
+def _fit(dataset: Dataset, wanted: Input) -> Dataset:
+    """The data set with every picture brought to `wanted` by the runtime's own framing."""
+    size = (wanted.height, wanted.width, wanted.channels)
+    native = dataset.input
+    if size == (native.height, native.width, native.channels):
+        return dataset
+    # Polarity belongs to the data set, and its own pictures have the right one already.
+    framed = Input(height=size[0], width=size[1], channels=wanted.channels, framing=wanted.framing)
+
+    def read(split: SplitName) -> Split:
+        source = dataset.read(split)
+        images = np.stack([load_image(image, framed)[0] for image in source.images])
+        return Split(images, source.labels)
+
+    return replace(dataset, input=msgspec.structs.replace(framed, ink=native.ink), read=read)
+
+
+def _folder(path: Path, wanted: Input) -> Dataset:
+    split_folders = (path / "train").is_dir() and (path / "test").is_dir()
+    base = path / "train" if split_folders else path
+    names = tuple(sorted(entry.name for entry in base.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    if len(names) < 2:
+        raise DatasetError(f"data set {path}: {len(names)} class folders in {base}, expected two or more; one a class")
+    if not split_folders:
+        return _by_seed(_read_classes(path, names, wanted), path, names, wanted)
+
+    def read(split: SplitName) -> Split:
+        return _read_classes(path / split, names, wanted)
+
+    return Dataset(path.name, path.name, "a folder of class folders", {"en": names}, wanted, read)
+
+
+def _by_seed(whole: Split, path: Path, names: tuple[str, ...], wanted: Input) -> Dataset:
+    train, test = holdout(whole, TEST_SHARE, SPLIT_SEED)
+    provenance = f"a folder of class folders, {TEST_SHARE:.0%} of each class kept for the test by seed {SPLIT_SEED}"
+    splits: dict[SplitName, Split] = {"train": train, "test": test}
+    return Dataset(path.name, path.name, provenance, {"en": names}, wanted, splits.__getitem__)
+
+
+def _read_classes(path: Path, names: tuple[str, ...], wanted: Input) -> Split:
+    images: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
+    for index, name in enumerate(names):
+        for file in find_images([path / name]):
+            try:
+                images.append(load_image(file, wanted)[0])
+            except InputError as error:
+                raise DatasetError(f"data set {path}: {error}; remove the file or mend it") from error
+            labels.append(index)
+    return Split(np.stack(images), np.array(labels, dtype=np.int64))
+
+
+def _digits(root: Path) -> Dataset:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    def read(split: SplitName) -> Split:
+        pixels, labels = load_digits(return_X_y=True)
+        small = (pixels.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+        images = np.zeros((len(small), 28, 28, 1), np.uint8)
+        for image, source in zip(images, small, strict=True):
+            image[4:24, 4:24, 0] = Image.fromarray(source).resize((20, 20), Image.Resampling.BICUBIC)
+        whole = Split(images, labels.astype(np.int64))
+        return holdout(whole, TEST_SHARE, SPLIT_SEED)[0 if split == "train" else 1]
+
+    provenance = (
+        "scikit-learn's digits (UCI), 8 x 8 scaled to 20 x 20 amid 28 x 28 like MNIST; "
+        f"{TEST_SHARE:.0%} of each class kept for the test by seed {SPLIT_SEED}"
+    )
+    return Dataset("digits", "digits", provenance, {"en": DIGITS, "fr": DIGITS}, _grey("light-on-dark"), read)
+
+
+def _grey(ink: Literal["any", "light-on-dark"]) -> Input:
+    return Input(height=28, width=28, channels=1, ink=ink)
+
+
+def _mnist(root: Path) -> Dataset:
+    read = _torchvision("MNIST", "mnist", root)
+    return Dataset("mnist", "MNIST", "LeCun, Cortes, Burges", {"en": DIGITS, "fr": DIGITS}, _grey("light-on-dark"), read)
+
+
+def _fashion_mnist(root: Path) -> Dataset:
+    # Polarity is left alone: garments fill the picture to its border, so its brightness says nothing.
+    read = _torchvision("FashionMNIST", "fashion-mnist", root)
+    classes = {"en": FASHION, "fr": FASHION_FR}
+    return Dataset("fashion-mnist", "Fashion-MNIST", "Xiao, Rasul, Vollgraf 2017", classes, _grey("any"), read)
+
+
+def _cifar10(root: Path) -> Dataset:
+    classes = {"en": CIFAR10, "fr": CIFAR10_FR}
+    wanted = Input(height=32, width=32, channels=3)
+    copies = root / "cifar10-jpeg"
+    if copies.is_dir() and not (root / "cifar-10-batches-py").is_dir():
+        provenance = "Krizhevsky 2009, JPEG copies (quality 75, chroma 4:2:0), not the original pixels"
+
+        def read(split: SplitName) -> Split:
+            return _read_classes(copies / split, CIFAR10, wanted)
+
+        return Dataset("cifar10", "CIFAR-10, JPEG copies", provenance, classes, wanted, read)
+    return Dataset("cifar10", "CIFAR-10", "Krizhevsky 2009", classes, wanted, _torchvision("CIFAR10", "cifar10", root))
+
+
+def _torchvision(kind: str, name: str, root: Path) -> Callable[[SplitName], Split]:
+    def read(split: SplitName) -> Split:
+        factory = getattr(_torchvision_datasets(), kind)
+        train = split == "train"
+        try:
+            try:
+                data = factory(str(root), train=train, download=False)
+            except RuntimeError:  # torchvision's word for "not found or corrupted"
+                print(f"downloading {name} to {root}", file=sys.stderr)
+                data = factory(str(root), train=train, download=True)
+        except (RuntimeError, OSError, ValueError, EOFError) as error:
+            reason = str(error).splitlines()[0]
+            raise DatasetError(
+                f"data set {name} is not in {root} and could not be downloaded ({reason}); "
+                "put it there, or name its folder with --data or $CONVEXPORT_DATA"
+            ) from error
+        images = np.asarray(data.data, dtype=np.uint8)
+        images = images[..., None] if images.ndim == 3 else images
+        return Split(images, np.asarray(data.targets, dtype=np.int64))
+
+    return read
+
+
+_operators: Any = None
+
+
+def _torchvision_datasets() -> Any:
+    """`torchvision.datasets`, also beside a CPU build of torch, where torchvision's compiled operators do not load.
+
+    Its import then fails with "operator torchvision::nms does not exist", though data sets need no operator: the two
+    names are defined, and the import is tried again.
+    """
+    global _operators
+    try:
+        import torchvision.datasets as datasets
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        for module in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+            del sys.modules[module]
+        _operators = torch.library.Library("torchvision", "DEF")  # must stay alive
+        _operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        import torchvision.datasets as datasets
+    return datasets
