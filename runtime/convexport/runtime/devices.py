@@ -1,11 +1,21 @@
-"""What this machine has, and the strict promise: a device asked for by name runs there or the program says why not."""
+"""What this machine has. The strict promise: a device asked for by name runs there or the program says why not."""
 
 from __future__ import annotations
 
+import ctypes
+import math
+import os
+import sys
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Literal
 
-from convexport.runtime.errors import UsageError
+from convexport.runtime.errors import DeviceError, UsageError
+
+_MEND = "mend that until nvidia-smi lists a GPU, or take --device cpu"
+_NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
+_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 
 
 @dataclass(frozen=True)
@@ -27,3 +37,80 @@ class Device:
 
     def __str__(self) -> str:
         return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU as the driver sees it; `compute_capability` like "8.9"."""
+
+    index: int
+    name: str
+    compute_capability: str
+
+
+@cache
+def gpus() -> tuple[Gpu, ...]:
+    """The GPUs of this machine, asked of NVIDIA's driver itself, so that no other library is needed.
+
+    Raises `DeviceError` that says why there is none: no driver, no GPU, or what the driver answered.
+    """
+    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(library)
+    except OSError as error:
+        raise DeviceError(
+            f"no GPU was found: NVIDIA's driver is not installed ({library} cannot be loaded); {_MEND}"
+        ) from error
+    code = int(driver.cuInit(0))
+    if code:
+        why = "the driver sees none" if code == _NO_DEVICE else f"the driver answers CUDA error {code}"
+        raise DeviceError(f"no GPU was found: {why}; {_MEND}")
+    count = ctypes.c_int()
+    driver.cuDeviceGetCount(ctypes.byref(count))
+    if not count.value:
+        raise DeviceError(f"no GPU was found: the driver sees none; {_MEND}")
+    return tuple(_ask(driver, index) for index in range(count.value))
+
+
+def require_gpu(index: int) -> Gpu:
+    """The GPU of that index. Raises `DeviceError` where there is none."""
+    there = gpus()
+    if index >= len(there):
+        names = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in there)
+        raise DeviceError(f"cuda:{index} is not there; this machine has {names}")
+    return there[index]
+
+
+def available_cores() -> int:
+    """Physical cores that this process may use: its affinity, its container's quota, and no second thread of a core."""
+    if not hasattr(os, "sched_getaffinity"):
+        return os.cpu_count() or 1
+    cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
+    return max(1, min(len(cores), _quota()))
+
+
+def _ask(driver: ctypes.CDLL, index: int) -> Gpu:
+    device, value, name = ctypes.c_int(), ctypes.c_int(), ctypes.create_string_buffer(256)
+    driver.cuDeviceGet(ctypes.byref(device), index)
+    driver.cuDeviceGetName(name, len(name), device)
+    capability = []
+    for attribute in _CAPABILITY:
+        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        capability.append(str(value.value))
+    return Gpu(index, name.value.decode(errors="replace"), ".".join(capability))
+
+
+def _siblings(cpu: int) -> str:
+    try:
+        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text(encoding="ascii")
+    except OSError:
+        return str(cpu)
+
+
+def _quota() -> int:
+    """Whole processors that cgroup v2 grants, as in a container started with `--cpus 2`."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return sys.maxsize if quota == "max" else math.ceil(int(quota) / int(period))
+    except (OSError, ValueError):
+        return sys.maxsize

@@ -28,7 +28,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of the manifest's parts: immutable, and strict about keys it does not know."""
 
 
-class Input(Part, kw_only=True):
+class Input(Part, frozen=True, kw_only=True):
     """What the graph takes: uint8 [batch, height, width, channels], and how a picture is brought to that size.
 
     `framing`: `crop` scales the shorter side and cuts the middle, `pad` scales the longer side and fills with black,
@@ -43,7 +43,7 @@ class Input(Part, kw_only=True):
     ink: Ink = "any"
 
 
-class Normalisation(Part, kw_only=True):
+class Normalisation(Part, frozen=True, kw_only=True):
     """Inside the graph; written here for readers. `(pixel / 255 - mean) / std` a channel, then logits / temperature."""
 
     mean: tuple[float, ...]
@@ -51,7 +51,7 @@ class Normalisation(Part, kw_only=True):
     temperature: float = 1.0
 
 
-class Model(Part, kw_only=True):
+class Model(Part, frozen=True, kw_only=True):
     """The network: its name in `training.models.MODELS`, the arguments it was built with, its parameter count."""
 
     name: str
@@ -59,7 +59,7 @@ class Model(Part, kw_only=True):
     parameters: int
 
 
-class Measure(Part, kw_only=True):
+class Measure(Part, frozen=True, kw_only=True):
     """One measurement of the gate against its limit. `relation` is how `value` must stand to `limit`."""
 
     name: str
@@ -69,7 +69,7 @@ class Measure(Part, kw_only=True):
     passed: bool
 
 
-class Flip(Part, kw_only=True):
+class Flip(Part, frozen=True, kw_only=True):
     """One image on which a variant and torch float32 disagree."""
 
     image: str
@@ -77,7 +77,7 @@ class Flip(Part, kw_only=True):
     variant: str
 
 
-class Verification(Part, kw_only=True):
+class Verification(Part, frozen=True, kw_only=True):
     """What the gate measured on one variant or engine, through the runtime.
 
     `method`: `runtime` ran the file as it ships on the named back end and device; `fp16-storage-emulation` ran the
@@ -101,7 +101,7 @@ class Verification(Part, kw_only=True):
     flips_total: int = 0
 
 
-class Variant(Part, kw_only=True):
+class Variant(Part, frozen=True, kw_only=True):
     """One ONNX file. `golden_tolerance` is the largest |Δp| a device may show on the golden images.
 
     `images_per_second` were measured through the runtime at export (CPU, batch as given), so that the runtime can
@@ -117,7 +117,7 @@ class Variant(Part, kw_only=True):
     details: dict[str, Any] = {}
 
 
-class EngineKey(Part, kw_only=True):
+class EngineKey(Part, frozen=True, kw_only=True):
     """Everything an engine depends on: two engines with one key are interchangeable."""
 
     onnx_sha256: Sha256
@@ -128,7 +128,7 @@ class EngineKey(Part, kw_only=True):
     profiles: tuple[tuple[int, int, int], ...]
 
 
-class Engine(Part, kw_only=True):
+class Engine(Part, frozen=True, kw_only=True):
     """One TensorRT plan. `layer_types` counts the element types of the parsed network's layer outputs and weights."""
 
     file: str
@@ -138,7 +138,7 @@ class Engine(Part, kw_only=True):
     verification: Verification | None = None
 
 
-class Golden(Part, kw_only=True):
+class Golden(Part, frozen=True, kw_only=True):
     """An image with the probabilities torch float32 gave it: any device can prove that it computes the same."""
 
     file: str
@@ -146,14 +146,14 @@ class Golden(Part, kw_only=True):
     probabilities: tuple[float, ...]
 
 
-class File(Part, kw_only=True):
+class File(Part, frozen=True, kw_only=True):
     """Size and SHA-256 of one file of the bundle."""
 
     bytes: int
     sha256: Sha256
 
 
-class Dataset(Part, kw_only=True):
+class Dataset(Part, frozen=True, kw_only=True):
     """What the network was trained on. `title` names it with its caveat, as in "CIFAR-10, JPEG copies"."""
 
     name: str
@@ -162,7 +162,7 @@ class Dataset(Part, kw_only=True):
     sha256: str | None = None
 
 
-class Accuracy(Part, kw_only=True):
+class Accuracy(Part, frozen=True, kw_only=True):
     """Accuracy measured at training time on the untouched test set."""
 
     test: Probability | None = None
@@ -173,7 +173,7 @@ class Accuracy(Part, kw_only=True):
     calibration_error_before: float | None = None
 
 
-class Provenance(Part, kw_only=True):
+class Provenance(Part, frozen=True, kw_only=True):
     """Where the network comes from."""
 
     checkpoint_sha256: Sha256
@@ -185,7 +185,7 @@ class Provenance(Part, kw_only=True):
     accuracy: Accuracy
 
 
-class Manifest(Part, kw_only=True):
+class Manifest(Part, frozen=True, kw_only=True):
     """A whole bundle. `files` lists every file but `manifest.json` itself; keys are paths with forward slashes."""
 
     format: int

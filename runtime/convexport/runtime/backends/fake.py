@@ -1,0 +1,41 @@
+"""A back end without a network, for tests: yours as well as ours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from convexport.runtime.backends.base import Backend, Images, Probabilities
+from convexport.runtime.devices import Device
+
+
+class FakeBackend(Backend):
+    """Answers with `answer(images)`; without one, all of the probability goes to class `first pixel modulo classes`.
+
+    `batches` lists the size of every batch that came, `closed` says whether `close` was called.
+    """
+
+    name = "fake"
+
+    def __init__(self, classes: int, answer: Callable[[Images], Probabilities] | None = None) -> None:
+        self.device = Device("cpu")
+        self.precision = "fp32"
+        self.classes = classes
+        self.batches: list[int] = []
+        self.closed = False
+        self._answer = answer or self._by_first_pixel
+
+    def run(self, images: Images) -> Probabilities:
+        """uint8 [N, H, W, C] -> float32 [N, K]."""
+        self.batches.append(len(images))
+        return self._answer(images)
+
+    def close(self) -> None:
+        """Notes that it was called."""
+        self.closed = True
+
+    def _by_first_pixel(self, images: Images) -> Probabilities:
+        probabilities = np.zeros((len(images), self.classes), np.float32)
+        probabilities[np.arange(len(images)), images[:, 0, 0, 0] % self.classes] = 1.0
+        return probabilities

@@ -1,0 +1,214 @@
+"""ONNX Runtime on a CPU or a CUDA GPU. The library is imported when a back end is made, and not before.
+
+Asked for CUDA, ONNX Runtime falls back to the CPU and merely logs it. So the provider that leads after creation is
+looked at, and no node may be given to another one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+
+from convexport.runtime.backends.base import Backend, Images, Probabilities
+from convexport.runtime.devices import Device, available_cores, require_gpu
+from convexport.runtime.errors import BackendError, DeviceError
+
+INPUT, OUTPUT = "images", "probabilities"
+IN_FLIGHT = 2
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_ERRORS = (
+    *("Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf"),
+    *("ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail", "NotFound", "DeviceReset"),
+)
+_GPU_WHEEL = "pip uninstall onnxruntime && pip install 'convexport[gpu]'"
+
+
+class OnnxRuntimeBackend(Backend):
+    """Runs an ONNX file with input `images` uint8 [batch, H, W, C] and output `probabilities` float32 [batch, K].
+
+    Raises `BackendError` without the library or where it cannot take the graph, `DeviceError` without the GPU or its
+    memory. On a GPU batches are padded to powers of two up to `max_batch`, so that only few shapes are ever planned.
+    """
+
+    name = "onnxruntime"
+
+    def __init__(
+        self, model: bytes, *, device: Device, precision: str, max_batch: int = 64, threads: int | None = None
+    ) -> None:
+        self.device = device
+        self.precision = precision
+        self.max_batch = max_batch
+        self._ort = load_onnxruntime(device)
+        state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+        self._errors: tuple[type[Exception], ...] = (
+            *(getattr(state, name) for name in _ERRORS if hasattr(state, name)),
+            *(RuntimeError, ValueError),  # what its Python part raises
+        )
+        self._session: Any = self._create(model, threads)
+        self._classes = self._check_graph()
+        self._slots: SimpleQueue[_Slot] = SimpleQueue()
+        self._workers: ThreadPoolExecutor | None = None
+        if device.kind == "cuda":
+            # Two threads with buffers of their own: ONNX Runtime gives each a stream, so copies and compute overlap.
+            self._workers = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="convexport-cuda")
+            for _ in range(IN_FLIGHT):
+                self._slots.put(_Slot(self._ort, self._session, device, self._classes))
+
+    def run(self, images: Images) -> Probabilities:
+        """uint8 [N, H, W, C] -> float32 [N, K], at most `max_batch` of them at once."""
+        if not len(images):
+            return np.zeros((0, self._classes), np.float32)
+        parts = [self._run(images[i : i + self.max_batch]) for i in range(0, len(images), self.max_batch)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def stream(self, batches: Iterable[Images]) -> Iterator[Probabilities]:
+        """`run` for a sequence of batches, answers in order; on a GPU two of them are in flight."""
+        if self._workers is None:
+            yield from super().stream(batches)
+            return
+        waiting: deque[Future[Probabilities]] = deque()
+        try:
+            for images in batches:
+                waiting.append(self._workers.submit(self.run, images))
+                if len(waiting) == IN_FLIGHT:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def close(self) -> None:
+        """Frees the session and its memory. Safe to call twice."""
+        if self._workers is not None:
+            self._workers.shutdown()
+        self._slots = SimpleQueue()
+        self._session = None
+
+    def _create(self, model: bytes, threads: int | None) -> Any:
+        try:
+            session = self._session_for(model, threads, strict=True)
+        except self._errors as error:
+            if self.device.kind == "cuda" and "fallback" in str(error):
+                self._explain_fallback(model, threads)
+            raise self._translated(error, "cannot load the graph") from error
+        self._check_provider(session)
+        return session
+
+    def _session_for(self, model: bytes, threads: int | None, *, strict: bool) -> Any:
+        options = self._ort.SessionOptions()
+        options.log_severity_level = 4  # what fails is raised, and what falls back is looked for
+        options.intra_op_num_threads = threads or available_cores()
+        settings: dict[str, str] = {}
+        if self.device.kind == "cuda":
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if strict else "0")
+            # TF32 would be a precision that nobody asked for; an exhaustive search takes seconds for every shape.
+            settings = {"device_id": str(self.device.index), "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+        providers = [(_PROVIDERS[self.device.kind], settings)]
+        # Its own fallback would go to the CPU when a run fails, and print to standard output.
+        return self._ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
+
+    def _explain_fallback(self, model: bytes, threads: int | None) -> None:
+        """Either CUDA could not start at all, which a session that may fall back shows, or it lacks an operator."""
+        try:
+            self._check_provider(self._session_for(model, threads, strict=False))
+        except self._errors as error:
+            raise self._translated(error, "cannot load the graph") from error
+
+    def _check_provider(self, session: Any) -> None:
+        if session.get_providers()[0] != _PROVIDERS[self.device.kind]:
+            raise BackendError(
+                f"ONNX Runtime {self._ort.__version__} could not start CUDA on {self.device}: its CUDA or cuDNN "
+                "libraries are missing or of another version; pip install 'convexport[gpu]'"
+            )
+
+    def _check_graph(self) -> int:
+        """The contract of the graph -> its number of classes."""
+        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
+        found = [(value.name, value.type, len(value.shape)) for value in (*inputs, *outputs)]
+        if found != [(INPUT, "tensor(uint8)", 4), (OUTPUT, "tensor(float)", 2)]:
+            raise BackendError(f"the graph has {found}, expected {INPUT} uint8 [N,H,W,C] and {OUTPUT} float32 [N,K]")
+        return int(outputs[0].shape[1])
+
+    def _run(self, images: Images) -> Probabilities:
+        try:
+            if self.device.kind == "cuda":
+                slot = self._slots.get()
+                try:
+                    return slot.run(images, self.max_batch)
+                finally:
+                    self._slots.put(slot)
+            probabilities: Probabilities = self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(images)})[0]
+        except self._errors as error:
+            raise self._translated(error, f"failed on {len(images)} images") from error
+        return probabilities
+
+    def _translated(self, error: Exception, what: str) -> BackendError | DeviceError:
+        reason = str(error).strip().partition("\n")[0]
+        where = f"ONNX Runtime {self._ort.__version__} on {self.device}"
+        if "allocate memory" in reason or "out of memory" in reason.lower():
+            return DeviceError(f"{where} ran out of memory; take a smaller --batch than {self.max_batch}")
+        hint = "; a newer onnxruntime is needed" if "IR version" in reason or "opset" in reason.lower() else ""
+        return BackendError(f"{where} {what}: {reason}{hint}")
+
+
+class _Slot:
+    """Device buffers for one batch in flight, a pair for each padded size."""
+
+    def __init__(self, ort: Any, session: Any, device: Device, classes: int) -> None:
+        self._ort, self._session, self._device, self._classes = ort, session, device, classes
+        self._bindings: dict[tuple[int, ...], tuple[Any, Any, Any]] = {}
+
+    def run(self, images: Images, max_batch: int) -> Probabilities:
+        count = len(images)
+        size = min(max_batch, 1 << (count - 1).bit_length())
+        binding, device_input, device_output = self._bound((size, *images.shape[1:]))
+        padded: Images = np.ascontiguousarray(images)
+        if count < size:
+            padded = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), np.uint8)])
+        device_input.update_inplace(padded)
+        self._session.run_with_iobinding(binding)
+        probabilities: Probabilities = device_output.numpy()[:count]
+        return probabilities
+
+    def _bound(self, shape: tuple[int, ...]) -> tuple[Any, Any, Any]:
+        if shape not in self._bindings:
+            make, where = self._ort.OrtValue.ortvalue_from_shape_and_type, ("cuda", self._device.index)
+            device_input = make(shape, np.uint8, *where)
+            device_output = make((shape[0], self._classes), np.float32, *where)
+            binding = self._session.io_binding()
+            binding.bind_ortvalue_input(INPUT, device_input)
+            binding.bind_ortvalue_output(OUTPUT, device_output)
+            self._bindings[shape] = (binding, device_input, device_output)
+        return self._bindings[shape]
+
+
+def load_onnxruntime(device: Device) -> Any:
+    """The module, able to run on that device. Raises `BackendError` or `DeviceError` with the command that mends it."""
+    wheel = "gpu" if device.kind == "cuda" else "cpu"
+    try:
+        ort = importlib.import_module("onnxruntime")
+    except ModuleNotFoundError as error:
+        raise BackendError(f"onnxruntime is not installed; pip install 'convexport[{wheel}]'") from error
+    except (ImportError, OSError) as error:
+        raise BackendError(f"onnxruntime cannot be imported ({error}); {_reinstall(wheel)}") from error
+    if not hasattr(ort, "InferenceSession"):
+        # What is left after one of two wheels that share the folder was uninstalled.
+        raise BackendError(f"onnxruntime is damaged: it has no InferenceSession; {_reinstall(wheel)}")
+    if device.kind == "cuda":
+        require_gpu(device.index)
+        if _PROVIDERS["cuda"] not in ort.get_available_providers():
+            raise BackendError(f"onnxruntime {ort.__version__} is the build for CPUs, without CUDA; {_GPU_WHEEL}")
+        if hasattr(ort, "preload_dlls"):
+            ort.preload_dlls()  # finds the CUDA and cuDNN libraries that pip installed
+    return ort
+
+
+def _reinstall(extra: str) -> str:
+    return f"pip uninstall onnxruntime onnxruntime-gpu && pip install 'convexport[{extra}]'"

@@ -1,0 +1,210 @@
+"""`Classifier`: a bundle in, records out. The only place that batches."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from convexport.runtime.backends import BATCHES, BackendRequest, create
+from convexport.runtime.backends.base import Backend, Images, Probabilities
+from convexport.runtime.bundle import open_bundle
+from convexport.runtime.errors import InputError, UsageError
+from convexport.runtime.images import Pixels, Source, load_image, name_of
+from convexport.runtime.records import Candidate, Failure, Prediction, Record
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+TOP = 3
+
+
+@dataclass(frozen=True)
+class GoldenResult:
+    """One golden image on this device against what torch float32 gave it at export."""
+
+    file: str
+    expected: str
+    label: str
+    max_abs_difference: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Same label, and no probability further away than the variant's tolerance."""
+        return self.label == self.expected and self.max_abs_difference <= self.tolerance
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """An input that could be read."""
+
+    name: str
+    pixels: Pixels
+    notes: tuple[str, ...]
+
+
+class Classifier:
+    """Classifies pictures with the network of one bundle.
+
+        with Classifier("bundles/lenet5-mnist-fp16") as classifier:
+            for record in classifier.classify(["seven.png", array, image]):
+                print(record)
+
+    `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `backend` is `auto`, `onnxruntime`, `tensorrt` or a `Backend` of your
+    own; `precision` is `auto` or one that the bundle holds. `auto` takes the best that works and `description` says
+    what and why; a name is kept or refused. `batch` is the largest number of pictures computed at once, `top` how many
+    classes a record lists, `language` that of the labels, `threads` those of the CPU (every core by default).
+
+    Raises `BundleError`, `UnavailableError` or `UsageError`.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        device: str = "auto",
+        backend: str | Backend = "auto",
+        precision: str = "auto",
+        batch: int | None = None,
+        *,
+        top: int = TOP,
+        language: str = "en",
+        threads: int | None = None,
+    ) -> None:
+        self.bundle = open_bundle(path)
+        self.manifest = self.bundle.manifest
+        self.labels = _labels(self.manifest.labels, language)
+        if top < 1:
+            raise UsageError(f"top {top}: expected 1 or more")
+        self.top = min(top, len(self.labels))
+        if isinstance(backend, Backend):
+            self.backend, self.description = backend, f"{backend.name} on {backend.device}, as given"
+        else:
+            request = BackendRequest(device, backend, precision, batch, threads)
+            self.backend, self.description = create(self.bundle, request)
+        self.batch = batch or BATCHES[self.backend.device.kind]
+
+    def classify(self, images: Iterable[Source | Failure]) -> Iterator[Record]:
+        """Paths, bytes of files, arrays or Pillow images -> one record each, in order, in bounded memory.
+
+        An input that cannot be read gives a `Failure` and hurts no other; a `Failure` given as input passes through.
+        Raises `UnavailableError` where the device fails.
+        """
+        entries = self._load(images)
+        for entry in entries:
+            if isinstance(entry, Failure):
+                yield entry
+            else:
+                yield from self._stream(chain([entry], entries))
+
+    def probabilities(self, images: Images) -> Probabilities:
+        """uint8 [N, H, W, C] of the model's size -> float32 [N, K], in batches as `classify` makes them."""
+        size = self.batch
+        batches = (images[start : start + size] for start in range(0, len(images), size))
+        answers = list(self.backend.stream(batches))
+        return np.concatenate(answers) if answers else np.zeros((0, len(self.labels)), np.float32)
+
+    def self_test(self) -> list[GoldenResult]:
+        """Classifies the bundle's golden images -> how far each is from what torch float32 gave it at export."""
+        golden = self.manifest.golden
+        tolerance = self.manifest.variants[self.backend.precision].golden_tolerance  # type: ignore[index]
+        pictures = [load_image(self.bundle.read(g.file), self.manifest.input, name=g.file)[0] for g in golden]
+        if not pictures:
+            return []
+        found = self.probabilities(np.stack(pictures))
+        names = self.manifest.classes
+        return [
+            GoldenResult(
+                file=g.file,
+                expected=names[int(np.argmax(g.probabilities))],
+                label=names[int(np.argmax(p))],
+                # NaN stays NaN and so passes no tolerance.
+                max_abs_difference=float(np.abs(np.asarray(g.probabilities) - p).max()),
+                tolerance=tolerance,
+            )
+            for g, p in zip(golden, found, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Frees the device and closes the bundle. Safe to call twice."""
+        self.backend.close()
+        self.bundle.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _load(self, images: Iterable[Source | Failure]) -> Iterator[_Picture | Failure]:
+        for position, source in enumerate(images):
+            if isinstance(source, Failure):
+                yield source
+                continue
+            name = name_of(source, position)
+            try:
+                yield _Picture(name, *load_image(source, self.manifest.input, name=name))
+            except InputError as error:
+                yield Failure.of(name, error)
+
+    def _stream(self, entries: Iterator[_Picture | Failure]) -> Iterator[Record]:
+        """Records until the inputs end or a whole chunk holds no picture: such a chunk has no answer to wait for."""
+        pending: deque[list[_Picture | Failure]] = deque()
+
+        def batches() -> Iterator[Images]:
+            while chunk := self._chunk(entries):
+                pending.append(chunk)
+                pictures = [entry.pixels for entry in chunk if isinstance(entry, _Picture)]
+                if not pictures:
+                    return
+                yield np.stack(pictures)
+
+        for answer in self.backend.stream(batches()):
+            yield from self._records(pending.popleft(), answer)
+        for chunk in pending:
+            yield from self._records(chunk, np.zeros((0, len(self.labels)), np.float32))
+
+    def _chunk(self, entries: Iterator[_Picture | Failure]) -> list[_Picture | Failure]:
+        """The next inputs that hold at most `batch` pictures; bounded too where many cannot be read."""
+        chunk: list[_Picture | Failure] = []
+        pictures = 0
+        for entry in entries:
+            chunk.append(entry)
+            pictures += isinstance(entry, _Picture)
+            if pictures == self.batch or len(chunk) == 4 * self.batch:
+                break
+        return chunk
+
+    def _records(self, chunk: list[_Picture | Failure], answer: Probabilities) -> Iterator[Record]:
+        """Answers float32 [pictures in chunk, K] -> records of the whole chunk."""
+        order = np.argsort(-answer, axis=1, kind="stable")[:, : self.top]
+        ranked = np.round(np.take_along_axis(answer, order, axis=1).astype(np.float64), 6)
+        finite = np.isfinite(answer.sum(axis=1))
+        rows = zip(order.tolist(), ranked.tolist(), finite.tolist(), strict=True)
+        for entry in chunk:
+            yield entry if isinstance(entry, Failure) else self._record(entry, *next(rows))
+
+    def _record(self, picture: _Picture, order: list[int], probabilities: list[float], finite: bool) -> Record:
+        if not finite:
+            where = f"{self.backend.precision} on {self.backend.device}"
+            message = f"{picture.name}: the network gave no finite number in {where}; try another --precision"
+            return Failure.of(picture.name, InputError(message, kind="not-finite"))
+        top = tuple([Candidate(self.labels[i], i, p) for i, p in zip(order, probabilities, strict=True)])
+        return Prediction(picture.name, top[0].label, top[0].index, top[0].probability, top, picture.notes)
+
+
+def _labels(languages: dict[str, tuple[str, ...]], language: str) -> tuple[str, ...]:
+    if language not in languages:
+        near = difflib.get_close_matches(language, languages, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise UsageError(f"language {language!r} is not in this bundle; it has {', '.join(languages)}{hint}")
+    return languages[language]

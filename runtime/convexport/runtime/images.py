@@ -1,0 +1,300 @@
+"""Pictures: from names to files, from a file to uint8 [H, W, C] of the model's size, or one error that names both.
+
+What happens to a picture, in this order:
+
+1. Read. PNG, JPEG, WebP, BMP, GIF (first frame) and TIFF, told by their first bytes, never by their name. At most
+   `MAX_BYTES` in the file, and at most `MAX_PIXELS` declared in its header, looked at before anything is decoded.
+2. Decode. A JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves at least `GAP` times the model's width and height.
+3. Turn, as the EXIF orientation says.
+4. Flatten to 8-bit grey or RGB, transparency over white. 16-bit grey becomes round(v / 257); wider integers and floats
+   are scaled by the smallest of 1 (floats), 255, 65535 and 2^32 - 1 (integers) that holds every value; 16-bit colour
+   keeps its high byte, as Pillow decodes it.
+5. Ink. Where `Input.ink` is "light-on-dark" and more than half of the outermost pixels are brighter than 127, the
+   picture shows dark ink on light paper: it is inverted, and a note says so.
+6. Frame. A picture of the model's size passes bit for bit. Any other goes through Pillow's bicubic filter, which widens
+   with the scale (antialiasing), after a box reduction that leaves at least `GAP` pixels for each one of the result:
+   `crop` takes the largest middle box of the target's shape, `pad` centres the whole on black, `stretch` neither.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from convexport.runtime.errors import InputError
+from convexport.runtime.manifest import Input
+from convexport.runtime.records import Failure
+
+Pixels = NDArray[np.uint8]
+Source = str | os.PathLike[str] | bytes | Pixels | Image.Image
+
+KINDS = "PNG, JPEG, WebP, BMP, GIF or TIFF"
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
+INVERTED = "inverted: dark ink on light paper"
+# Pillow's own limit, so that its warning never comes before our refusal.
+MAX_PIXELS = 89_478_485
+MAX_BYTES = 512 << 20
+GAP = 3
+
+_FILTER = Image.Resampling.BICUBIC
+_PLUGINS = (
+    (b"\x89PNG\r\n\x1a\n", "Png", "PngImageFile"),
+    (b"\xff\xd8\xff", "Jpeg", "JpegImageFile"),
+    (b"RIFF", "WebP", "WebPImageFile"),
+    (b"BM", "Bmp", "BmpImageFile"),
+    (b"GIF8", "Gif", "GifImageFile"),
+    (b"II*\0", "Tiff", "TiffImageFile"),
+    (b"MM\0*", "Tiff", "TiffImageFile"),
+    (b"II+\0", "Tiff", "TiffImageFile"),
+    (b"MM\0+", "Tiff", "TiffImageFile"),
+)
+_ARRAY_MODES = frozenset({1, 2, 3, 4})
+_WIDE = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
+_RANGES = {"I": (255, 65535, 2**32 - 1), "F": (1, 255, 65535)}
+_STRAIGHT = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# What Pillow raises on malformed files. The warnings are here because a caller may have turned them into errors.
+_MALFORMED = (
+    *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError),
+    *(MemoryError, NotImplementedError, RuntimeError, ImportError, struct.error, zlib.error),
+    *(Image.DecompressionBombError, Image.DecompressionBombWarning, UserWarning),
+)
+
+
+def find_images(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str | Failure]:
+    """Names of files, folders and globs -> names of files, in order. Folders recursively, sorted, without hidden files.
+
+    A name that leads to nothing keeps its place: a missing file is yielded and fails when it is read, an empty folder
+    or a glob without a match is yielded as its `Failure`.
+    """
+    for entry in inputs:
+        name = os.fspath(entry)
+        if os.path.isdir(name):  # noqa: PTH112 - a Path would rewrite the names that records repeat
+            yield from _folder(name)
+        elif glob.has_magic(name) and not os.path.lexists(name):
+            # The shell leaves this to us where the glob was quoted, found nothing, or on Windows.
+            matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207
+            for match in matches:
+                yield from _folder(match) if os.path.isdir(match) else (match,)  # noqa: PTH112
+            if not matches:
+                yield _failure(name, "missing", "no file matches")
+        else:
+            yield name
+
+
+def load_image(source: Source, input: Input, *, name: str | None = None) -> tuple[Pixels, tuple[str, ...]]:
+    """A picture -> (uint8 [H, W, C] of the model's size, notes); `name` is what messages call one without a path.
+
+    `source` is a path, the bytes of a file, an array (uint8 [H, W] or [H, W, 1 to 4]) or a Pillow image. Raises
+    `InputError` only; its `kind` is `missing`, `empty`, `unreadable`, `unsupported` or `too-large`.
+    """
+    shape = (input.height, input.width, input.channels)
+    if isinstance(source, np.ndarray) and source.shape == shape and source.dtype == np.uint8:
+        pixels: Pixels = source
+        inverted = input.ink == "light-on-dark" and _is_on_light_paper(source)
+    else:
+        name = name or name_of(source)
+        try:
+            image = _flatten(_upright(_decode(source, name, input)), "L" if input.channels == 1 else "RGB")
+            inverted = input.ink == "light-on-dark" and _is_on_light_paper(np.asarray(image))
+            pixels = np.asarray(_frame(image, input, fill=255 if inverted else 0)).reshape(shape)
+        except _MALFORMED as error:
+            raise InputError(f"{name}: damaged or truncated ({_reason(error)})", kind="unreadable") from error
+    return (255 - pixels, (INVERTED,)) if inverted else (pixels, ())
+
+
+def name_of(source: Source, position: int | None = None) -> str:
+    """What messages and records call an input: its path, or `#position` for one in memory. Always valid Unicode."""
+    path = getattr(source, "filename", "") if isinstance(source, Image.Image) else source
+    if isinstance(path, str | os.PathLike) and os.fspath(path):
+        name = os.fspath(path)
+        return name if name.isascii() else name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return "picture" if position is None else f"#{position}"
+
+
+def _failure(name: str, kind: str, reason: str) -> Failure:
+    shown = name_of(name)
+    return Failure.of(shown, InputError(f"{shown}: {reason}", kind=kind))
+
+
+def _folder(folder: str) -> Iterator[str | Failure]:
+    empty = True
+    for found in _walk(folder):
+        empty = False
+        yield found
+    if empty:
+        yield _failure(folder, "empty", f"no {KINDS} file in this folder")
+
+
+def _walk(folder: str) -> Iterator[str | Failure]:
+    try:
+        with os.scandir(folder) as entries:
+            children = sorted((child for child in entries if not child.name.startswith(".")), key=lambda c: c.name)
+    except OSError as error:
+        yield _failure(folder, "unreadable", f"the folder cannot be read ({error.strerror})")
+        return
+    for child in children:
+        # A linked folder is left out: it may lead back here.
+        if child.is_dir(follow_symlinks=False):
+            yield from _walk(child.path)
+        elif child.name.lower().endswith(SUFFIXES):
+            yield child.path
+
+
+def _decode(source: Source, name: str, input: Input) -> Image.Image:
+    """Anything a caller may give -> a loaded Pillow image of at most `MAX_PIXELS`."""
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name)
+    image = source if isinstance(source, Image.Image) else _open(_read(source, name), name)
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        found = f"declares {width:,} x {height:,} pixels"
+        raise InputError(f"{name}: {found}, more than the {MAX_PIXELS:,} that are read", kind="too-large")
+    if image.format == "JPEG" and image is not source:
+        image.draft(None, (GAP * input.width, GAP * input.height))
+    image.load()
+    return image
+
+
+def _from_array(array: Pixels, name: str) -> Image.Image:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in {2, 3} or channels not in _ARRAY_MODES or not array.size:
+        found = f"an array of {array.dtype} {list(array.shape)}"
+        raise InputError(f"{name}: {found}, expected uint8 [H, W] or [H, W, 1 to 4]", kind="unsupported")
+    squeezed = array[:, :, 0] if array.ndim == 3 and channels == 1 else array
+    return Image.fromarray(np.ascontiguousarray(squeezed))
+
+
+def _read(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
+    """The whole file, at most `MAX_BYTES` of it."""
+    if isinstance(source, bytes):
+        return source
+    try:
+        status = os.stat(source)  # noqa: PTH116 - half the time of a Path
+        if not stat.S_ISREG(status.st_mode):
+            what = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+            raise InputError(f"{name}: {what}, expected a picture", kind="unsupported")
+        if status.st_size > MAX_BYTES:
+            raise InputError(f"{name}: {status.st_size:,} bytes, more than the {MAX_BYTES:,} read", kind="too-large")
+        with Path(source).open("rb", buffering=0) as file:
+            return file.read()
+    except FileNotFoundError as error:
+        raise InputError(f"{name}: no such file", kind="missing") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise InputError(f"{name}: cannot be read ({_reason(error)})", kind="unreadable") from error
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+    """Encoded bytes -> an image of which only the header is read.
+
+    The plug-in is called directly: `Image.open` would try every format, load forty plug-ins for a file that is no
+    picture, and warn on standard error before our limit on pixels could speak.
+    """
+    if not data:
+        raise InputError(f"{name}: the file is empty", kind="empty")
+    for signature, module, plugin in _PLUGINS:
+        if data.startswith(signature) and (module != "WebP" or data[8:12] == b"WEBP"):
+            opener = getattr(import_module(f"PIL.{module}ImagePlugin"), plugin)
+            image: Image.Image = opener(BytesIO(data))
+            return image
+    raise InputError(f"{name}: not a picture (it begins {data[:12]!r}), expected {KINDS}", kind="unreadable")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turns a picture as its EXIF orientation says; a broken block says nothing. Pillow has already turned a TIFF."""
+    if "exif" not in image.info and "Raw profile type exif" not in image.info:
+        return image
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except _MALFORMED:
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _flatten(image: Image.Image, mode: str) -> Image.Image:
+    """Any Pillow mode -> `L` or `RGB`, transparency over white."""
+    if image.mode in _WIDE:
+        image = Image.fromarray(_wide_to_grey(image))
+    if image.mode == mode and "transparency" not in image.info:
+        return image
+    if image.mode in _STRAIGHT:  # premultiplied alpha, and LAB, which reaches grey through RGB only
+        image = image.convert(_STRAIGHT[image.mode])
+    if "transparency" in image.info or image.mode in {"LA", "PA", "RGBA"}:
+        picture = image.convert("RGBA")
+        image = Image.new("RGB", picture.size, "white")
+        image.paste(picture, mask=picture.getchannel("A"))
+    return image.convert(mode)
+
+
+def _wide_to_grey(image: Image.Image) -> Pixels:
+    """16-bit, 32-bit and floating-point grey -> uint8 [H, W]."""
+    values = np.asarray(image).astype(np.float64)
+    low, high = float(values.min()), float(values.max())
+    if not (np.isfinite(low) and np.isfinite(high) and low >= 0):  # NaN makes both of them NaN
+        raise ValueError(f"{image.mode} values from {low:g} to {high:g}, expected finite ones from 0")
+    if image.mode.startswith("I;16") or image.format == "PNG":
+        full = 65535
+    else:
+        full = next((limit for limit in _RANGES[image.mode] if high <= limit), 0)
+    if not full:
+        raise ValueError(f"{image.mode} values up to {high:g}, expected at most {_RANGES[image.mode][-1]}")
+    grey = np.floor(values * (255 / full) + 0.5).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return grey
+
+
+def _is_on_light_paper(pixels: Pixels) -> bool:
+    """Whether more than half of the outermost pixels of uint8 [H, W] or [H, W, C] are brighter than 127."""
+    border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
+    grey = border.mean(axis=1) if border.ndim == 2 else border
+    return 2 * int(np.count_nonzero(grey > 127)) > len(grey)
+
+
+def _frame(image: Image.Image, input: Input, *, fill: int) -> Image.Image:
+    """Brings `L` or `RGB` to the model's size; `fill` is the grey of padding."""
+    width, height = image.size
+    target = (input.width, input.height)
+    if image.size == target:
+        return image
+    if input.framing == "stretch":
+        return image.resize(target, _FILTER, reducing_gap=GAP)
+    if input.framing == "crop":
+        scale = min(width / input.width, height / input.height)
+        left, top = (width - scale * input.width) / 2, (height - scale * input.height) / 2
+        box = (max(left, 0.0), max(top, 0.0), min(width - left, width), min(height - top, height))
+        return image.resize(target, _FILTER, box=box, reducing_gap=GAP)
+    scale = min(input.width / width, input.height / height)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    canvas = Image.new(image.mode, target, fill if image.mode == "L" else (fill, fill, fill))
+    canvas.paste(
+        image.resize(size, _FILTER, reducing_gap=GAP), ((target[0] - size[0]) // 2, (target[1] - size[1]) // 2)
+    )
+    return canvas
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of a foreign message, or its class where it has none."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.strip().partition("\n")[0] or type(error).__name__
