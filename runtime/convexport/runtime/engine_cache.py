@@ -1,0 +1,230 @@
+"""Where built engines are kept, and the rule that no unverified byte of a plan reaches TensorRT.
+
+A plan is equivalent to native code: whoever can write one can run code in the process that loads it. So a plan is read
+only as a `Plan`, which cannot exist unless the bytes have the SHA-256 that a verified manifest or a cache entry states.
+A cache entry is as trustworthy as its folder: the folder must belong to this user or to root and be writable to nobody
+else, and its entries likewise.
+
+The cache is `$CONVEXPORT_CACHE`, else `$XDG_CACHE_HOME/convexport`, else `~/.cache/convexport`. An entry is two files
+named after the digest of the engine's key: `<digest>.plan`, raw as NVIDIA's tools read it, and `<digest>.json` with
+key, size and SHA-256. The JSON file is written last; a crash between the two leaves a pair that does not match and is
+built again. `<digest>.lock` is locked with flock while a process builds, so that processes which start together build
+once; the lock goes with the process that holds it, so nobody waits for a dead one. The file system must know flock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from convexport.runtime.engines import BuiltEngine
+from convexport.runtime.errors import EngineError
+from convexport.runtime.manifest import Engine, EngineKey, Sha256
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes of an engine that have the stated hash. `origin` says where hash and bytes come from.
+
+    Raises `EngineError` when the bytes have another hash: a `Plan` is the only thing the back end loads.
+    """
+
+    data: bytes = field(repr=False)
+    sha256: str
+    key: EngineKey
+    origin: str
+
+    def __post_init__(self) -> None:
+        found = hashlib.sha256(self.data).hexdigest()
+        if found != self.sha256:
+            raise EngineError(
+                f"{self.origin}: the plan's SHA-256 is {found[:12]}…, expected {self.sha256[:12]}…; build it again"
+            )
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The JSON file of a cache entry."""
+
+    key: EngineKey
+    bytes: int
+    sha256: Sha256
+    layer_types: dict[str, dict[str, int]]
+    build_seconds: float
+
+
+def fits(found: EngineKey, wanted: EngineKey) -> bool:
+    """Whether an engine can serve: everything equal, every wanted target among its own, and room for the batch."""
+    return (
+        (found.onnx_sha256, found.flavour, found.version, found.precision)
+        == (wanted.onnx_sha256, wanted.flavour, wanted.version, wanted.precision)
+        and set(wanted.compute_capabilities) <= set(found.compute_capabilities)
+        and found.profiles[0][0] <= wanted.profiles[0][0]
+        and found.profiles[-1][2] >= wanted.profiles[-1][2]
+    )
+
+
+def from_bundle(
+    engines: tuple[Engine, ...], wanted: EngineKey, read: Callable[[str], tuple[bytes, str]]
+) -> Plan | None:
+    """The bundle's fitting engine. `read` gives verified bytes and the manifest's SHA-256 of a file of the bundle."""
+    for engine in engines:
+        if fits(engine.key, wanted):
+            data, sha256 = read(engine.file)
+            return Plan(data, sha256, engine.key, f"the bundle's {engine.file}")
+    return None
+
+
+def cache_folder() -> Path:
+    """Where engines are cached; it need not exist yet."""
+    chosen = os.environ.get("CONVEXPORT_CACHE")
+    if chosen:
+        return Path(chosen)
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "convexport"
+
+
+class EngineCache:
+    """Engines of this user on this machine. `waiting` is told once when another process is building the same engine."""
+
+    def __init__(self, folder: Path | None = None, waiting: Callable[[str], None] | None = None) -> None:
+        self.folder = (folder or cache_folder()) / "engines"
+        self._waiting = waiting
+
+    def get(self, key: EngineKey) -> Plan | None:
+        """The plan for a key, or None where there is none that is whole. Raises `EngineError` for an unsafe folder."""
+        entry_file, plan_file = self._files(key)
+        entry_bytes = _read_trusted(entry_file)
+        plan = _read_trusted(plan_file)
+        if entry_bytes is None or plan is None:
+            return None
+        try:
+            entry = msgspec.json.decode(entry_bytes, type=Entry)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        if entry.key != key or entry.bytes != len(plan) or hashlib.sha256(plan).hexdigest() != entry.sha256:
+            return None
+        return Plan(plan, entry.sha256, key, f"the cached engine {plan_file}")
+
+    def get_or_build(self, key: EngineKey, build: Callable[[], BuiltEngine], *, not_sha256: str | None = None) -> Plan:
+        """The cached plan, else the one that `build` makes, stored. However many processes ask, one of them builds.
+
+        `not_sha256` names a plan that would not load and is to be replaced; a plan that another process has put there
+        meanwhile is taken. Raises what `build` raises, and `EngineError` for a cache that cannot be used.
+        """
+        plan = self.get(key)
+        if plan is not None and plan.sha256 != not_sha256:
+            return plan
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with self._lock(key):
+                plan = self.get(key)
+                if plan is not None and plan.sha256 != not_sha256:
+                    return plan
+                built = build()
+                if built.key != key:
+                    raise EngineError(f"the engine was built for {built.key}, but {key} was asked for; report this")
+                self._store(built)
+        except OSError as error:
+            raise EngineError(
+                f"the engine cache {self.folder} cannot be used ({error.strerror}); set CONVEXPORT_CACHE to a folder "
+                "of your own"
+            ) from error
+        return Plan(built.plan, built.sha256, key, f"the engine just built, {self._files(key)[1]}")
+
+    def timing_cache(self, key: EngineKey) -> bytes:
+        """What earlier builds of this flavour, version and GPU measured; empty where there is nothing whole."""
+        sealed = _read_trusted(self._timing_file(key)) or b""
+        seal, data = sealed[:64], sealed[64:]
+        return data if hashlib.sha256(data).hexdigest().encode() == seal else b""
+
+    def _timing_file(self, key: EngineKey) -> Path:
+        return self.folder / f"timing-{key.flavour}-{key.version}-{'-'.join(key.compute_capabilities)}.cache"
+
+    def _files(self, key: EngineKey) -> tuple[Path, Path]:
+        digest = hashlib.sha256(msgspec.json.encode(key, order="deterministic")).hexdigest()[:32]
+        return self.folder / f"{digest}.json", self.folder / f"{digest}.plan"
+
+    def _store(self, built: BuiltEngine) -> None:
+        entry_file, plan_file = self._files(built.key)
+        entry = Entry(
+            key=built.key,
+            bytes=len(built.plan),
+            sha256=built.sha256,
+            layer_types=built.layer_types,
+            build_seconds=built.build_seconds,
+        )
+        _replace(plan_file, built.plan)
+        if built.timing_cache:
+            seal = hashlib.sha256(built.timing_cache).hexdigest().encode()
+            _replace(self._timing_file(built.key), seal + built.timing_cache)
+        _replace(entry_file, msgspec.json.format(msgspec.json.encode(entry), indent=2) + b"\n")
+
+    @contextmanager
+    def _lock(self, key: EngineKey) -> Iterator[None]:
+        try:
+            import fcntl
+        except ImportError as error:  # Windows
+            raise EngineError(f"engines are cached on Linux only ({error}); use --backend onnxruntime") from error
+        entry_file, _ = self._files(key)
+        descriptor = os.open(entry_file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if self._waiting:
+                    self._waiting("another process is building this engine; waiting for it")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _read_trusted(file: Path) -> bytes | None:
+    """Bytes of a file of the cache; None where it is missing. Raises `EngineError` where others could write."""
+    try:
+        _check_owner(file.parent, file.parent.stat())
+        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise EngineError(f"{file}: cannot be read ({error.strerror}); remove it or set CONVEXPORT_CACHE") from error
+    with os.fdopen(descriptor, "rb") as stream:
+        _check_owner(file, os.fstat(stream.fileno()))
+        return stream.read()
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    if status.st_uid not in (0, os.geteuid()):
+        raise EngineError(
+            f"{path} belongs to user {status.st_uid}, and an engine is code: it is not loaded; set CONVEXPORT_CACHE to "
+            "a folder of your own"
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise EngineError(f"{path} is writable to others, and an engine is code: it is not loaded; chmod go-w {path}")
+
+
+def _replace(file: Path, data: bytes) -> None:
+    """Writes a file whole or not at all: beside its place, synced, renamed."""
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).replace(file)
+    except OSError:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

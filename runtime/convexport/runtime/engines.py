@@ -1,0 +1,281 @@
+"""TensorRT engines from ONNX. No torch and no onnx, so a device builds too.
+
+TensorRT comes in two flavours with one Python API. `tensorrt` (versions 10 and 11) builds for the GPU it runs on;
+`tensorrt_rtx` (TensorRT for RTX) builds without a GPU for a set of compute capabilities and compiles the kernels when
+the plan is first run. Networks are strongly typed: the element types of the graph are the element types of the engine.
+What an engine depends on is its `manifest.EngineKey`; `engine_types` proves its precision, `engine_cache` keeps it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, get_args
+
+from convexport.runtime.devices import gpus, require_gpu
+from convexport.runtime.engine_types import check_types, network_types, type_name
+from convexport.runtime.errors import BackendError, DeviceError, EngineError, UsageError
+from convexport.runtime.manifest import EngineKey, Precision
+
+FLAVOURS = ("tensorrt", "tensorrt_rtx")
+# The largest set one RTX plan holds without the code for Turing, which takes no fp32 and doubles as a plan of its own.
+RTX_TARGETS = ("8.0", "8.6", "8.9", "12.0", "12.1")
+BATCHES = (1, 32, 256)
+OLDEST_VERSION = 10
+
+# phase, steps done, steps in the phase
+BuildProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How an engine is built.
+
+    `flavour` None takes what is installed. `compute_capabilities` empty means `RTX_TARGETS` for RTX and this machine's
+    GPU `device_index` for `tensorrt`. `batches` are the buckets: each gets an optimization profile that is tuned for it
+    and reaches down to the bucket below. `timing_cache` are bytes of an earlier build (`tensorrt` only). `name` is what
+    error messages call the graph.
+    """
+
+    precision: Precision
+    flavour: str | None = None
+    compute_capabilities: tuple[str, ...] = ()
+    batches: tuple[int, ...] = BATCHES
+    workspace_bytes: int = 1 << 30
+    device_index: int = 0
+    timing_cache: bytes = b""
+    name: str = "the ONNX graph"
+
+
+@dataclass(frozen=True)
+class BuiltEngine:
+    """A plan with its key, the proof of its precision and the time it took. `timing_cache` may serve the next build."""
+
+    plan: bytes = field(repr=False)
+    key: EngineKey
+    layer_types: dict[str, dict[str, int]]
+    build_seconds: float
+    timing_cache: bytes = field(default=b"", repr=False)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the plan, in hexadecimal."""
+        return hashlib.sha256(self.plan).hexdigest()
+
+
+def profiles(batches: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
+    """Batch buckets -> (min, opt, max) of each profile: (1, 32, 256) -> ((1, 1, 1), (2, 32, 32), (33, 256, 256))."""
+    if not batches or min(batches) < 1 or list(batches) != sorted(set(batches)):
+        raise UsageError(f"batch buckets {list(batches)}: expected rising numbers of 1 and more, like 1, 32, 256")
+    lows = [1, *(bucket + 1 for bucket in batches[:-1])]
+    return tuple((low, bucket, bucket) for low, bucket in zip(lows, batches, strict=True))
+
+
+def plan_targets(compute_capabilities: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+    """Targets -> targets a plan: RTX wants Turing (7.5) in a plan of its own. Sorted, without repetitions."""
+    wanted = sorted(set(compute_capabilities), key=lambda text: tuple(map(int, text.split("."))))
+    turing = tuple(target for target in wanted if target == "7.5")
+    newer = tuple(target for target in wanted if target != "7.5")
+    return tuple(targets for targets in (turing, newer) if targets)
+
+
+def load_tensorrt(flavour: str | None = None) -> Any:
+    """The module of a flavour, or of what is installed: `tensorrt` first where a GPU is. Raises `BackendError`."""
+    if flavour is not None and flavour not in FLAVOURS:
+        raise UsageError(f"TensorRT flavour {flavour!r} is not known; expected {' or '.join(FLAVOURS)}")
+    order = [flavour] if flavour else sorted(FLAVOURS, reverse=not _gpu_is_there())
+    reasons = []
+    for name in order:
+        try:
+            module = importlib.import_module(name)
+        except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: the wheel's own check of its libraries
+            reasons.append(f"{name}: {str(error).splitlines()[0]}")
+            continue
+        if name == "tensorrt" and int(module.__version__.split(".")[0]) < OLDEST_VERSION:
+            reasons.append(f"tensorrt: version {module.__version__}, expected {OLDEST_VERSION}.0 or newer")
+            continue
+        return module
+    extra = (flavour or "tensorrt-rtx").replace("_", "-")
+    raise BackendError(f"TensorRT cannot be imported ({'; '.join(reasons)}); pip install 'convexport[{extra}]'")
+
+
+def engine_key(onnx_sha256: str, options: BuildOptions, module: Any) -> EngineKey:
+    """Everything the engine depends on, known before it is built. Raises `EngineError` for a target it cannot have."""
+    flavour = module.__name__
+    targets = options.compute_capabilities
+    if not targets:
+        targets = RTX_TARGETS if flavour == "tensorrt_rtx" else (require_gpu(options.device_index).compute_capability,)
+    if flavour == "tensorrt_rtx":
+        known = _rtx_targets(module)
+        for target in targets:
+            if target not in known:
+                raise EngineError(
+                    f"tensorrt_rtx {module.__version__} makes no plan for compute capability {target}, only for "
+                    f"{', '.join(known)}; on such a GPU use the tensorrt flavour: pip install 'convexport[tensorrt]'"
+                )
+    return EngineKey(
+        onnx_sha256=onnx_sha256,
+        flavour=flavour,
+        version=module.__version__,
+        compute_capabilities=targets,
+        precision=options.precision,
+        profiles=profiles(options.batches),
+    )
+
+
+def build_engine(onnx_bytes: bytes, options: BuildOptions, progress: BuildProgress | None = None) -> BuiltEngine:
+    """ONNX bytes (input `images`, uint8 [batch, H, W, C]) -> a plan. Raises `EngineError` with the node or the reason.
+
+    The same bytes, options and version of TensorRT for RTX give the same plan, byte for byte.
+    """
+    if options.precision not in get_args(Precision):
+        raise UsageError(f"precision {options.precision!r} is not known; expected {', '.join(get_args(Precision))}")
+    trt = load_tensorrt(options.flavour)
+    key = engine_key(hashlib.sha256(onnx_bytes).hexdigest(), options, trt)
+    started = time.perf_counter()
+    logger = make_logger(trt)
+    builder = trt.Builder(logger)
+    if builder is None or not builder:
+        raise EngineError(f"{_who(trt)} cannot start its builder: {logger.reason()}; run classify --doctor")
+    # Kept in a variable: a temporary network crashes the process.
+    network = builder.create_network(_strongly_typed(trt))
+    _parse(trt, network, onnx_bytes, logger, options.name)
+    layer_types = network_types(trt, network)
+    check_types(layer_types, options.precision, options.name)
+    config = _configure(trt, builder, network, key, options)
+    monitor = _make_monitor(trt, progress)
+    config.progress_monitor = monitor
+    plan = builder.build_serialized_network(network, config)
+    if monitor.interrupted:
+        raise KeyboardInterrupt
+    if plan is None:
+        raise EngineError(
+            f"{options.name}: {_who(trt)} built no {options.precision} engine for compute capability "
+            f"{', '.join(key.compute_capabilities)}: {logger.reason()}; take another precision or other targets"
+        )
+    seconds = time.perf_counter() - started
+    cache = b"" if key.flavour == "tensorrt_rtx" else bytes(config.get_timing_cache().serialize())
+    return BuiltEngine(bytes(plan), key, layer_types, seconds, cache)
+
+
+def make_logger(trt: Any) -> Any:
+    """A logger that keeps TensorRT's errors, for whoever has to say why something came back as None."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message)
+
+        def reason(self) -> str:
+            return readable("\n".join(self.errors)) or "it gave no reason"
+
+    return Logger()
+
+
+def readable(text: str) -> str:
+    """The sentence inside TensorRT's error text: without the file names of its sources, and one line."""
+    lines = [line for line in text.splitlines() if line.strip() and "catchCudaError" not in line]
+    chosen = next((line for line in lines if "Error Code" in line), lines[0] if lines else "")
+    inner = re.search(r"Error Code \d+: [^(]*\((.*)\)\s*$", chosen)
+    chosen = re.sub(r"\s+In \w+ at \S+", "", inner.group(1) if inner else chosen)
+    return re.sub(r"^\[[^\]]*\]\s*", "", chosen).strip().rstrip(".")
+
+
+def _parse(trt: Any, network: Any, onnx_bytes: bytes, logger: Any, name: str) -> None:
+    parser = trt.OnnxParser(network, logger)
+    if parser.parse(onnx_bytes):
+        inputs = [network.get_input(index) for index in range(network.num_inputs)]
+        if len(inputs) != 1 or inputs[0].dtype != trt.DataType.UINT8 or len(tuple(inputs[0].shape)) != 4:
+            raise EngineError(
+                f"{name}: {len(inputs)} inputs ({', '.join(map(_signature, inputs)) or 'none'}), expected one, uint8 "
+                "[batch, height, width, channels]; export the model again"
+            )
+        return
+    error = parser.get_error(0)
+    code = error.code().name
+    if error.node_operator():
+        node = f"node {error.node_name() or error.node()!r} (operator {error.node_operator()})"
+        if code.startswith("UNSUPPORTED") or "Plugin not found" in error.desc():
+            raise EngineError(f"{name}: {_who(trt)} does not support {node}; use --backend onnxruntime")
+        raise EngineError(f"{name}: {_who(trt)} refuses {node}: {readable(error.desc())}; export the model again")
+    raise EngineError(f"{name}: {_who(trt)} cannot read it as ONNX ({readable(error.desc())}); export the model again")
+
+
+def _configure(trt: Any, builder: Any, network: Any, key: EngineKey, options: BuildOptions) -> Any:
+    config = builder.create_builder_config()
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32: TF32 keeps ten bits of the mantissa
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the inspector can tell the types
+    images = network.get_input(0)
+    for low, best, high in key.profiles:
+        profile = builder.create_optimization_profile()
+        shape = tuple(images.shape)[1:]
+        profile.set_shape(images.name, (low, *shape), (best, *shape), (high, *shape))
+        config.add_optimization_profile(profile)
+    if key.flavour == "tensorrt_rtx":
+        config.num_compute_capabilities = len(key.compute_capabilities)
+        for index, target in enumerate(key.compute_capabilities):
+            config.set_compute_capability(getattr(trt.ComputeCapability, "SM" + target.replace(".", "")), index)
+    else:  # with RTX a timing cache does nothing
+        config.set_timing_cache(config.create_timing_cache(options.timing_cache), False)
+    return config
+
+
+def _make_monitor(trt: Any, progress: BuildProgress | None) -> Any:
+    """Progress to the caller; and Ctrl-C, which must not fly through TensorRT's C++ frames, cancels the build."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.steps: dict[str, int] = {}
+            self.interrupted = False
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:
+            self.steps[name] = steps
+
+        def step_complete(self, name: str, step: int) -> bool:
+            try:
+                if progress:
+                    progress(name, step + 1, self.steps[name])
+            except KeyboardInterrupt:
+                self.interrupted = True
+            return not self.interrupted
+
+        def phase_finish(self, name: str) -> None:
+            self.steps.pop(name, None)
+
+    return Monitor()
+
+
+def _strongly_typed(trt: Any) -> int:
+    """Flags of the network: STRONGLY_TYPED, unless the version knows nothing else and has no such flag."""
+    flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    return 0 if flag is None else 1 << int(flag)
+
+
+def _gpu_is_there() -> bool:
+    try:
+        return bool(gpus())
+    except DeviceError:
+        return False
+
+
+def _rtx_targets(trt: Any) -> list[str]:
+    digits = [name[2:] for name in trt.ComputeCapability.__members__ if re.fullmatch(r"SM\d+", name)]
+    return [f"{text[:-1]}.{text[-1]}" for text in sorted(digits, key=int)]
+
+
+def _signature(tensor: Any) -> str:
+    return f"{tensor.name} {type_name(tensor.dtype)} {list(tensor.shape)}"
+
+
+def _who(trt: Any) -> str:
+    return f"{trt.__name__} {trt.__version__}"
