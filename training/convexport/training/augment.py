@@ -61,27 +61,33 @@ def uniform(seed: int, epoch: int, index: Tensor, draws: int) -> Tensor:
     return ((state >> 40) & 0xFFFFFF).to(torch.float32) / float(1 << 24)
 
 
-def apply(images: Tensor, index: Tensor, augmentation: Augmentation, *, seed: int, epoch: int) -> Tensor:
-    """Distorts float32 pictures [N, C, H, W] whose places in the data set are `index` int64 [N]."""
-    draws = uniform(seed, epoch, index, 12)
-    images = _flip(images, index, augmentation.flip, draws[:, 0], epoch)
+@dataclass(frozen=True)
+class Draw:
+    """What randomness depends on, and the data set's mean pixel [C] (0 to 255) that a cut-out leaves behind."""
+
+    seed: int
+    epoch: int
+    fill: Tensor
+
+
+def apply(images: Tensor, index: Tensor, augmentation: Augmentation, draw: Draw) -> Tensor:
+    """Distorts float32 pixels 0 to 255 [N, C, H, W] whose places in the data set are `index` int64 [N]."""
+    draws = uniform(draw.seed, draw.epoch, index, 12)
+    images = _flip(images, index, augmentation.flip, draws[:, 0], draw.epoch)
     if augmentation.rotate or augmentation.scale or augmentation.shear or augmentation.shift:
         images = _affine(images, augmentation, draws[:, 1:7])
     if augmentation.translate:
         images = _translate(images, augmentation.translate, augmentation.pad, draws[:, 7:9])
     if augmentation.cutout:
-        images = _cutout(images, augmentation.cutout, draws[:, 9:11])
+        images = _cutout(images, augmentation.cutout, draws[:, 9:11], draw.fill)
     return images
 
 
 def _flip(images: Tensor, index: Tensor, kind: str, draw: Tensor, epoch: int) -> Tensor:
     if kind == "none":
         return images
-    if kind == "random":
-        mirrored = draw < 0.5
-    else:
-        # Alternating: a coin a picture that is the same in every epoch (epoch 0 of its own stream), turned each epoch.
-        mirrored = (_mix(index + 1) & 1) == epoch % 2
+    # Alternating: a coin a picture that is the same in every epoch, turned over each epoch.
+    mirrored = draw < 0.5 if kind == "random" else (_mix(index + 1) & 1) == epoch % 2
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
 
 
@@ -110,8 +116,8 @@ def _affine(images: Tensor, augmentation: Augmentation, draws: Tensor) -> Tensor
     return F.grid_sample(images, grid.to(images.dtype), align_corners=False)
 
 
-def _cutout(images: Tensor, side: int, draws: Tensor) -> Tensor:
-    """A square of `side` pixels set to 0, the mean of normalised pictures (DeVries and Taylor 2017)."""
+def _cutout(images: Tensor, side: int, draws: Tensor, fill: Tensor) -> Tensor:
+    """A square of `side` pixels set to the mean pixel (DeVries and Taylor 2017)."""
     height, width = images.shape[2:]
     top = (draws[:, 0] * (height + 1)).long() - side // 2
     left = (draws[:, 1] * (width + 1)).long() - side // 2
@@ -119,7 +125,8 @@ def _cutout(images: Tensor, side: int, draws: Tensor) -> Tensor:
     column = torch.arange(width, device=images.device)[None, :]
     rows = (row >= top[:, None]) & (row < top[:, None] + side)
     columns = (column >= left[:, None]) & (column < left[:, None] + side)
-    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+    inside = (rows[:, :, None] & columns[:, None, :])[:, None]
+    return torch.where(inside, fill.to(images).view(1, -1, 1, 1), images)
 
 
 def cutmix(images: Tensor, share: float, *, seed: int, epoch: int, step: int) -> tuple[Tensor, Tensor, float]:

@@ -25,7 +25,7 @@ FORMAT = 1
 KEY = "convexport"
 
 
-class Header(Part, kw_only=True):
+class Header(Part, frozen=True, kw_only=True):
     """Everything a reader of a checkpoint needs: architecture, classes, input, normalisation, provenance, accuracy.
 
     `normalisation.temperature` is 1 until it was fitted on the validation split. `recipe` is the recipe as it ran.

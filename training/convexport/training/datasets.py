@@ -26,17 +26,51 @@ from numpy.typing import NDArray
 from convexport.runtime.errors import DatasetError, InputError, UsageError
 from convexport.runtime.images import find_images, load_image
 from convexport.runtime.manifest import Input
+from convexport.runtime.records import Failure
 
 SplitName = Literal["train", "test"]
 DATASETS = ("mnist", "fashion-mnist", "cifar10", "digits")
 SPLIT_SEED = 0
 TEST_SHARE = 0.2
 
-DIGITS = tuple("0123456789")
-FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-FASHION_FR = ("T-shirt", "Pantalon", "Pull", "Robe", "Manteau", "Sandale", "Chemise", "Basket", "Sac", "Bottine")
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR10_FR = ("avion", "voiture", "oiseau", "chat", "cerf", "chien", "grenouille", "cheval", "bateau", "camion")
+DIGITS: tuple[str, ...] = tuple("0123456789")
+FASHION: tuple[str, ...] = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+FASHION_FR: tuple[str, ...] = (
+    "T-shirt",
+    "Pantalon",
+    "Pull",
+    "Robe",
+    "Manteau",
+    "Sandale",
+    "Chemise",
+    "Basket",
+    "Sac",
+    "Bottine",
+)
+CIFAR10: tuple[str, ...] = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_FR: tuple[str, ...] = (
+    "avion",
+    "voiture",
+    "oiseau",
+    "chat",
+    "cerf",
+    "chien",
+    "grenouille",
+    "cheval",
+    "bateau",
+    "camion",
+)
 
 
 @dataclass(frozen=True)
@@ -56,8 +90,8 @@ class Split:
     @cached_property
     def sha256(self) -> str:
         """SHA-256 over the pixels, then the labels as little-endian int64."""
-        digest = hashlib.sha256(np.ascontiguousarray(self.images))
-        digest.update(np.ascontiguousarray(self.labels.astype("<i8")))
+        digest = hashlib.sha256(np.ascontiguousarray(self.images).data)
+        digest.update(np.ascontiguousarray(self.labels.astype("<i8")).data)
         return digest.hexdigest()
 
 
@@ -166,6 +200,8 @@ def _read_classes(path: Path, names: tuple[str, ...], wanted: Input) -> Split:
     labels: list[int] = []
     for index, name in enumerate(names):
         for file in find_images([path / name]):
+            if isinstance(file, Failure):
+                raise DatasetError(f"data set {path}: {file.error.message}; each class needs images")
             try:
                 images.append(load_image(file, wanted)[0])
             except InputError as error:
@@ -183,7 +219,7 @@ def _digits(root: Path) -> Dataset:
         small = (pixels.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
         images = np.zeros((len(small), 28, 28, 1), np.uint8)
         for image, source in zip(images, small, strict=True):
-            image[4:24, 4:24, 0] = Image.fromarray(source).resize((20, 20), Image.Resampling.BICUBIC)
+            image[4:24, 4:24, 0] = np.asarray(Image.fromarray(source).resize((20, 20), Image.Resampling.BICUBIC))
         whole = Split(images, labels.astype(np.int64))
         return holdout(whole, TEST_SHARE, SPLIT_SEED)[0 if split == "train" else 1]
 
@@ -200,7 +236,9 @@ def _grey(ink: Literal["any", "light-on-dark"]) -> Input:
 
 def _mnist(root: Path) -> Dataset:
     read = _torchvision("MNIST", "mnist", root)
-    return Dataset("mnist", "MNIST", "LeCun, Cortes, Burges", {"en": DIGITS, "fr": DIGITS}, _grey("light-on-dark"), read)
+    return Dataset(
+        "mnist", "MNIST", "LeCun, Cortes, Burges", {"en": DIGITS, "fr": DIGITS}, _grey("light-on-dark"), read
+    )
 
 
 def _fashion_mnist(root: Path) -> Dataset:
@@ -232,7 +270,6 @@ def _torchvision(kind: str, name: str, root: Path) -> Callable[[SplitName], Spli
             try:
                 data = factory(str(root), train=train, download=False)
             except RuntimeError:  # torchvision's word for "not found or corrupted"
-                print(f"downloading {name} to {root}", file=sys.stderr)
                 data = factory(str(root), train=train, download=True)
         except (RuntimeError, OSError, ValueError, EOFError) as error:
             reason = str(error).splitlines()[0]
@@ -264,7 +301,7 @@ def _torchvision_datasets() -> Any:
             raise
         for module in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
             del sys.modules[module]
-        _operators = torch.library.Library("torchvision", "DEF")  # must stay alive
+        _operators = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]  # must stay alive
         _operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         import torchvision.datasets as datasets

@@ -1,0 +1,125 @@
+"""What makes training fast on the machine at hand: lower precision, memory format, convolutions as matrix products.
+
+Every choice here was measured (docs/experiments.md) and none changes what is computed beyond rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# At and below this many pixels a map, oneDNN's direct kernels starve the matrix units; one large product feeds them.
+GEMM_PIXELS = 16
+
+
+@dataclass(frozen=True)
+class Acceleration:
+    """How a network is run: `dtype` None means float32 throughout."""
+
+    device: torch.device
+    dtype: torch.dtype | None
+    channels_last: bool
+    gemm: bool
+    compile: bool
+
+    def __str__(self) -> str:
+        names = [str(self.dtype).removeprefix("torch.") if self.dtype else "float32"]
+        names += [
+            name
+            for name, used in (("channels-last", self.channels_last), ("gemm", self.gemm), ("compiled", self.compile))
+            if used
+        ]
+        return f"{self.device} ({', '.join(names)})"
+
+
+def choose(device: torch.device, network: nn.Module) -> Acceleration:
+    """The measured choice for `network` on `device`.
+
+    CUDA: bfloat16, channels-last, compiled. CPU with AMX tiles: bfloat16 and channels-last for networks that are
+    heavy enough, small maps as matrix products; float32 elsewhere, since bfloat16 without AMX is emulated.
+    """
+    heavy = sum(p.numel() for p in network.parameters() if p.dim() == 4) > 1_000_000
+    if device.type == "cuda":
+        return Acceleration(device, torch.bfloat16 if heavy else None, heavy, False, heavy)
+    amx = heavy and _has_amx()
+    return Acceleration(device, torch.bfloat16 if amx else None, amx, amx, False)
+
+
+def _has_amx() -> bool:
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(supported and supported())
+
+
+def prepare(network: nn.Module, acceleration: Acceleration) -> nn.Module:
+    """Moves `network` to its device and form. Convolutions are exchanged in place; parameters stay the same objects."""
+    network.to(acceleration.device)
+    if acceleration.gemm:
+        _exchange(network)
+    if acceleration.channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def _exchange(network: nn.Module) -> None:
+    for name, child in network.named_children():
+        if isinstance(child, nn.Conv2d) and _fits(child):
+            replacement = SmallMapConv2d(child.in_channels, child.out_channels, 3, padding=1, bias=False, device="meta")
+            replacement.weight = child.weight
+            replacement.train(child.training)
+            setattr(network, name, replacement)
+        else:
+            _exchange(child)
+
+
+def _fits(layer: nn.Conv2d) -> bool:
+    plain = layer.stride == (1, 1) and layer.padding == (1, 1) and layer.groups == 1 and layer.dilation == (1, 1)
+    return layer.kernel_size == (3, 3) and plain and layer.bias is None and layer.in_channels >= 64
+
+
+class SmallMapConv2d(nn.Conv2d):
+    """A 3x3 convolution that becomes one matrix product where its maps are small and bfloat16 is in force."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """float32 or bfloat16 [N, C, H, W] -> [N, K, H, W]."""
+        if input.shape[2] * input.shape[3] > GEMM_PIXELS or not torch.is_autocast_enabled("cpu"):
+            return super().forward(input)
+        dtype = torch.get_autocast_dtype("cpu")
+        return _GemmConvolution.apply(input.to(dtype), self.weight.to(dtype))  # type: ignore[no-any-return,no-untyped-call]
+
+
+def _columns(images: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N * H * W, 9 * C]: the 3x3 neighbourhood of every pixel, black outside."""
+    count, channels, height, width = images.shape
+    padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    image, row, column, _ = padded.stride()
+    windows = padded.as_strided((count, height, width, 3, 3, channels), (image, row, column, row, column, 1))
+    return windows.reshape(count * height * width, 9 * channels)
+
+
+class _GemmConvolution(torch.autograd.Function):
+    """A 3x3 convolution with padding 1 as columns times weights; its gradients are the same product turned around."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor) -> Tensor:
+        columns = _columns(images)
+        ctx.save_for_backward(columns, weight)
+        ctx.shape = images.shape
+        count, _, height, width = images.shape
+        product = columns @ weight.permute(2, 3, 1, 0).reshape(-1, weight.shape[0])
+        return product.view(count, height, width, -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        columns, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        count, channels, height, width = ctx.shape
+        filters = weight.shape[0]
+        rows = gradient.permute(0, 2, 3, 1).reshape(-1, filters)
+        for_weight = (rows.t() @ columns).view(filters, 3, 3, channels).permute(0, 3, 1, 2)
+        turned = weight.flip(2, 3).permute(2, 3, 0, 1).reshape(-1, channels)
+        for_images = (_columns(gradient) @ turned).view(count, height, width, channels).permute(0, 3, 1, 2)
+        return for_images, for_weight

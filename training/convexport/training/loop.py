@@ -1,0 +1,355 @@
+"""Training: `train(options, dataset)` yields progress and returns a `TrainResult`; it prints nothing.
+
+Randomness is a function of seed, epoch and index, never of history, so that a run resumed from its state continues to
+the same bits as one that was never interrupted (same machine, same number of threads).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from convexport.runtime.errors import Interrupted, UsageError
+from convexport.runtime.manifest import Normalisation
+from convexport.training import acceleration, augment, distributed, evaluate, models, resume
+from convexport.training.datasets import Dataset, Split, holdout
+from convexport.training.evaluate import EpochRecord
+from convexport.training.optimisers import Optimiser
+from convexport.training.recipes import Recipe
+
+VALIDATION_SEED = 0
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `train` is asked for. `state` is where the resumable state lies; `stop` is asked after every step.
+
+    A state is written at least every `state_seconds`, at every epoch's end and when `stop` says so.
+    """
+
+    model: str
+    recipe: Recipe
+    state: Path
+    arguments: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    device: str = "cpu"
+    resume: bool = False
+    state_seconds: float = 120.0
+    stop: Callable[[], bool] = _never
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A step of the run: `loss` and `accuracy` of the epoch so far, `seconds_left` of the whole run."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    images_per_second: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves. `network` is the best epoch's, float32, on the CPU, in evaluation mode.
+
+    `validation_logits` and `test_logits` are float32 [N, K] before temperature; `acceleration` says how it ran.
+    """
+
+    network: nn.Sequential
+    normalisation: Normalisation
+    history: tuple[EpochRecord, ...]
+    best_epoch: int
+    validation: Split
+    validation_logits: NDArray[np.float32]
+    test_logits: NDArray[np.float32]
+    seconds: float
+    acceleration: str
+    writes: bool
+
+
+def train(options: TrainOptions, dataset: Dataset) -> Generator[Progress | EpochRecord, None, TrainResult]:
+    """Trains a network on `dataset.train`, chooses the best epoch on the held-out validation images, and looks at
+    `dataset.test` once, at the end.
+
+    Raises `Interrupted` when `options.stop` said so, with the state on disk; `CheckpointError` or `UsageError` where
+    there is no fitting state to resume.
+    """
+    device = distributed.local_device(torch.device(options.device))
+    group = distributed.join(device)
+    try:
+        run = _Run(options, dataset, device, group)
+        if options.resume:
+            run.load()
+        while run.epoch < options.recipe.epochs:
+            yield from run.finish_epoch()
+        return run.result(dataset)
+    finally:
+        distributed.leave(group)
+
+
+def measured_normalisation(split: Split) -> Normalisation:
+    """Mean and standard deviation a channel of the training pictures, rounded to four digits."""
+    pixels = split.images.reshape(-1, split.images.shape[-1])
+    # A plain mean over uint8 in float64: exact enough, and the same on every machine.
+    mean = pixels.mean(0, dtype=np.float64) / 255
+    std = np.sqrt(np.maximum((pixels.astype(np.float32) ** 2).mean(0, dtype=np.float64) / 255**2 - mean**2, 1e-4))
+    return Normalisation(mean=tuple(round(float(m), 4) for m in mean), std=tuple(round(float(s), 4) for s in std))
+
+
+class _Run:
+    """A run in progress: everything that changes from step to step, and the state file that holds it."""
+
+    def __init__(self, options: TrainOptions, dataset: Dataset, device: torch.device, group: distributed.Group) -> None:
+        recipe = options.recipe
+        self.options, self.recipe, self.device, self.group = options, recipe, device, group
+        self.share = group.share(recipe.batch)
+        train_split, self.validation = holdout(dataset.train, recipe.validation, VALIDATION_SEED)
+        self.steps = len(train_split) // recipe.batch
+        if self.steps == 0:
+            raise UsageError(f"batch {recipe.batch} is larger than the {len(train_split)} training images")
+        self.description = self._describe(dataset)
+        self.normalisation = measured_normalisation(train_split)
+        self.mean = torch.tensor(self.normalisation.mean, device=device)
+        self.std = torch.tensor(self.normalisation.std, device=device)
+        self.images = torch.from_numpy(train_split.images).permute(0, 3, 1, 2).contiguous().to(device)
+        self.labels = torch.from_numpy(train_split.labels).to(device)
+        self._build()
+        self.epoch = self.step = 0
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+        self.seconds = self.epoch_seconds = 0.0
+        self.history: list[EpochRecord] = []
+        self.best: dict[str, Tensor] = {}
+        self.best_epoch, self.best_accuracy = -1, -1.0
+        self.rate = 0.0
+
+    def _build(self) -> None:
+        torch.manual_seed(self.options.seed)
+        network = models.build(self.options.model, self.options.arguments)
+        if self.recipe.identity:
+            start_near_identity(network)
+        self.acceleration = acceleration.choose(self.device, network)
+        self.network = acceleration.prepare(network, self.acceleration)
+        self.averaged = deepcopy(self.network) if self.recipe.average else None
+        self.runner: nn.Module = distributed.wrap(self.network, self.group, self.device)
+        if self.acceleration.compile:
+            self.runner = torch.compile(self.runner)  # type: ignore[assignment]
+        self.optimiser = Optimiser(self.network, self.recipe)
+
+    def _describe(self, dataset: Dataset) -> dict[str, Any]:
+        return {
+            "model": self.options.model,
+            "arguments": self.options.arguments,
+            "seed": self.options.seed,
+            "dataset": dataset.train.sha256,
+            "recipe": {key: value for key, value in self.recipe.describe().items() if key != "source"},
+        }
+
+    def finish_epoch(self) -> Generator[Progress | EpochRecord, None, None]:
+        """The steps that are left of this epoch, then its validation."""
+        self.runner.train()
+        order = torch.from_numpy(np.random.default_rng((self.options.seed, self.epoch)).permutation(len(self.labels)))
+        saved = time.monotonic()
+        while self.step < self.steps:
+            started = time.monotonic()
+            rows = order[self.step * self.recipe.batch : (self.step + 1) * self.recipe.batch]
+            self._step(rows[self.group.rank :: self.group.world].to(self.device))
+            self.step += 1
+            elapsed = time.monotonic() - started
+            self.seconds += elapsed
+            self.epoch_seconds += elapsed
+            yield self._progress()
+            if self.group.any(self.options.stop()):
+                self.save()
+                raise Interrupted(
+                    f"stopped in epoch {self.epoch + 1} of {self.recipe.epochs}; continue with --resume "
+                    f"(state in {self.options.state})"
+                )
+            if time.monotonic() - saved > self.options.state_seconds:
+                self.save()
+                saved = time.monotonic()
+        yield self._close_epoch()
+
+    def _step(self, rows: Tensor) -> None:
+        recipe, options = self.recipe, self.options
+        torch.manual_seed(int(np.random.SeedSequence((options.seed, self.epoch, self.step)).generate_state(1)[0]))
+        self.rate = cycle(recipe, self.epoch * self.steps + self.step, recipe.epochs * self.steps)
+        self.optimiser.scale(self.rate)
+        labels = self.labels[rows]
+        draw = augment.Draw(options.seed, self.epoch, self.mean * 255)
+        images = augment.apply(self.images[rows].float(), rows, recipe.augmentation, draw)
+        images, partner, kept = self._cutmix(images)
+        if self.acceleration.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with self._autocast():
+            logits = models.logits(self.runner, images, self.mean, self.std).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+        if kept < 1:
+            other = F.cross_entropy(logits, labels[partner], label_smoothing=recipe.label_smoothing)
+            loss = kept * loss + (1 - kept) * other
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        if self.averaged is not None:
+            done = self.epoch * self.steps + self.step
+            average_into(self.averaged, self.network, min(recipe.average, (1 + done) / (10 + done)))
+        right = (logits.argmax(1) == labels).sum()
+        self.sums += torch.stack([loss.detach() * len(rows), right, torch.tensor(len(rows))]).to(self.sums)
+
+    def _cutmix(self, images: Tensor) -> tuple[Tensor, Tensor, float]:
+        share = self.recipe.augmentation.cutmix
+        if not share:
+            return images, torch.empty(0), 1.0
+        return augment.cutmix(images, share, seed=self.options.seed, epoch=self.epoch, step=self.step)
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self.acceleration.dtype
+        return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+    def _progress(self) -> Progress:
+        # Reading the sums waits for the device: every tenth step is often enough on a GPU.
+        if self.device.type == "cpu" or self.step % 10 == 0 or self.step == self.steps:
+            self._shown = self.sums.tolist()
+        loss, right, count = getattr(self, "_shown", (0.0, 0.0, 0.0))
+        done = self.epoch * self.steps + self.step
+        left = self.seconds / done * (self.recipe.epochs * self.steps - done)
+        speed = self.step * self.recipe.batch / max(self.epoch_seconds, 1e-9)
+        count = max(count, 1.0)
+        return Progress(
+            self.epoch + 1, self.recipe.epochs, self.step, self.steps, loss / count, right / count, speed, left
+        )
+
+    def _close_epoch(self) -> EpochRecord:
+        started = time.monotonic()
+        candidate = self.averaged if self.averaged is not None else self.network
+        with self._autocast():
+            logits = evaluate.predict(candidate, self.validation.images, self.normalisation, device=self.device)
+        probabilities = evaluate.softmax(logits)
+        accuracy = evaluate.accuracy(probabilities, self.validation.labels)
+        chosen = probabilities[np.arange(len(self.validation)), self.validation.labels]
+        if accuracy >= self.best_accuracy:
+            self.best = {key: value.detach().clone() for key, value in candidate.state_dict().items()}
+            self.best_epoch, self.best_accuracy = self.epoch, accuracy
+        loss, right, count = self.group.total(self.sums).tolist()
+        record = EpochRecord(
+            epoch=self.epoch + 1,
+            train_loss=loss / count,
+            train_accuracy=right / count,
+            validation_loss=float(-np.log(np.maximum(chosen, 1e-12)).mean()),
+            validation_accuracy=accuracy,
+            learning_rate=self.rate * self.recipe.learning_rate,
+            images_per_second=count / max(self.epoch_seconds, 1e-9),
+            seconds=self.epoch_seconds,
+        )
+        self.history.append(record)
+        self.seconds += time.monotonic() - started
+        self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
+        self.sums.zero_()
+        self.save()
+        return record
+
+    def save(self) -> None:
+        """Writes the state, in the writing process alone."""
+        # The sums of an unfinished epoch are each process' own; their total is what one process would have had.
+        sums = self.group.total(self.sums.clone()).tolist()
+        if not self.group.writes:
+            return
+        tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
+        if self.averaged is not None:
+            tensors |= {f"average.{key}": value for key, value in self.averaged.state_dict().items()}
+        tensors |= {f"best.{key}": value for key, value in self.best.items()}
+        tensors |= {f"optimiser.{key}": value for key, value in self.optimiser.tensors().items()}
+        place = resume.Place(
+            format=resume.FORMAT,
+            run=self.description,
+            epoch=self.epoch,
+            step=self.step,
+            sums=(sums[0], sums[1], sums[2]),
+            seconds=self.seconds,
+            epoch_seconds=self.epoch_seconds,
+            best_epoch=self.best_epoch,
+            best_accuracy=self.best_accuracy,
+            history=tuple(self.history),
+        )
+        resume.save(self.options.state, place, tensors)
+
+    def load(self) -> None:
+        """Goes on where the state file says."""
+        place, tensors = resume.load(self.options.state, self.description)
+        self.network.load_state_dict(resume.part(tensors, "network"))
+        if self.averaged is not None:
+            self.averaged.load_state_dict(resume.part(tensors, "average"))
+        self.best = {key: value.to(self.device) for key, value in resume.part(tensors, "best").items()}
+        self.optimiser.restore(resume.part(tensors, "optimiser"))
+        self.epoch, self.step = place.epoch, place.step
+        if self.group.writes:
+            self.sums += torch.tensor(place.sums, dtype=torch.float64, device=self.device)
+        self.seconds, self.epoch_seconds = place.seconds, place.epoch_seconds
+        self.best_epoch, self.best_accuracy = place.best_epoch, place.best_accuracy
+        self.history = list(place.history)
+
+    def result(self, dataset: Dataset) -> TrainResult:
+        """The best epoch's network, and the one look at the test set, in float32 on the CPU's plain kernels."""
+        network = models.build(self.options.model, self.options.arguments)
+        network.load_state_dict({key: value.cpu().contiguous() for key, value in self.best.items()})
+        network.eval()
+        validation = evaluate.predict(network, self.validation.images, self.normalisation)
+        test = evaluate.predict(network, dataset.test.images, self.normalisation)
+        return TrainResult(
+            network=network,
+            normalisation=self.normalisation,
+            history=tuple(self.history),
+            best_epoch=self.best_epoch + 1,
+            validation=self.validation,
+            validation_logits=validation,
+            test_logits=test,
+            seconds=self.seconds,
+            acceleration=str(self.acceleration),
+            writes=self.group.writes,
+        )
+
+
+def cycle(recipe: Recipe, step: int, steps: int) -> float:
+    """The share of the peak learning rate at `step` of `steps`: one cycle of straight lines, or always 1."""
+    if recipe.schedule == "constant":
+        return 1.0
+    rise = max(1, round(recipe.warmup * steps))
+    if step < rise:
+        return recipe.start + (1 - recipe.start) * step / rise
+    return recipe.end + (1 - recipe.end) * (steps - step) / (steps - rise + 1)
+
+
+@torch.no_grad()
+def average_into(averaged: nn.Module, network: nn.Module, decay: float) -> None:
+    """averaged = decay * averaged + (1 - decay) * network, batch norm's statistics included; counters are copied."""
+    source = network.state_dict()
+    for key, value in averaged.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(source[key], 1 - decay)
+        else:
+            value.copy_(source[key])
+
+
+@torch.no_grad()
+def start_near_identity(network: nn.Module) -> None:
+    """The first filters of every inner convolution pass their channel through (Jordan 2024, airbench)."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and layer.in_channels >= 16:
+            nn.init.dirac_(layer.weight[: layer.in_channels])

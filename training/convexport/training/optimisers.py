@@ -1,0 +1,114 @@
+"""The optimisers a recipe can name, and their state as named tensors (for resuming without unpickling)."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from convexport.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from convexport.training.recipes import Recipe
+
+OPTIMISERS = ("sgd", "adagrad", "adam", "muon")
+
+
+class Optimiser:
+    """One or two of torch's optimisers behind one `step`; `scale` sets every learning rate to a share of its peak.
+
+    `muon` (Jordan et al. 2024, "Muon: an optimizer for hidden layers") orthogonalises the updates of the inner
+    convolutions, each taken as a matrix [filters, inputs * 9]; the rest goes through SGD at `side_rate`.
+    """
+
+    def __init__(self, network: nn.Module, recipe: Recipe) -> None:
+        if recipe.optimiser not in OPTIMISERS:
+            near = get_close_matches(recipe.optimiser, OPTIMISERS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(OPTIMISERS)}"
+            raise UsageError(f"optimiser {recipe.optimiser!r} is not known; {hint}")
+        inner = _inner_convolutions(network) if recipe.optimiser == "muon" else []
+        taken = {id(parameter) for parameter in inner}
+        rest = [parameter for parameter in network.parameters() if id(parameter) not in taken]
+        # torch's Muon takes matrices: each shares its memory with the convolution's weight.
+        self._pairs = [(parameter, nn.Parameter(_matrix(parameter.data))) for parameter in inner]
+        self._parts = [_plain(rest, recipe)]
+        if inner:
+            self._parts.append(
+                torch.optim.Muon(
+                    [matrix for _, matrix in self._pairs],
+                    lr=recipe.learning_rate,
+                    momentum=recipe.momentum,
+                    weight_decay=recipe.muon_decay,
+                )
+            )
+        self._peaks = [[group["lr"] for group in part.param_groups] for part in self._parts]
+
+    def scale(self, share: float) -> None:
+        """Sets every learning rate to `share` of its peak."""
+        for part, peaks in zip(self._parts, self._peaks, strict=True):
+            for group, peak in zip(part.param_groups, peaks, strict=True):
+                group["lr"] = peak * share
+
+    def zero_grad(self) -> None:
+        """Drops the gradients."""
+        for part in self._parts:
+            part.zero_grad(set_to_none=True)
+        for parameter, _ in self._pairs:
+            parameter.grad = None
+
+    def step(self) -> None:
+        """One update of every parameter from its gradient."""
+        for parameter, matrix in self._pairs:
+            assert parameter.grad is not None
+            matrix.grad = _matrix(parameter.grad.contiguous(memory_format=_format(parameter)))
+        for part in self._parts:
+            part.step()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state as tensors by name: `<part>.<parameter>.<key>`."""
+        return {
+            f"{number}.{index}.{key}": torch.as_tensor(value)
+            for number, part in enumerate(self._parts)
+            for index, values in part.state_dict()["state"].items()
+            for key, value in values.items()
+            if value is not None
+        }
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Puts the tensors of `tensors` back; hyper-parameters stay those of the recipe."""
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self._parts]
+        for name, value in tensors.items():
+            number, index, key = name.split(".", 2)
+            states[int(number)].setdefault(int(index), {})[key] = value
+        for part, state in zip(self._parts, states, strict=True):
+            part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+
+
+def _inner_convolutions(network: nn.Module) -> list[nn.Parameter]:
+    """Weights of the convolutions behind the first; the first sees pixels and stays with SGD."""
+    weights = [module.weight for module in network.modules() if isinstance(module, nn.Conv2d)]
+    return [weight for weight in weights[1:] if isinstance(weight, nn.Parameter)]
+
+
+def _format(weight: Tensor) -> torch.memory_format:
+    return torch.contiguous_format if weight.is_contiguous() else torch.channels_last
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """[K, C, H, W] as a view [K, C * H * W], its columns in memory order (their order does not matter to Muon)."""
+    return weight.flatten(1) if weight.is_contiguous() else weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def _plain(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """SGD, Adagrad or Adam; biases and batch norm's gains are not decayed."""
+    decayed = [parameter for parameter in parameters if parameter.dim() > 1]
+    free = [parameter for parameter in parameters if parameter.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    if recipe.optimiser == "adagrad":
+        return torch.optim.Adagrad(groups, lr=recipe.learning_rate)
+    if recipe.optimiser == "adam":
+        return torch.optim.Adam(groups, lr=recipe.learning_rate)
+    rate = recipe.side_rate if recipe.optimiser == "muon" else recipe.learning_rate
+    return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)

@@ -1,0 +1,155 @@
+"""Recipes: what is trained on what, for how long and how; a measured claim each (docs/experiments.md: the losers)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from convexport.runtime.errors import UsageError
+from convexport.training.augment import Augmentation
+
+Length = Literal["quick", "full"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one network is trained on one data set.
+
+    `learning_rate` is the peak of one cycle: linear from `start` of it over the first `warmup` share of all steps,
+    linear to `end` of it over the rest (Smith and Topin 2018); `constant` keeps it. `average` is the decay a step of
+    an exponential moving average of the weights, 0 for none; the average is what is evaluated and kept.
+    `validation` is the share of every class of the training set that chooses the best epoch and the temperature.
+    `identity` starts same-width convolutions near the identity (dirac; Jordan 2024, airbench).
+    `source` names where it comes from, `measured` the result with n, machine and date.
+    """
+
+    epochs: int
+    learning_rate: float
+    batch: int = 128
+    optimiser: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    side_rate: float = 0.02
+    muon_decay: float = 0.0
+    schedule: Literal["one-cycle", "constant"] = "one-cycle"
+    warmup: float = 0.2
+    start: float = 0.05
+    end: float = 0.0
+    label_smoothing: float = 0.0
+    average: float = 0.0
+    identity: bool = False
+    validation: float = 0.05
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    source: str = ""
+    measured: str = ""
+
+    def describe(self) -> dict[str, Any]:
+        """The recipe as plain values, for the checkpoint's header."""
+        return {key: value for key, value in asdict(self).items() if key != "measured"}
+
+
+_ALTERNATING = Augmentation(flip="alternating", translate=2)
+_VGG_SOURCE = (
+    "kuangliu/pytorch-cifar's VGG; alternating flips, reflected translation, identity start (airbench) and Muon: "
+    "Jordan 2024"
+)
+_VGG_QUICK = Recipe(
+    epochs=2,
+    learning_rate=0.03,
+    batch=256,
+    optimiser="muon",
+    muon_decay=0.02,
+    identity=True,
+    label_smoothing=0.1,
+    augmentation=_ALTERNATING,
+    source=_VGG_SOURCE,
+)
+_VGG_FULL = replace(_VGG_QUICK, epochs=12)
+_DISTORTED = Augmentation(rotate=10, scale=0.1, shear=0.1, shift=2)
+_LENET_SOURCE = "LeCun et al. 1998, section III.B (distortions); one cycle of Smith and Topin 2018"
+_COURSE = "the French course pages (SGD, no augmentation), with a validation split and one cycle"
+
+RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
+    ("lenet5", "mnist"): {
+        "quick": Recipe(epochs=5, learning_rate=0.1, weight_decay=1e-4, source=_LENET_SOURCE),
+        "full": Recipe(
+            epochs=20,
+            learning_rate=0.15,
+            weight_decay=1e-4,
+            label_smoothing=0.05,
+            augmentation=_DISTORTED,
+            source=_LENET_SOURCE,
+        ),
+    },
+    ("lenet5", "fashion-mnist"): {
+        "quick": Recipe(epochs=5, learning_rate=0.1, weight_decay=1e-4, source=_LENET_SOURCE),
+        "full": Recipe(
+            epochs=40,
+            learning_rate=0.1,
+            weight_decay=5e-4,
+            label_smoothing=0.05,
+            augmentation=Augmentation(flip="random", translate=1, pad="zero"),
+            source=_LENET_SOURCE,
+        ),
+    },
+    ("lenet5", "digits"): {
+        "quick": Recipe(epochs=30, learning_rate=0.1, batch=64, weight_decay=1e-4, validation=0.1),
+        "full": Recipe(
+            epochs=100,
+            learning_rate=0.1,
+            batch=64,
+            weight_decay=1e-4,
+            validation=0.1,
+            augmentation=Augmentation(rotate=10, scale=0.1, shift=1),
+        ),
+    },
+    **{(name, "cifar10"): {"quick": _VGG_QUICK, "full": _VGG_FULL} for name in ("vgg11", "vgg13", "vgg16", "vgg19")},
+    ("softmax", "mnist"): {
+        "quick": Recipe(epochs=5, learning_rate=0.1, weight_decay=0.0, source=_COURSE),
+        "full": Recipe(epochs=30, learning_rate=0.1, weight_decay=0.0, source=_COURSE),
+    },
+    ("mlp", "mnist"): {
+        "quick": Recipe(epochs=5, learning_rate=0.1, weight_decay=1e-4, source=_COURSE),
+        "full": Recipe(epochs=30, learning_rate=0.1, weight_decay=1e-4, augmentation=_DISTORTED, source=_COURSE),
+    },
+    ("cnn-mnist", "mnist"): {
+        "quick": Recipe(epochs=5, learning_rate=0.05, weight_decay=1e-4, source=_COURSE),
+        "full": Recipe(epochs=30, learning_rate=0.05, weight_decay=1e-4, source=_COURSE),
+    },
+    ("cnn-fashion", "fashion-mnist"): {
+        "quick": Recipe(epochs=5, learning_rate=0.05, source=_COURSE),
+        "full": Recipe(
+            epochs=25,
+            learning_rate=0.05,
+            label_smoothing=0.05,
+            augmentation=Augmentation(flip="random", translate=1, pad="zero"),
+            source=_COURSE,
+        ),
+    },
+    ("cnn-cifar10", "cifar10"): {
+        "quick": Recipe(epochs=5, learning_rate=0.05, source=_COURSE),
+        "full": Recipe(epochs=30, learning_rate=0.05, augmentation=_ALTERNATING, source=_COURSE),
+    },
+    ("cnn-keras", "cifar10"): {
+        "quick": Recipe(epochs=5, learning_rate=0.05, source=_COURSE),
+        "full": Recipe(epochs=40, learning_rate=0.05, augmentation=_ALTERNATING, source=_COURSE),
+    },
+}
+
+# For a network on a data set without a recipe of its own: nothing is claimed, and the source says so.
+_PLAIN: dict[Length, Recipe] = {
+    "quick": Recipe(epochs=5, learning_rate=0.05, source="no recipe of its own: a plain one"),
+    "full": Recipe(epochs=30, learning_rate=0.05, label_smoothing=0.05, source="no recipe of its own: a plain one"),
+}
+
+
+def find(model: str, dataset: str, length: str) -> Recipe:
+    """The recipe for `model` on `dataset`. Raises `UsageError` for an unknown length."""
+    table = RECIPES.get((model, dataset), _PLAIN)
+    for name, recipe in table.items():
+        if name == length:
+            return recipe
+    near = get_close_matches(length, table, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(table)}"
+    raise UsageError(f"recipe {length!r} is not known; {hint}")
