@@ -84,7 +84,7 @@ class _Shell(nn.Module):
         self.register_buffer("scale", (1 / (255 * std)).to(torch.float32).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        pixels = images.permute(0, 3, 1, 2).to(torch.float32)
+        pixels = images.to(torch.float32).permute(0, 3, 1, 2)  # TensorRT transposes no uint8
         logits = self.network(((pixels - self.offset) * self.scale).to(self.dtype)).to(torch.float32)
         if self.temperature != 1.0:
             logits = logits / self.temperature
