@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from convexport.runtime.devices import Device
+from convexport.runtime.errors import DeviceError
+
 # At and below this many pixels a map, oneDNN's direct kernels starve the matrix units; one large product feeds them.
 GEMM_PIXELS = 16
 
@@ -34,6 +37,18 @@ class Acceleration:
             if used
         ]
         return f"{self.device} ({', '.join(names)})"
+
+
+def resolve(name: str) -> torch.device:
+    """`auto`, `cpu`, `cuda` or `cuda:N` -> torch's device. Raises `DeviceError` where it is not there."""
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    device = torch.device(str(Device.parse(name)))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"device {name}: torch {torch.__version__} finds {torch.cuda.device_count()} GPUs; use --device cpu"
+        )
+    return device
 
 
 def choose(device: torch.device, network: nn.Module) -> Acceleration:

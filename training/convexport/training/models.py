@@ -190,7 +190,7 @@ class ModelEntry:
 
     build: Callable[..., nn.Sequential]
     size: int
-    channels: int
+    channels: Literal[1, 3]
     dataset: str
 
 

@@ -49,6 +49,9 @@ class Recipe:
         return {key: value for key, value in asdict(self).items() if key != "measured"}
 
 
+# Peaks for optimisers that a user names in place of a recipe's own.
+ADAPTIVE_RATES = {"adam": 1e-3, "adagrad": 1e-2}
+
 _ALTERNATING = Augmentation(flip="alternating", translate=2)
 _VGG_SOURCE = (
     "kuangliu/pytorch-cifar's VGG; alternating flips, reflected translation, identity start (airbench) and Muon: "

@@ -1,0 +1,197 @@
+"""`convtrain`: images and labels -> a checkpoint and its report."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from convexport.cli import terminal
+from convexport.runtime.errors import BackendError, CheckpointError
+
+if TYPE_CHECKING:
+    from convexport.training.checkpoint import Checkpoint
+    from convexport.training.datasets import Dataset
+    from convexport.training.loop import Progress, TrainOptions, TrainResult
+
+EXAMPLES = """\
+  convtrain --model lenet5                               MNIST, minutes on two cores
+  convtrain --model vgg19 --recipe full --device cuda    CIFAR-10
+  convtrain --model vgg19 --recipe full --resume         go on after Ctrl-C, a crash or a kill
+  convtrain --model cnn-mnist --optimiser adam --learning-rate 0.001
+  convtrain --model vgg11 --dataset photos/              a folder of class folders
+  torchrun --nproc-per-node 2 -m convexport.cli.convtrain --model vgg19
+"""
+
+
+def parser() -> terminal.Parser:
+    """The command's options."""
+    found = terminal.Parser("convtrain", "Train a network and write a checkpoint with its report.", EXAMPLES)
+    add = found.add_argument
+    add("--model", required=True, metavar="NAME", help="lenet5, vgg11, vgg13, vgg16, vgg19, softmax, mlp, cnn-...")
+    add("--dataset", metavar="NAME", help="mnist, fashion-mnist, cifar10, digits or a folder of class folders")
+    add("--recipe", default="quick", metavar="quick|full", help="minutes on two cores, or the best known (quick)")
+    add("--epochs", type=_positive, metavar="N", help="in place of the recipe's")
+    add("--batch", type=_positive, metavar="N", help="in place of the recipe's")
+    add("--optimiser", metavar="NAME", help="sgd, adagrad, adam or muon, in place of the recipe's")
+    add("--learning-rate", type=float, metavar="X", help="the peak, in place of the recipe's")
+    add("--activation", metavar="NAME", help="relu or selu, for the VGGs")
+    add("--seed", type=int, default=0, metavar="N", help="0")
+    add("--device", default="auto", metavar="cpu|cuda", help="auto: cuda where it is there")
+    add("--resume", action="store_true", help="continue an interrupted run to the same bits")
+    add("--data", metavar="DIR", help="root of the data sets ($CONVEXPORT_DATA, else data)")
+    add("--out", default="checkpoints", metavar="DIR", help="where the checkpoint goes (checkpoints)")
+    add("--half", action="store_true", help="store the weights in half precision: half the file")
+    return found
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; gives its exit code."""
+    options = parser().parse_args(argv)
+    return terminal.guard("convtrain", lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains and writes. Raises errors of `convexport.runtime.errors`."""
+    try:
+        from convexport.training import checkpoint, report
+        from convexport.training.loop import TrainOptions
+    except ImportError as error:
+        raise BackendError(
+            f"training needs {error.name}, which is not installed; pip install 'convexport[train]'"
+        ) from error
+    dataset, settings = _prepare(options, TrainOptions)
+    result = _train(settings, dataset, options)
+    if not result.writes:
+        return 0
+    target = Path(options.out) / f"{options.model}-{dataset.name}.safetensors"
+    from convexport.training.results import make_checkpoint, report_inputs
+
+    made = make_checkpoint(settings, dataset, result)
+    checkpoint.save(target, made, half=options.half)
+    page = target.with_suffix("") / "report.html"
+    report.write_report(page, report_inputs(made, dataset, result))
+    settings.state.unlink(missing_ok=True)
+    _summary(made, target, page, options)
+    return 0
+
+
+def _prepare(options: argparse.Namespace, factory: type[TrainOptions]) -> tuple[Dataset, TrainOptions]:
+    from convexport.runtime.manifest import Input
+    from convexport.training import acceleration, datasets, models, recipes
+
+    entry = models.entry(options.model)
+    name = options.dataset or entry.dataset
+    wanted = Input(height=entry.size, width=entry.size, channels=entry.channels)
+    dataset = datasets.load(name, datasets.data_root(options.data), wanted)
+    recipe = recipes.find(options.model, dataset.name, options.recipe)
+    changes = {
+        key: getattr(options, key)
+        for key in ("epochs", "batch", "optimiser", "learning_rate")
+        if getattr(options, key) is not None
+    }
+    if options.optimiser in {"adam", "adagrad"} and options.learning_rate is None:
+        changes["learning_rate"] = recipes.ADAPTIVE_RATES[options.optimiser]
+    recipe = replace(recipe, **changes)
+    arguments: dict[str, Any] = {"classes": len(dataset.classes["en"]), "channels": entry.channels}
+    if options.activation:
+        arguments["activation"] = options.activation
+    return dataset, factory(
+        model=options.model,
+        recipe=recipe,
+        state=Path(options.out) / f"{options.model}-{dataset.name}.state.safetensors",
+        arguments=arguments,
+        seed=options.seed,
+        device=str(acceleration.resolve(options.device)),
+        resume=options.resume,
+        stop=_stop_on_interrupt(),
+    )
+
+
+def _stop_on_interrupt() -> Any:
+    """Ctrl-C and SIGTERM are looked at between steps, where the state is whole; a second one ends at once."""
+    asked: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGTERM, note)
+    return lambda: bool(asked)
+
+
+def _train(settings: TrainOptions, dataset: Dataset, options: argparse.Namespace) -> TrainResult:
+    import os
+
+    from convexport.training.evaluate import EpochRecord
+    from convexport.training.loop import train
+
+    speaks = os.environ.get("RANK", "0") == "0"
+    if speaks:
+        recipe = settings.recipe
+        terminal.remark(
+            f"{settings.model} on {dataset.title}: {len(dataset.train)} training images, {recipe.epochs} epochs of "
+            f"{recipe.optimiser}, batch {recipe.batch}, seed {settings.seed}"
+        )
+    steps = train(settings, dataset)
+    with terminal.Bar("training" if speaks else "") as bar:
+        while True:
+            try:
+                event = next(steps)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if not speaks:
+                continue
+            if isinstance(event, EpochRecord):
+                terminal.remark(
+                    f"epoch {event.epoch:3d}/{settings.recipe.epochs}  loss {event.train_loss:.4f}  "
+                    f"accuracy {event.train_accuracy:7.2%}  validation {event.validation_accuracy:7.2%}  "
+                    f"{event.images_per_second:,.0f} images/s"
+                )
+            else:
+                bar.update(_share(event), _text(event))
+
+
+def _share(event: Progress) -> float:
+    return ((event.epoch - 1) * event.steps + event.step) / (event.epochs * event.steps)
+
+
+def _text(event: Progress) -> str:
+    minutes, seconds = divmod(round(event.seconds_left), 60)
+    return (
+        f"epoch {event.epoch}/{event.epochs}  loss {event.loss:.3f}  accuracy {event.accuracy:.1%}  "
+        f"{event.images_per_second:,.0f} images/s  {minutes}:{seconds:02d} left"
+    )
+
+
+def _summary(made: Checkpoint, target: Path, page: Path, options: argparse.Namespace) -> None:
+    accuracy = made.header.accuracy
+    if accuracy.test is None:
+        raise CheckpointError(f"checkpoint {target} has no test accuracy")
+    terminal.result(
+        f"test accuracy {accuracy.test:.2%} on {accuracy.test_images:,} images of {made.header.dataset.title}"
+    )
+    rows = [(name, f"{share:.2%}") for name, share in accuracy.per_class.items()]
+    for line in terminal.table(("class", "accuracy"), rows):
+        terminal.result(f"  {line}")
+    terminal.result(f"checkpoint  {target}")
+    terminal.result(f"report      {page}")
+    flags = f" --dataset {options.dataset}" if options.dataset else ""
+    flags += f" --checkpoint {target}" if options.out != "checkpoints" else ""
+    terminal.result(f"next: convexport --model {options.model}{flags} --fp16")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

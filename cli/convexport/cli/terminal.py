@@ -1,0 +1,143 @@
+"""The one module that knows terminals: bars, colours, tables, how errors end a command.
+
+stdout carries results and nothing else; progress and remarks go to stderr, bars only where it is a terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, NoReturn
+
+from convexport.runtime.errors import ConvexportError, UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+    from typing_extensions import Self
+
+_COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
+
+
+def guard(program: str, command: Callable[[], int]) -> int:
+    """Runs `command`; one of our errors becomes one line on stderr and its documented exit code."""
+    try:
+        code = command()
+        sys.stdout.flush()
+        return code
+    except ConvexportError as error:
+        remark(f"{program}: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        remark(f"{program}: interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader of our stdout went away (`classify ... | head`): nobody is left to tell, and Python's own flush at
+        # exit must not complain either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def remark(text: str) -> None:
+    """A line on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def result(text: str) -> None:
+    """A line on stdout: results and nothing else."""
+    print(text)
+
+
+def paint(text: str, colour: str, stream: IO[str] | None = None) -> str:
+    """`text` in `colour` where `stream` (stdout) is a terminal that has not asked for none (NO_COLOR)."""
+    if not (stream or sys.stdout).isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of aligned columns; a column whose cells are all numbers stands to the right."""
+    cells = [list(header), *[list(row) for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    right = [all(_is_number(row[column]) for row in rows) for column in range(len(header))]
+    return [
+        "  ".join(
+            cell.rjust(width) if flush else cell.ljust(width)
+            for cell, width, flush in zip(row, widths, right, strict=True)
+        ).rstrip()
+        for row in cells
+    ]
+
+
+def _is_number(text: str) -> bool:
+    return text[:1].isdigit() or text[:1] in {"-", "+", "±"} or text == ""
+
+
+def suggest(kind: str, name: str, known: Sequence[str]) -> UsageError:
+    """The error for an unknown name, with the nearest one."""
+    near = get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return UsageError(f"{kind} {name!r} is not known; {hint}")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors that suggest the nearest option or choice, and help that keeps its examples."""
+
+    def __init__(self, program: str, description: str, examples: str) -> None:
+        super().__init__(
+            prog=program,
+            description=description,
+            epilog=f"examples:\n{examples.rstrip()}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Like argparse's, but an unknown option comes with the nearest known one."""
+        found, rest = self.parse_known_args(args, namespace)
+        unknown = next((word for word in rest if word.startswith("-")), rest[0] if rest else None)
+        if unknown is not None:
+            name = unknown.split("=")[0]
+            near = get_close_matches(name, self._option_string_actions, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+            self.error(f"option {name} is not known; {hint}")
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        """One line on stderr and exit code 2."""
+        remark(f"{self.prog}: {message}")
+        raise SystemExit(UsageError.exit_code)
+
+
+class Bar:
+    """A progress bar on stderr, where that is a terminal; silent elsewhere."""
+
+    def __init__(self, description: str, total: float = 1.0) -> None:
+        self._description, self._total = description, total
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._progress.start()
+            self._task = self._progress.add_task(self._description, total=self._total, text="")
+        return self
+
+    def update(self, done: float, text: str = "") -> None:
+        """Shows `done` of the total, with `text` behind the bar."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, text=text)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()

@@ -1,0 +1,98 @@
+"""What a run leaves, made into a checkpoint and the report's inputs: accuracy, temperature, calibration, provenance."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+
+from convexport.runtime.manifest import Accuracy
+from convexport.runtime.manifest import Dataset as DatasetFacts
+from convexport.training import evaluate
+from convexport.training.checkpoint import FORMAT, Checkpoint, Header
+from convexport.training.datasets import Dataset
+from convexport.training.loop import TrainOptions, TrainResult
+from convexport.training.report import ReportInputs
+
+
+def make_checkpoint(options: TrainOptions, dataset: Dataset, result: TrainResult) -> Checkpoint:
+    """The run as a checkpoint: temperature fitted on the validation split, accuracies on the untouched test set."""
+    temperature = evaluate.fit_temperature(result.validation_logits, result.validation.labels)
+    classes = dataset.classes["en"]
+    labels = dataset.test.labels
+    probabilities = evaluate.softmax(result.test_logits, temperature)
+    accuracy = Accuracy(
+        test=evaluate.accuracy(probabilities, labels),
+        test_images=len(labels),
+        validation=evaluate.accuracy(evaluate.softmax(result.validation_logits), result.validation.labels),
+        per_class=evaluate.per_class(probabilities, labels, classes),
+        calibration_error=evaluate.calibration(probabilities, labels).error,
+        calibration_error_before=evaluate.calibration(evaluate.softmax(result.test_logits), labels).error,
+    )
+    header = Header(
+        format=FORMAT,
+        name=f"{options.model}-{dataset.name}",
+        model=options.model,
+        arguments=options.arguments,
+        classes=dataset.classes,
+        input=dataset.input,
+        normalisation=msgspec.structs.replace(result.normalisation, temperature=temperature),
+        dataset=DatasetFacts(
+            name=dataset.name, title=dataset.title, provenance=dataset.provenance, sha256=dataset.train.sha256
+        ),
+        recipe=options.recipe.describe() | {"ran": result.acceleration, "best_epoch": result.best_epoch},
+        accuracy=accuracy,
+        seed=options.seed,
+        versions={"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        git_commit=_git_commit(),
+        machine=_machine(options.device),
+        training_seconds=round(result.seconds, 1),
+    )
+    return Checkpoint(header, dict(result.network.state_dict()))
+
+
+def report_inputs(made: Checkpoint, dataset: Dataset, result: TrainResult) -> ReportInputs:
+    """Everything the report shows of this run."""
+    return ReportInputs(
+        header=made.header,
+        network=result.network,
+        history=result.history,
+        title=f"{made.header.model} on {dataset.title}",
+        test=dataset.test,
+        test_logits=result.test_logits,
+        validation_logits=result.validation_logits,
+        validation_labels=result.validation.labels,
+        temperature=made.header.normalisation.temperature,
+    )
+
+
+def _machine(device: str) -> str:
+    """The device's name: the GPU's, or the processor's and how many cores may be used."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    facts = Path("/proc/cpuinfo")
+    if facts.is_file():
+        found = [line for line in facts.read_text().splitlines() if line.startswith("model name")]
+        name = found[0].partition(":")[2].strip() if found else name
+    return f"{torch.get_num_threads()} cores of {name}"
+
+
+def _git_commit() -> str | None:
+    """The commit of the code that ran, with `+` where the tree had changes; None outside a repository."""
+    folder = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()
