@@ -156,7 +156,7 @@ def _which(root: Path, name: str) -> str:
     where = root if find_bundles(root) else Path("bundles")
     if not names:
         return f"there is none under {where}/; make one with: convexport --model lenet5"
-    near = difflib.get_close_matches(name, names, n=1)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {where / near[0]}? " if near else ""
     return f"{hint}{where}/ holds {', '.join(names)}; name one with --bundle"
 

@@ -58,9 +58,7 @@ def gpus() -> tuple[Gpu, ...]:
     try:
         driver = ctypes.CDLL(library)
     except OSError as error:
-        raise DeviceError(
-            f"no GPU was found: NVIDIA's driver is not installed ({library} cannot be loaded); {_MEND}"
-        ) from error
+        raise DeviceError(f"no GPU was found: NVIDIA's driver ({library}) is not installed; {_MEND}") from error
     code = int(driver.cuInit(0))
     if code:
         why = "the driver sees none" if code == _NO_DEVICE else f"the driver answers CUDA error {code}"

@@ -50,7 +50,8 @@ def create(bundle: Bundle, request: BackendRequest) -> tuple[Backend, str]:
                 raise
             refusals.append(_cause(error))
             continue
-        return backend, "; ".join([f"{name} on {device} in {backend.precision}", *refusals])
+        why = _why_precision(backend.precision, device, request)
+        return backend, "; ".join([f"{name} on {device} in {backend.precision}{why}", *refusals])
     raise AssertionError("there is always a candidate")  # pragma: no cover
 
 
@@ -67,6 +68,14 @@ def _candidates(request: BackendRequest, refusals: list[str]) -> list[tuple[str,
             refusals.append(_cause(error))
     names = ("tensorrt", "onnxruntime") if request.backend == "auto" else (request.backend,)
     return [(name, device) for device in there for name in names if name != "tensorrt" or device.kind == "cuda"]
+
+
+def _why_precision(precision: str, device: Device, request: BackendRequest) -> str:
+    if request.precision != "auto":
+        return ", as asked"
+    if precision == "int8" and device.kind == "cpu":
+        return ", which the export measured faster than fp32"
+    return ""
 
 
 def _cause(error: UnavailableError) -> str:

@@ -1,0 +1,231 @@
+"""`classify`: pictures and a bundle in, one record a picture out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from convexport.cli import terminal
+from convexport.runtime.errors import BundleError, GateRefused, UsageError
+
+if TYPE_CHECKING:
+    from convexport.runtime.classifier import Classifier, GoldenResult
+    from convexport.runtime.records import Record
+
+PROGRAM = "classify"
+FORMATS = ("text", "jsonl", "csv")
+SOME_FAILED = 3
+EXAMPLES = """\
+  classify cat.png                                       one picture, with the only bundle under bundles/
+  classify --bundle bundles/vgg19-cifar10-fp16 photos/   a folder, and those in it
+  classify 'images/*.png' --format jsonl --top 3         one JSON line a picture
+  find . -name '*.jpg' | classify - --format csv --output labels.csv
+  classify --lang fr plane.png                           labels in French
+  classify --device cuda --backend tensorrt images/      this device and back end, or exit code 5
+  classify --self-test                                   does this machine compute what the export computed?
+  classify --info                                        what the bundle says of itself
+
+exit codes: 0 done, 2 wrong use, 3 some inputs could not be read, 4 bundle missing or damaged,
+5 device, back end or library not there, 6 the self-test failed, 130 interrupted"""
+
+
+def parser() -> terminal.Parser:
+    """The options of the command."""
+    result = terminal.Parser(PROGRAM, "Classifies pictures with the network of a bundle.", EXAMPLES)
+    add = result.add_argument
+    add("inputs", nargs="*", metavar="INPUT", help="files, folders (searched through), globs; - reads names from stdin")
+    add("--bundle", metavar="PATH", help="folder or zip of the bundle; default: the only one under bundles/")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    add("--backend", default="auto", help="auto, onnxruntime or tensorrt (default: %(default)s)")
+    add("--precision", default="auto", help="auto, or one that the bundle holds: fp32, fp16, int8")
+    add("--batch", type=int, metavar="N", help="pictures computed at once; default: 64 on a CPU, 256 on a GPU")
+    add("--threads", type=int, metavar="N", help="threads of the CPU; default: one a core")
+    add("--top", type=int, metavar="K", help="classes a record lists; default: 1 in text, 3 in jsonl and csv")
+    add("--lang", default="en", metavar="LANGUAGE", help="language of the labels (default: %(default)s)")
+    add("--format", default="text", metavar="|".join(FORMATS), help="form of the results (default: %(default)s)")
+    add("--output", metavar="FILE", help="results go to this file, which appears when it is complete")
+    modes = result.add_mutually_exclusive_group()
+    modes.add_argument("--self-test", action="store_true", help="classify the bundle's golden images and compare")
+    modes.add_argument("--info", action="store_true", help="show what the bundle says of itself")
+    return result
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does what was asked -> exit code."""
+    warnings.filterwarnings("ignore", module="PIL")  # remarks on odd files, which are none of ours
+    if options.format not in FORMATS:
+        raise terminal.suggest("format", options.format, FORMATS)
+    modes: dict[str, Callable[[argparse.Namespace], int]] = {"info": _info, "self_test": _self_test}
+    for name, mode in modes.items():
+        if getattr(options, name):
+            if options.inputs:
+                raise UsageError(f"--{name.replace('_', '-')} takes no inputs, found {options.inputs[0]!r}")
+            return mode(options)
+    if not options.inputs:
+        raise UsageError(f"no picture was named; name files, folders or globs, see {PROGRAM} --help")
+    return _classify(options)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: arguments -> exit code."""
+    options = parser().parse_args(argv)
+    return terminal.guard(PROGRAM, lambda: run(options))
+
+
+def _classify(options: argparse.Namespace) -> int:
+    from convexport.runtime.images import find_images
+    from convexport.runtime.records import Failure, csv_header
+
+    total = failed = 0
+    with _open(options) as classifier:
+        _remark(classifier.description)
+        records = classifier.classify(find_images(_names(options.inputs)))
+        with _sink(options.output) as out, nullcontext() if out.isatty() else terminal.Bar("classifying") as bar:
+            out.write(csv_header(classifier.top) if options.format == "csv" else b"")
+            for record, line in _lines(records, options, classifier):
+                out.write(line)
+                total += 1
+                failed += isinstance(record, Failure)
+                if bar is None:
+                    out.flush()  # a terminal shows each answer as it comes
+                else:
+                    bar.update(0, f"{total:,}")
+    if failed:
+        _remark(f"{failed:,} of {total:,} inputs could not be read")
+    return SOME_FAILED if failed else 0
+
+
+def _self_test(options: argparse.Namespace) -> int:
+    with _open(options) as classifier, _sink(options.output) as out:
+        _remark(classifier.description)
+        place, results = classifier.bundle.path, classifier.self_test()
+        if not results:
+            raise BundleError(f"{place}: no golden images to test with; export the bundle again")
+        out.write(_golden_json(results) if options.format == "jsonl" else _golden_table(results))
+    wrong = sum(not result.passed for result in results)
+    if wrong:
+        raise GateRefused(
+            f"{wrong} of {len(results)} golden images differ from what the export computed; "
+            "this device computes wrongly: try another --device, --backend or --precision"
+        )
+    _remark(f"all {len(results)} golden images as at export; next: {PROGRAM} --bundle {place} PICTURE")
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    import msgspec
+
+    from convexport.cli.describe import describe
+    from convexport.runtime.bundle import default_bundle, open_bundle
+
+    with open_bundle(options.bundle or default_bundle()) as bundle, _sink(options.output) as out:
+        if options.format == "jsonl":
+            out.write(msgspec.json.encode(bundle.manifest, order="deterministic") + b"\n")
+        else:
+            out.writelines(f"{line}\n".encode() for line in describe(bundle))
+        _remark(f"every file is as exported; next: {PROGRAM} --bundle {bundle.path} --self-test")
+    return 0
+
+
+def _remark(text: str) -> None:
+    terminal.remark(f"{PROGRAM}: {text}")
+
+
+def _open(options: argparse.Namespace) -> Classifier:
+    from convexport.runtime.bundle import default_bundle
+    from convexport.runtime.classifier import TOP, Classifier
+
+    default_top = 1 if options.format == "text" else TOP
+    return Classifier(
+        options.bundle or default_bundle(),
+        options.device,
+        options.backend,
+        options.precision,
+        options.batch,
+        top=default_top if options.top is None else options.top,
+        language=options.lang,
+        threads=options.threads,
+    )
+
+
+def _names(inputs: Iterable[str]) -> Iterator[str]:
+    """The inputs, with the lines of standard input in the place of `-`."""
+    for name in inputs:
+        if name == "-":
+            yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
+        else:
+            yield name
+
+
+def _lines(
+    records: Iterator[Record], options: argparse.Namespace, classifier: Classifier
+) -> Iterator[tuple[Record, bytes]]:
+    """Records with the bytes that show each."""
+    from convexport.cli.text_lines import text_lines
+    from convexport.runtime.records import csv_line, json_line
+
+    if options.format == "jsonl":
+        yield from ((record, json_line(record)) for record in records)
+    elif options.format == "csv":
+        yield from ((record, csv_line(record, classifier.top)) for record in records)
+    else:
+        for record, text in text_lines(records, classifier.labels, options.lang):
+            yield record, text.encode()
+
+
+def _golden_json(results: list[GoldenResult]) -> bytes:
+    import msgspec
+
+    return b"".join(msgspec.json.encode({**asdict(result), "passed": result.passed}) + b"\n" for result in results)
+
+
+def _golden_table(results: list[GoldenResult]) -> bytes:
+    rows = [
+        (
+            r.file,
+            r.expected,
+            r.label,
+            f"{r.max_abs_difference:.1e}",
+            f"{r.tolerance:.1e}",
+            "ok" if r.passed else "FAILED",
+        )
+        for r in results
+    ]
+    lines = terminal.table(("image", "expected", "found", "max |Δp|", "limit", "result"), rows)
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+@contextmanager
+def _sink(output: str | None) -> Iterator[IO[bytes]]:
+    """Where results go: standard output, or a file that appears under its name only when it is complete."""
+    if output is None:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    place = Path(output)
+    # A device or a pipe is written to as it is: renaming would put a file in its place.
+    special = place.exists() and not place.is_file()
+    target = place if special else place.with_name(f".{place.name}.{os.getpid()}.part")
+    try:
+        out = target.open("wb")
+    except OSError as error:
+        raise UsageError(f"--output {output}: cannot be written ({error.strerror})") from error
+    try:
+        with out:
+            yield out
+            out.flush()
+            if not special:
+                os.fsync(out.fileno())
+        if not special:
+            target.replace(place)
+    except BaseException:
+        if not special:
+            target.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,53 @@
+"""Records as text for people: one line a picture, in columns. A single picture is answered in words first."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+
+from convexport.runtime.records import Candidate, Failure, Record
+
+WORDS = {"en": "Prediction", "fr": "Prédiction"}
+_WIDEST = 60
+
+
+def text_lines(records: Iterable[Record], labels: Iterable[str], language: str) -> Iterator[tuple[Record, str]]:
+    """Records, in order, with the text that shows each; the label column is as wide as the longest of `labels`."""
+    label_width = min(_WIDEST, max(_width(printable(label)) for label in labels))
+    path_width = 0
+    stream = iter(records)
+    head = list(islice(stream, 2))
+    for record in chain(head, stream):
+        path_width = max(path_width, min(_WIDEST, _width(printable(record.input))))
+        if isinstance(record, Failure):
+            yield record, printable(record.error.message) + "\n"
+            continue
+        answer = "  ".join(_candidate(candidate, label_width) for candidate in record.top)
+        notes = f"  ({'; '.join(record.notes)})" if record.notes else ""
+        line = f"{_padded(printable(record.input), path_width)}  {answer}{notes}\n"
+        if len(head) == 1:
+            label = printable(record.label)
+            line = f"{WORDS.get(language, WORDS['en'])}: {label[:1].upper()}{label[1:]}\n{line}"
+        yield record, line
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and never obeys: control characters, as a file's name may hold them, are escaped."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _candidate(candidate: Candidate, width: int) -> str:
+    return f"{_padded(printable(candidate.label), width)}  {100 * candidate.probability:5.1f} %"
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - _width(text))
+
+
+def _width(text: str) -> int:
+    """Columns on a terminal: two for the wide characters of East Asian scripts, none for combining marks."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.combining(character) != 0 for character in text)
