@@ -43,7 +43,8 @@ def to_onnx(checkpoint: Checkpoint, precision: FloatPrecision = "fp32") -> bytes
     _strip(model)
     _describe(model, header, precision)
     onnx.checker.check_model(model, full_check=True)
-    return model.SerializeToString(deterministic=True)
+    data: bytes = model.SerializeToString(deterministic=True)
+    return data
 
 
 def fold_batch_norm(network: nn.Sequential) -> nn.Sequential:

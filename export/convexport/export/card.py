@@ -1,0 +1,109 @@
+"""The model card: a bundle's `README.md`, made from its manifest alone."""
+
+from __future__ import annotations
+
+from convexport.runtime.manifest import Accuracy, Manifest, Verification
+
+INK = " Pictures of dark ink on light paper are inverted, and the record says so."
+FRAMING = {
+    "crop": "the shorter side is scaled and the middle is cut out",
+    "pad": "the longer side is scaled and the rest is black",
+    "stretch": "both sides are scaled",
+}
+RUNS_ON = {"fp32": "CPU", "fp16": "GPU", "int8": "CPU, where it was measured faster than fp32"}
+
+
+def card(manifest: Manifest) -> str:
+    """Markdown: what the model does and how well, how to run it, what it cannot do, where it comes from."""
+    labels = manifest.classes
+    dataset = manifest.provenance.dataset
+    return "\n".join(
+        [
+            f"# {manifest.name}",
+            "",
+            f"An image classifier: {manifest.model.name}, {manifest.model.parameters:,} parameters, {dataset.title}.",
+            f"Its {len(labels)} classes: {', '.join(labels)}.",
+            "",
+            "## How well it does",
+            "",
+            *_variants(manifest),
+            "",
+            *_accuracy(manifest),
+            "",
+            "## How to run it",
+            "",
+            "```sh",
+            "pip install 'convexport[cpu]'",
+            f"classify --bundle {manifest.name} photo.png",
+            f"classify --bundle {manifest.name} --self-test   # this device against the golden images",
+            "```",
+            "",
+            "## What it takes",
+            "",
+            _input(manifest),
+            "",
+            "## What it cannot do",
+            "",
+            "It answers with one of its classes whatever the picture shows, also when it shows none of them.",
+            "Its probabilities are meant for pictures like those it was trained on.",
+            "",
+            "## Where it comes from",
+            "",
+            f"- Data: {dataset.title}. {dataset.provenance}. Its terms hold for what was learnt from it.",
+            f"- Checkpoint: SHA-256 `{manifest.provenance.checkpoint_sha256}`",
+            *([f"- Code: commit `{manifest.provenance.git_commit}`"] if manifest.provenance.git_commit else []),
+            f"- Versions: {', '.join(f'{name} {version}' for name, version in manifest.provenance.versions.items())}",
+            "",
+        ]
+    )
+
+
+def _variants(manifest: Manifest) -> list[str]:
+    lines = [
+        "| variant | size | accuracy | agreement with torch | largest difference of a probability | for |",
+        "| --- | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for precision, variant in manifest.variants.items():
+        found = variant.verification
+        lines.append(
+            f"| {precision} | {manifest.files[variant.file].bytes:,} bytes | {accuracy_text(found)} | "
+            f"{found.agreement:.2%} | {found.max_abs_difference:.2g} | {RUNS_ON[precision]} |"
+        )
+    return lines
+
+
+def accuracy_text(found: Verification) -> str:
+    """`98.61 %`, or that it was not measured."""
+    return "not measured" if found.accuracy is None else f"{found.accuracy:.2%}"
+
+
+def _accuracy(manifest: Manifest) -> list[str]:
+    found = next(iter(manifest.variants.values())).verification
+    lines = [f"Compared with torch float32 on {found.images_kind}, through the runtime that serves the files."]
+    if any("fp16-storage-emulation" in v.verification.method for v in manifest.variants.values()):
+        device = manifest.variants["fp16"].verification.device
+        lines.append(
+            "FP16 ran on a GPU as well as in emulation."
+            if device != "cpu"
+            else "No GPU was there: FP16 was emulated by rounding the weights and every stored tensor through FP16."
+        )
+    if found.accuracy is None:
+        lines.append(f"Accuracy: {recorded(manifest.provenance.accuracy)}.")
+    return lines
+
+
+def recorded(accuracy: Accuracy) -> str:
+    """The checkpoint's own accuracy, quoted where it could not be measured again."""
+    if accuracy.test is None:
+        return "not measured, and the checkpoint states none"
+    return f"{accuracy.test:.2%} on {accuracy.test_images:,} test images, measured at training, not again here"
+
+
+def _input(manifest: Manifest) -> str:
+    size = manifest.input
+    colour = "RGB" if size.channels == 3 else "grey"
+    return (
+        f"Any picture; it is brought to {size.width} x {size.height} {colour} pixels: {FRAMING[size.framing]}."
+        + (INK if size.ink == "light-on-dark" else "")
+        + " Scaling, mean and standard deviation are inside the network's file."
+    )

@@ -1,0 +1,145 @@
+"""The gate: every variant against torch float32, through the runtime that will serve it; beyond a limit, no bundle.
+
+The checkpoint itself is held against its own header as well, since a network damaged before the export agrees with
+itself perfectly. What can be caught without labelled images, and what cannot, is in docs/decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from convexport.export import measures
+from convexport.export.measures import LIMITS, Reference, Served
+from convexport.export.precision import ElementTypes
+from convexport.runtime.classifier import Classifier
+from convexport.runtime.devices import gpus
+from convexport.runtime.errors import DeviceError, GateRefused, UnavailableError
+from convexport.runtime.manifest import Manifest, Measure, Precision, Verification
+from convexport.training.checkpoint import Checkpoint
+from convexport.training.datasets import Dataset
+
+Progress = Callable[[str], None]
+
+
+class Refusal(GateRefused):
+    """The gate refused an export; `result` holds every measurement."""
+
+    def __init__(self, message: str, result: GateResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+@dataclass(frozen=True)
+class GateResult:
+    """What the gate measured on each variant; `rates` in images/s on the CPU, `details` for `Variant.details`."""
+
+    verifications: dict[Precision, Verification]
+    rates: dict[Precision, float]
+    details: dict[Precision, dict[str, Any]]
+
+    @property
+    def failures(self) -> list[tuple[Precision, Measure]]:
+        """Every measure beyond its limit."""
+        return [
+            (precision, measure)
+            for precision, verification in self.verifications.items()
+            for measure in verification.measures
+            if not measure.passed
+        ]
+
+    def refuse(self) -> None:
+        """Raises `Refusal` where a measure lies beyond its limit."""
+        if not self.failures:
+            return
+        precision, first = self.failures[0]
+        more = f" and {len(self.failures) - 1} more" if len(self.failures) > 1 else ""
+        raise Refusal(
+            f"the gate refused {precision}: {first.name} is {first.value:.6g}, expected {first.relation} "
+            f"{first.limit:.6g}{more}; no bundle was written",
+            self,
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """What stands before the gate: a draft of a bundle, and the checkpoint with torch's answers that it must match.
+
+    `dataset` is None where no labelled test set is at hand.
+    """
+
+    folder: Path
+    manifest: Manifest
+    types: dict[Precision, ElementTypes]
+    checkpoint: Checkpoint
+    expected: Reference
+    dataset: Dataset | None
+
+
+def judge(case: Case, progress: Progress) -> GateResult:
+    """Measures every variant of a draft. Says nothing about limits passed or not: that is `GateResult.refuse`."""
+    details: dict[Precision, dict[str, Any]] = {}
+    verifications: dict[Precision, Verification] = {}
+    with ExitStack() as stack:
+        served: dict[Precision, Served] = {}
+        for precision in case.manifest.variants:
+            classifier = stack.enter_context(_open(case, "cpu", precision))
+            served[precision] = Served(classifier, case.expected.classes)
+        for precision, variant in served.items():
+            runner = _on_gpu(case, stack, progress) if precision == "fp16" else None
+            verifications[precision] = _verify(case, precision, runner or variant)
+            if precision == "fp16":
+                verifications[precision], emulation = measures.with_fp16_storage(
+                    verifications[precision], case.checkpoint, case.expected
+                )
+                details[precision] = {"fp16_storage": emulation.details()}
+            progress(f"gate {precision:<7}{summary(verifications[precision])}")
+        rates = measures.images_per_second(served, case.expected.sample.images)
+    return GateResult(verifications, rates, details)
+
+
+def summary(found: Verification) -> str:
+    """One line of a verification: accuracy, agreement, difference, and where it ran."""
+    accuracy = "accuracy not measured" if found.accuracy is None else f"accuracy {found.accuracy:.2%}"
+    failed = [measure.name for measure in found.measures if not measure.passed]
+    return f"{accuracy}, agreement {found.agreement:.2%}, max |Δp| {found.max_abs_difference:.2g} on {found.device}" + (
+        f"; beyond its limit: {', '.join(failed)}" if failed else ""
+    )
+
+
+def _open(case: Case, device: str, precision: Precision) -> Classifier:
+    backend, batch = "onnxruntime", measures.MAX_BATCH
+    return Classifier(case.folder, device, backend, precision, batch, top=len(case.expected.classes))
+
+
+def _on_gpu(case: Case, stack: ExitStack, progress: Progress) -> Served | None:
+    """FP16 where it really runs as FP16; None where there is no GPU or nothing that drives it."""
+    try:
+        gpus()
+    except DeviceError:
+        return None
+    try:
+        classifier = _open(case, "cuda", "fp16")
+    except UnavailableError as error:
+        progress(f"gate fp16   not run on the GPU: {error}")
+        return None
+    return Served(stack.enter_context(classifier), case.expected.classes)
+
+
+def _verify(case: Case, precision: Precision, served: Served) -> Verification:
+    found = measures.verify(precision, served, case.expected, case.types[precision])
+    extra: list[Measure] = []
+    if case.manifest.golden:
+        files = [case.folder / golden.file for golden in case.manifest.golden]
+        probabilities = measures.stacked(golden.probabilities for golden in case.manifest.golden)
+        extra.append(measures.verify_golden(served, files, probabilities, LIMITS[precision]))
+    if precision == "fp32":
+        classes = case.dataset.classes["en"] if case.dataset else None
+        title = case.dataset.title if case.dataset else ""
+        extra += measures.verify_checkpoint(case.checkpoint, case.expected, classes, title)
+    return msgspec.structs.replace(found, measures=(*found.measures, *extra))

@@ -1,0 +1,242 @@
+"""`export_bundle(options)`: checkpoint -> graph -> precisions -> engines -> gate -> bundle; a line a stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+
+from convexport.export import gate, graph, measures, precision, samples, writer
+from convexport.export.card import card
+from convexport.export.measures import Reference
+from convexport.export.precision import ElementTypes, Int8Options
+from convexport.export.source import Source, labelled_set, load_checkpoint
+from convexport.runtime.bundle import open_bundle
+from convexport.runtime.errors import DatasetError
+from convexport.runtime.manifest import FORMAT, Golden, Manifest, Model, Precision, Provenance, Variant, Verification
+from convexport.training import models
+from convexport.training.checkpoint import Checkpoint
+from convexport.training.datasets import Dataset
+
+Progress = Callable[[str], None]
+VERIFY_IMAGES = 2000
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported, from where, to where.
+
+    `verify_images` None takes the whole test set; `require_labels` ends the export where no labelled test set can be
+    had, in place of comparing on photographs.
+    """
+
+    source: Source
+    fp16: bool = False
+    int8: Int8Options | None = None
+    verify_images: int | None = VERIFY_IMAGES
+    require_labels: bool = False
+    data: Path = Path("data")
+    out: Path = Path("bundles")
+
+
+@dataclass(frozen=True)
+class ExportResult:
+    """The bundle's folder and what it holds."""
+
+    path: Path
+    manifest: Manifest
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Built:
+    """One variant's file, and what is known of it before the gate."""
+
+    data: bytes
+    types: ElementTypes
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def export_bundle(options: ExportOptions, progress: Progress = lambda line: None) -> ExportResult:
+    """Exports one checkpoint. Raises `gate.Refusal` where the gate refuses, else what `runtime.errors` documents."""
+    started = time.perf_counter()
+    checkpoint = load_checkpoint(options.source)
+    header = checkpoint.header
+    progress(f"checkpoint  {header.name}: {header.model}, {_recorded_line(checkpoint)}")
+    dataset = labelled_set(header, options.source.dataset, options.data)
+    sample, dataset = _sample(checkpoint, dataset, options, progress)
+    expected = measures.reference(checkpoint, sample)
+    built = _build(checkpoint, dataset, options, progress)
+    target = options.out / f"{header.name}-{'-'.join(name for name in built if name != 'fp32') or 'fp32'}"
+    with writer.drafting(target) as draft:
+        manifest = _draft(draft, target.name, checkpoint, built, expected)
+        types = {name: variant.types for name, variant in built.items()}
+        result = gate.judge(gate.Case(draft.path, manifest, types, checkpoint, expected, dataset), progress)
+        result.refuse()
+        manifest = _verified(manifest, result)
+        draft.write("README.md", card(manifest).encode())
+        manifest = msgspec.structs.replace(manifest, files=dict(draft.files))
+        draft.describe(manifest)
+        open_bundle(draft.path).close()
+    progress(f"bundle      {target}: {sum(file.bytes for file in draft.files.values()):,} bytes, verified")
+    return ExportResult(target, manifest, time.perf_counter() - started)
+
+
+def _recorded_line(checkpoint: Checkpoint) -> str:
+    parameters = models.parameter_count(checkpoint.network())
+    return f"{parameters:,} parameters, {checkpoint.header.dataset.title}, {_at_training(checkpoint)}"
+
+
+def _at_training(checkpoint: Checkpoint) -> str:
+    accuracy = checkpoint.header.accuracy
+    return "no accuracy stated" if accuracy.test is None else f"{accuracy.test:.2%} at training"
+
+
+def _sample(
+    checkpoint: Checkpoint, dataset: Dataset | None, options: ExportOptions, progress: Progress
+) -> tuple[samples.Sample, Dataset | None]:
+    """The pictures the gate looks at, and the data set if its test split could be read."""
+    header = checkpoint.header
+    reason = f"no data set is known for {header.name}"
+    if dataset is not None:
+        try:
+            with samples.impatient():
+                sample = samples.from_test_set(
+                    dataset.test, _names(dataset, header.classes["en"]), dataset.title, options.verify_images
+                )
+        except DatasetError as error:
+            if options.require_labels:
+                raise
+            reason = str(error)
+        else:
+            progress(f"images      {sample.kind}")
+            return sample, dataset
+    if options.require_labels:
+        raise DatasetError(f"{reason}; leave out --verify-images to compare on photographs without labels")
+    sample = samples.from_photographs(header.input)
+    progress(f"images      {sample.kind}; accuracy is not measured: {reason}")
+    return sample, None
+
+
+def _names(dataset: Dataset, own: tuple[str, ...]) -> tuple[str, ...]:
+    """The data set's classes as the checkpoint calls them: by name where the names are the same set, else by place."""
+    theirs = dataset.classes["en"]
+    if set(theirs) == set(own):
+        return theirs
+    if len(theirs) == len(own):
+        return own
+    raise DatasetError(f"data set {dataset.name} has {len(theirs)} classes, the checkpoint {len(own)}; name its own")
+
+
+def _build(
+    checkpoint: Checkpoint, dataset: Dataset | None, options: ExportOptions, progress: Progress
+) -> dict[Precision, _Built]:
+    """Every variant's file, fp32 first."""
+    files: dict[Precision, tuple[bytes, dict[str, Any]]] = {"fp32": (graph.to_onnx(checkpoint), {})}
+    if options.fp16:
+        files["fp16"] = (graph.to_onnx(checkpoint, "fp16"), {})
+    if options.int8 is not None:
+        if dataset is None:
+            raise DatasetError(
+                "int8 is calibrated on training images, and there are none; name their folder with --data"
+            )
+        chosen = samples.stratified(dataset.train.labels, options.int8.images)
+        details = {"calibration": msgspec.to_builtins(options.int8), "calibrated_on": f"{dataset.title} training set"}
+        files["int8"] = (precision.int8(files["fp32"][0], dataset.train.images[chosen], options.int8), details)
+    built: dict[Precision, _Built] = {}
+    for name, (data, details) in files.items():
+        types = precision.element_types(data)
+        built[name] = _Built(data, types, {"element_types": msgspec.to_builtins(types), **details})
+        weights = ", ".join(f"{count} {kind}" for kind, count in types.compute.items())
+        progress(f"{name:<12}{len(data):,} bytes, layers: {weights}")
+    return built
+
+
+def _draft(
+    draft: writer.Draft, name: str, checkpoint: Checkpoint, built: dict[Precision, _Built], expected: Reference
+) -> Manifest:
+    """Writes every file but the card, and a manifest without measurements, so that the runtime can open the draft."""
+    header = checkpoint.header
+    for kind, variant in built.items():
+        draft.write(f"model.{kind}.onnx", variant.data)
+    draft.write("labels.txt", "".join(f"{label}\n" for label in header.classes["en"]).encode())
+    golden = []
+    for number, row in enumerate(samples.golden_rows(expected.probabilities, expected.sample.images, header.input)):
+        file = f"golden/{number}.png"
+        draft.write(file, samples.png(expected.sample.images[row]))
+        label = expected.sample.truth[row] if expected.sample.truth else None
+        golden.append(Golden(file=file, label=label, probabilities=tuple(map(float, expected.probabilities[row]))))
+    manifest = Manifest(
+        format=FORMAT,
+        name=name,
+        model=Model(
+            name=header.model, arguments=header.arguments, parameters=models.parameter_count(checkpoint.network())
+        ),
+        input=header.input,
+        normalisation=header.normalisation,
+        labels=header.classes,
+        variants={kind: _unverified(kind, variant) for kind, variant in built.items()},
+        golden=tuple(golden),
+        provenance=_provenance(checkpoint),
+        files=dict(draft.files),
+    )
+    draft.describe(manifest)
+    return manifest
+
+
+def _provenance(checkpoint: Checkpoint) -> Provenance:
+    header = checkpoint.header
+    tools = {f"export.{name}": version(name) for name in ("convexport", "onnx", "torch")}
+    return Provenance(
+        checkpoint_sha256=checkpoint.sha256,
+        dataset=header.dataset,
+        recipe=header.recipe,
+        seed=header.seed,
+        git_commit=header.git_commit,
+        versions={**header.versions, **tools},
+        accuracy=header.accuracy,
+    )
+
+
+def _unverified(kind: Precision, variant: _Built) -> Variant:
+    model = onnx.load_from_string(variant.data)
+    nothing = Verification(
+        method=("not-run",),
+        backend="none",
+        device="none",
+        images=0,
+        images_kind="none",
+        accuracy=None,
+        torch_accuracy=None,
+        agreement=0.0,
+        max_abs_difference=1.0,
+        measures=(),
+    )
+    return Variant(
+        file=f"model.{kind}.onnx",
+        opset=model.opset_import[0].version,
+        ir_version=model.ir_version,
+        golden_tolerance=measures.LIMITS[kind].golden,
+        verification=nothing,
+        details=variant.details,
+    )
+
+
+def _verified(manifest: Manifest, result: gate.GateResult) -> Manifest:
+    """The manifest with what the gate measured."""
+    variants = {
+        kind: msgspec.structs.replace(
+            variant,
+            verification=result.verifications[kind],
+            images_per_second=result.rates[kind],
+            details={**variant.details, **result.details.get(kind, {})},
+        )
+        for kind, variant in manifest.variants.items()
+    }
+    return msgspec.structs.replace(manifest, variants=variants)

@@ -1,0 +1,138 @@
+"""Where an export starts: a checkpoint by name or path, or a state dict made elsewhere; and its data set."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+from torch import Tensor
+
+from convexport.runtime.errors import CheckpointError, UsageError
+from convexport.runtime.manifest import Accuracy, Input, Normalisation
+from convexport.runtime.manifest import Dataset as DatasetFacts
+from convexport.training import datasets, models
+from convexport.training.checkpoint import FORMAT, Checkpoint, Header, load, load_foreign
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What a state dict made elsewhere does not say: its classes in order, and how its pixels were normalised."""
+
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Which checkpoint: by `path`, else by `model` and `dataset` under `folder`. `foreign` describes a state dict."""
+
+    model: str | None = None
+    dataset: str | None = None
+    path: Path | None = None
+    foreign: Foreign | None = None
+    folder: Path = Path("checkpoints")
+
+
+def load_checkpoint(source: Source) -> Checkpoint:
+    """The checkpoint to export. Raises `UsageError` and `CheckpointError`."""
+    if source.model is not None:
+        models.entry(source.model)
+    if source.foreign is not None:
+        return _foreign(source, source.foreign)
+    checkpoint = load(source.path if source.path is not None else _by_name(source))
+    header = checkpoint.header
+    if source.model not in (None, header.model):
+        raise UsageError(f"checkpoint {header.name} holds {header.model}, not {source.model}; leave out --model")
+    classes = header.classes.get("en", ())
+    if len(set(classes)) != len(classes) or not classes:
+        raise CheckpointError(
+            f"checkpoint {header.name}: its classes {list(classes)} are not all different; train again"
+        )
+    return checkpoint
+
+
+def _by_name(source: Source) -> Path:
+    if source.model is None:
+        raise UsageError(
+            f"name the network with --model, or its file with --checkpoint; known: {', '.join(models.MODELS)}"
+        )
+    dataset = source.dataset or models.entry(source.model).dataset
+    path = source.folder / f"{source.model}-{Path(dataset).name}.safetensors"
+    if path.is_file():
+        return path
+    there = sorted(file.stem for file in source.folder.glob("*.safetensors"))
+    near = get_close_matches(path.stem, there, n=1, cutoff=0.8)
+    hint = f" or take {source.folder / near[0]}.safetensors" if near else ""
+    extra = f" --dataset {dataset}" if source.dataset else ""
+    raise CheckpointError(
+        f"checkpoint {path} is not there; train it with: convtrain --model {source.model}{extra}, "
+        f"name its file with --checkpoint{hint}"
+    )
+
+
+def _foreign(source: Source, facts: Foreign) -> Checkpoint:
+    if source.path is None or source.model is None:
+        raise UsageError("--classes, --mean and --std describe a state dict: name it with --checkpoint and --model")
+    entry = models.entry(source.model)
+    channels = len(facts.mean)
+    if channels not in (1, 3) or len(facts.std) != channels or min(facts.std) <= 0:
+        raise UsageError(
+            f"--mean {list(facts.mean)} --std {list(facts.std)}: expected 1 or 3 numbers each, std above 0"
+        )
+    if len(set(facts.classes)) != len(facts.classes) or len(facts.classes) < 2:
+        raise UsageError(
+            f"--classes holds {len(facts.classes)} labels; expected two or more, all different, one a line"
+        )
+    arguments = {"classes": len(facts.classes), "channels": channels}
+    state = _without_needless_biases(load_foreign(source.path), models.build(source.model, arguments).state_dict())
+    name = f"{source.model}-{Path(source.dataset).name if source.dataset else source.path.stem}"
+    header = Header(
+        format=FORMAT,
+        name=name,
+        model=source.model,
+        arguments=arguments,
+        classes={"en": facts.classes},
+        input=Input(height=entry.size, width=entry.size, channels=1 if channels == 1 else 3),
+        normalisation=Normalisation(mean=facts.mean, std=facts.std),
+        dataset=DatasetFacts(
+            name=source.dataset or UNKNOWN,
+            title=source.dataset or "data not stated",
+            provenance=f"state dict {source.path.name}, made elsewhere",
+        ),
+        recipe={},
+        accuracy=Accuracy(),
+        seed=None,
+        versions={},
+        git_commit=None,
+    )
+    return Checkpoint(header, state, hashlib.sha256(source.path.read_bytes()).hexdigest())
+
+
+def _without_needless_biases(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A convolution's bias before a batch norm (kuangliu/pytorch-cifar has one) moved into the batch norm's mean.
+
+    The normalised value is the same: (x + bias) - mean = x - (mean - bias).
+    """
+    state = {key: value.float() if value.is_floating_point() else value for key, value in found.items()}
+    for key in [key for key in state if key.endswith(".bias") and key not in expected]:
+        prefix, _, index = key.removesuffix(".bias").rpartition(".")
+        mean = f"{prefix}.{int(index) + 1}.running_mean" if index.isdecimal() else ""
+        if mean in state and f"{prefix}.{index}.weight" in expected and state[mean].shape == state[key].shape:
+            state[mean] = state[mean] - state.pop(key)
+    return state
+
+
+def labelled_set(header: Header, wanted: str | None, root: Path) -> datasets.Dataset | None:
+    """The data set by the name given, else the checkpoint's own; None where the checkpoint's is not one we can load.
+
+    Nothing is read yet. Raises `UsageError` for an unknown name that was given.
+    """
+    name = wanted or header.dataset.name
+    if wanted is None and name not in datasets.DATASETS and not Path(name).is_dir():
+        return None
+    return datasets.load(name, root, header.input)

@@ -1,0 +1,81 @@
+"""Real checkpoints, trained in a second or two, for tests: saved with everything a header says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from convexport.runtime.manifest import Accuracy, Normalisation
+from convexport.runtime.manifest import Dataset as DatasetFacts
+from convexport.training import datasets, evaluate, models
+from convexport.training.checkpoint import FORMAT, Checkpoint, Header, save
+
+MEAN, STD = 0.1307, 0.3081
+
+
+def train_checkpoint(model: str, dataset: datasets.Dataset, *, epochs: int = 6, seed: int = 0) -> Checkpoint:
+    """`model` trained on `dataset` with Adam, and measured on its test split."""
+    torch.manual_seed(seed)
+    channels = dataset.input.channels
+    normalisation = Normalisation(mean=(MEAN,) * channels, std=(STD,) * channels, temperature=1.25)
+    classes = dataset.classes["en"]
+    arguments = {"classes": len(classes), "channels": channels}
+    network = models.build(model, arguments)
+    images = torch.from_numpy(dataset.train.images).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(dataset.train.labels)
+    optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
+    mean, std = torch.tensor(normalisation.mean), torch.tensor(normalisation.std)
+    for _ in range(epochs):
+        for batch in torch.randperm(len(labels)).split(32):
+            loss = functional.cross_entropy(models.logits(network, images[batch], mean, std), labels[batch])
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+    found = evaluate.predict(network, dataset.test.images, normalisation)
+    header = Header(
+        format=FORMAT,
+        name=f"{model}-{dataset.name}",
+        model=model,
+        arguments=arguments,
+        classes=dataset.classes,
+        input=dataset.input,
+        normalisation=normalisation,
+        dataset=DatasetFacts(name=dataset.name, title=dataset.title, provenance=dataset.provenance),
+        recipe={"epochs": epochs, "optimiser": "adam"},
+        accuracy=Accuracy(
+            test=evaluate.accuracy(found, dataset.test.labels),
+            test_images=len(dataset.test),
+            per_class=evaluate.per_class(found, dataset.test.labels, classes),
+        ),
+        seed=seed,
+        versions={"torch": str(torch.__version__)},
+        git_commit=None,
+    )
+    return Checkpoint(header, {key: value.detach().clone() for key, value in network.state_dict().items()})
+
+
+def save_in(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Writes `checkpoint` where `convexport` looks for it."""
+    path = folder / f"{checkpoint.header.name}.safetensors"
+    save(path, checkpoint)
+    return path
+
+
+def coloured_digits() -> datasets.Dataset:
+    """Digits in which colour tells two classes of one shape apart: red ones and blue ones. 32 x 32 pixels, RGB."""
+    digits = datasets.load("digits", Path())
+
+    def read(split: datasets.SplitName) -> datasets.Split:
+        source = digits.read(split)
+        keep = np.flatnonzero(source.labels < 5)
+        shapes = np.pad(source.images[keep], ((0, 0), (2, 2), (2, 2), (0, 0)))
+        red, blue = (shapes * np.array(colour, np.uint8) for colour in ((1, 0, 0), (0, 0, 1)))
+        labels = source.labels[keep]
+        return datasets.Split(np.concatenate([red, blue]), np.concatenate([labels, labels + 5]))
+
+    names = tuple(f"{colour} {digit}" for colour in ("red", "blue") for digit in range(5))
+    wanted = type(digits.input)(height=32, width=32, channels=3)
+    return datasets.Dataset("coloured", "coloured digits", "made from digits", {"en": names}, wanted, read)
