@@ -254,7 +254,7 @@ def flipped(found: Probabilities, expected: Reference) -> list[Flip]:
     classes = expected.classes
     ours = expected.probabilities.argmax(axis=1)
     theirs = np.nan_to_num(found, nan=-1.0).argmax(axis=1)
-    lost = ~np.isfinite(found).all(axis=1)
+    lost = np.atleast_1d(~np.isfinite(found).all(axis=1))
     return [
         Flip(
             image=expected.sample.names[row],

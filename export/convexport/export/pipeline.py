@@ -14,6 +14,7 @@ import onnx
 
 from convexport.export import gate, graph, measures, precision, samples, writer
 from convexport.export.card import card
+from convexport.export.engines import EngineOptions, build_engines
 from convexport.export.measures import Reference
 from convexport.export.precision import ElementTypes, Int8Options
 from convexport.export.source import Source, labelled_set, load_checkpoint
@@ -32,14 +33,15 @@ VERIFY_IMAGES = 2000
 class ExportOptions:
     """What is exported, from where, to where.
 
-    `verify_images` None takes the whole test set; `require_labels` ends the export where no labelled test set can be
-    had, in place of comparing on photographs.
+    The gate takes at most `verify_images` of the labelled test set; `require_labels` ends the export where none can be
+    had, in place of comparing on photographs. `engines` None builds none.
     """
 
     source: Source
     fp16: bool = False
     int8: Int8Options | None = None
-    verify_images: int | None = VERIFY_IMAGES
+    engines: EngineOptions | None = None
+    verify_images: int = VERIFY_IMAGES
     require_labels: bool = False
     data: Path = Path("data")
     out: Path = Path("bundles")
@@ -76,6 +78,11 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
     target = options.out / f"{header.name}-{'-'.join(name for name in built if name != 'fp32') or 'fp32'}"
     with writer.drafting(target) as draft:
         manifest = _draft(draft, target.name, checkpoint, built, expected)
+        if options.engines is not None:
+            graphs = {name: variant.data for name, variant in built.items()}
+            engines = build_engines(draft, graphs, options.engines, progress)
+            manifest = msgspec.structs.replace(manifest, engines=engines, files=dict(draft.files))
+        draft.describe(manifest)
         types = {name: variant.types for name, variant in built.items()}
         result = gate.judge(gate.Case(draft.path, manifest, types, checkpoint, expected, dataset), progress)
         result.refuse()
@@ -161,7 +168,7 @@ def _build(
 def _draft(
     draft: writer.Draft, name: str, checkpoint: Checkpoint, built: dict[Precision, _Built], expected: Reference
 ) -> Manifest:
-    """Writes every file but the card, and a manifest without measurements, so that the runtime can open the draft."""
+    """Writes the graphs, labels and golden images -> a manifest without measurements, for the runtime to open."""
     header = checkpoint.header
     for kind, variant in built.items():
         draft.write(f"model.{kind}.onnx", variant.data)
@@ -186,7 +193,6 @@ def _draft(
         provenance=_provenance(checkpoint),
         files=dict(draft.files),
     )
-    draft.describe(manifest)
     return manifest
 
 

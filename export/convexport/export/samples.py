@@ -43,8 +43,8 @@ class Sample:
         return len(self.images)
 
 
-def from_test_set(test: Split, classes: tuple[str, ...], title: str, wanted: int | None) -> Sample:
-    """`wanted` pictures of a labelled test set, None for all: as many of each class as its share, chosen by seed."""
+def from_test_set(test: Split, classes: tuple[str, ...], title: str, wanted: int) -> Sample:
+    """At most `wanted` pictures of a labelled test set, as many of each class as its share, chosen by seed."""
     index = stratified(test.labels, wanted)
     kind = f"{title} test set, " + (
         f"all {len(test):,}" if len(index) == len(test) else f"{len(index):,} of {len(test):,}"
@@ -58,9 +58,9 @@ def from_test_set(test: Split, classes: tuple[str, ...], title: str, wanted: int
     )
 
 
-def stratified(labels: NDArray[np.int64], wanted: int | None) -> NDArray[np.int64]:
-    """Sorted indices of `wanted` entries, each class in proportion; the same ones every time."""
-    if wanted is None or wanted >= len(labels):
+def stratified(labels: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
+    """Sorted indices of at most `wanted` entries, each class in proportion; the same ones every time."""
+    if wanted >= len(labels):
         return np.arange(len(labels))
     rng = np.random.default_rng(SEED)
     # Each entry's place within its shuffled class, as a share of the class: the lowest are the proportional choice.

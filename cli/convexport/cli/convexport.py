@@ -1,0 +1,254 @@
+"""`convexport`: a checkpoint -> a verified bundle."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from convexport.cli import terminal
+from convexport.runtime.errors import BackendError, UsageError
+
+if TYPE_CHECKING:
+    from convexport.export.engines import EngineOptions
+    from convexport.export.gate import GateResult
+    from convexport.export.pipeline import ExportOptions, ExportResult
+    from convexport.export.precision import Int8Options
+    from convexport.export.source import Foreign
+    from convexport.runtime.manifest import Verification
+
+# Parts of the extras `export` and `cpu`: without one of them nothing can be exported.
+NEEDED = {"torch", "torchvision", "onnx", "onnxscript", "onnx_ir", "safetensors", "sklearn", "onnxruntime"}
+METHODS = ("minmax", "percentile", "entropy")
+ACTIVATIONS = ("uint8", "int8")
+
+EXAMPLES = """\
+  convexport --model lenet5 --fp16                       checkpoints/lenet5-mnist.safetensors -> bundles/
+  convexport --model vgg19 --fp16 --int8                 GPUs run fp16, CPUs the faster of fp32 and int8
+  convexport --model lenet5 --dataset digits             checkpoints/lenet5-digits.safetensors
+  convexport --model vgg19 --fp16 --verify-images all    the gate measures the whole test set
+  convexport --checkpoint net.pth --model vgg16 --classes labels.txt \\
+             --mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616 --dataset cifar10
+"""
+
+
+def parser() -> terminal.Parser:
+    """The command's options."""
+    found = terminal.Parser(
+        "convexport", "Export a checkpoint as a bundle whose accuracy was measured on the files in it.", EXAMPLES
+    )
+    add = found.add_argument
+    add("--model", metavar="NAME", help="lenet5, vgg11, vgg13, vgg16, vgg19, softmax, mlp, cnn-...")
+    add("--dataset", metavar="NAME", help="what it was trained on, if not the network's usual one; a name or a folder")
+    add("--checkpoint", type=Path, metavar="FILE", help="checkpoints/MODEL-DATASET.safetensors, or a .pth")
+    add("--fp16", action="store_true", help="an FP16 variant, for GPUs")
+    add("--int8", action="store_true", help="an INT8 variant, for CPUs, calibrated on training images")
+    add("--verify-images", type=_count, metavar="N|all", help="labelled test images the gate measures (2000)")
+    add("--out", type=Path, default=Path("bundles"), metavar="DIR", help="where the bundle goes (bundles)")
+    add("--data", metavar="DIR", help="root of the data sets ($CONVEXPORT_DATA, else data)")
+    add("--json", action="store_true", help="the manifest, or what the gate refused, as JSON on stdout")
+    group = found.add_argument_group("TensorRT engines").add_argument
+    group("--tensorrt", action=argparse.BooleanOptionalAction, help="build them (where the library is installed)")
+    group("--tensorrt-flavour", metavar="NAME", help="tensorrt or tensorrt_rtx, if both are installed")
+    group("--compute-capability", nargs="+", default=[], metavar="X.Y", help="GPUs an RTX plan is for (8.0 to 12.1)")
+    group = found.add_argument_group("a state dict made elsewhere (loaded without running code)").add_argument
+    group("--classes", type=Path, metavar="FILE", help="labels in class order, one a line")
+    group("--mean", type=_numbers, nargs="+", metavar="X", help="a channel, of pixels from 0 to 1")
+    group("--std", type=_numbers, nargs="+", metavar="X", help="a channel, of pixels from 0 to 1")
+    group = found.add_argument_group("calibration of INT8").add_argument
+    group("--calibration", default="minmax", metavar="METHOD", help=f"{', '.join(METHODS)} (minmax)")
+    group("--calibration-images", type=_positive, default=256, metavar="N", help="training images (256)")
+    group("--activations", default="uint8", metavar="TYPE", help=f"{' or '.join(ACTIVATIONS)} (uint8)")
+    group("--keep-float", nargs="+", default=[], metavar="NODE", help="nodes of the graph that are not quantised")
+    return found
+
+
+def _count(text: str) -> int:
+    return sys.maxsize if text == "all" else _positive(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+    return int(text)
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if part]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; gives its exit code."""
+    options = parser().parse_args(argv)
+    return terminal.guard("convexport", lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Exports. Raises errors of `convexport.runtime.errors`."""
+    try:
+        from convexport.export.gate import Refusal
+        from convexport.export.pipeline import export_bundle
+
+        wanted = _options(options)
+        try:
+            result = export_bundle(wanted, terminal.remark)
+        except Refusal as refusal:
+            _refused(refusal.result, as_json=options.json)
+            raise
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in NEEDED:
+            raise
+        raise BackendError(
+            f"exporting needs {error.name}, which is not installed; pip install 'convexport[export,cpu]'"
+        ) from error
+    if options.json:
+        terminal.result(_json({"bundle": str(result.path), "seconds": result.seconds, "manifest": result.manifest}))
+    else:
+        _summary(result)
+    return 0
+
+
+def _options(options: argparse.Namespace) -> ExportOptions:
+    from convexport.export.pipeline import VERIFY_IMAGES, ExportOptions
+    from convexport.export.source import Source
+    from convexport.training.datasets import data_root
+
+    return ExportOptions(
+        source=Source(options.model, options.dataset, options.checkpoint, _foreign(options)),
+        fp16=options.fp16,
+        int8=_int8(options) if options.int8 else None,
+        engines=_engines(options),
+        verify_images=options.verify_images or VERIFY_IMAGES,
+        require_labels=options.verify_images is not None,
+        data=data_root(options.data),
+        out=options.out,
+    )
+
+
+def _engines(options: argparse.Namespace) -> EngineOptions | None:
+    from convexport.export.engines import EngineOptions
+
+    named = bool(options.tensorrt_flavour or options.compute_capability)
+    if options.tensorrt is False:
+        if named:
+            raise UsageError("--no-tensorrt with --tensorrt-flavour or --compute-capability; leave one of them out")
+        return None
+    for text in options.compute_capability:
+        if not all(part.isdecimal() for part in text.split(".")) or text.count(".") != 1:
+            raise UsageError(f"compute capability {text!r} is none; expected one like 8.6")
+    return EngineOptions(
+        required=bool(options.tensorrt) or named,
+        flavour=options.tensorrt_flavour,
+        compute_capabilities=tuple(options.compute_capability),
+    )
+
+
+def _int8(options: argparse.Namespace) -> Int8Options:
+    from convexport.export.precision import Int8Options
+
+    if options.calibration not in METHODS:
+        raise terminal.suggest("calibration", options.calibration, METHODS)
+    if options.activations not in ACTIVATIONS:
+        raise terminal.suggest("activation type", options.activations, ACTIVATIONS)
+    return Int8Options(
+        method=options.calibration,
+        images=options.calibration_images,
+        activations=options.activations,
+        exclude=tuple(options.keep_float),
+    )
+
+
+def _foreign(options: argparse.Namespace) -> Foreign | None:
+    from convexport.export.source import Foreign
+
+    given = {name: getattr(options, name) for name in ("classes", "mean", "std")}
+    missing = [f"--{name}" for name, value in given.items() if value is None]
+    if len(missing) == len(given):
+        return None
+    if missing:
+        raise UsageError(
+            f"a state dict made elsewhere needs --classes, --mean and --std; {', '.join(missing)} is missing"
+        )
+    try:
+        lines = options.classes.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--classes {options.classes} cannot be read ({error}); expected one label a line") from error
+    labels = tuple(line.strip() for line in lines if line.strip())
+    mean, std = (tuple(value for part in given[name] for value in part) for name in ("mean", "std"))
+    return Foreign(labels, mean, std)
+
+
+def _summary(result: ExportResult) -> None:
+    manifest = result.manifest
+    found = manifest.variants["fp32"].verification
+    terminal.result(f"compared with torch float32 on {found.images_kind}")
+    rows = []
+    for name, variant in manifest.variants.items():
+        check = variant.verification
+        rate = variant.images_per_second
+        rows.append(
+            (
+                name,
+                f"{manifest.files[variant.file].bytes:,}",
+                _share(check.accuracy),
+                _share(check.agreement),
+                f"{check.max_abs_difference:.2g}",
+                "" if rate is None else f"{rate:,.0f}",
+            )
+        )
+    header = ("variant", "bytes", "accuracy", "agreement", "max |Δp|", "images/s on this CPU")
+    for line in terminal.table(header, rows):
+        terminal.result(f"  {line}")
+    for name, variant in manifest.variants.items():
+        _flips(name, variant.verification)
+    if found.accuracy is None:
+        from convexport.export.card import recorded
+
+        terminal.result(f"accuracy    {recorded(manifest.provenance.accuracy)}")
+    terminal.result(f"bundle      {result.path}  ({result.seconds:.0f} s)")
+    terminal.result(f"next: classify --bundle {result.path} photo.png")
+
+
+def _flips(name: str, found: Verification) -> None:
+    shown = [f"{flip.image} ({flip.torch} became {flip.variant})" for flip in found.flips[:5]]
+    if shown:
+        more = f", and {found.flips_total - len(shown)} more in the manifest" if found.flips_total > len(shown) else ""
+        terminal.result(f"flips       {name}: {', '.join(shown)}{more}")
+
+
+def _share(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.2%}"
+
+
+def _refused(result: GateResult, *, as_json: bool) -> None:
+    """What the gate measured, the failed measures marked."""
+    if as_json:
+        terminal.result(_json({"refused": True, "variants": result.verifications}))
+        return
+    rows = [
+        (
+            precision,
+            measure.name,
+            f"{measure.value:.6g}",
+            f"{measure.relation} {measure.limit:.6g}",
+            "passed" if measure.passed else "FAILED",
+        )
+        for precision, found in result.verifications.items()
+        for measure in found.measures
+    ]
+    for line in terminal.table(("variant", "measure", "value", "limit", ""), rows):
+        terminal.result(terminal.paint(line, "red") if line.endswith("FAILED") else line)
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value, order="deterministic").decode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
