@@ -179,7 +179,7 @@ def _draft(
         draft.write(file, samples.png(expected.sample.images[row]))
         label = expected.sample.truth[row] if expected.sample.truth else None
         golden.append(Golden(file=file, label=label, probabilities=tuple(map(float, expected.probabilities[row]))))
-    manifest = Manifest(
+    return Manifest(
         format=FORMAT,
         name=name,
         model=Model(
@@ -193,7 +193,6 @@ def _draft(
         provenance=_provenance(checkpoint),
         files=dict(draft.files),
     )
-    return manifest
 
 
 def _provenance(checkpoint: Checkpoint) -> Provenance:
