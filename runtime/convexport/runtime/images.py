@@ -26,7 +26,6 @@ import zlib
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,8 +115,11 @@ def load_image(source: Source, input: Input, *, name: str | None = None) -> tupl
         name = name or name_of(source)
         try:
             image = _flatten(_upright(_decode(source, name, input)), "L" if input.channels == 1 else "RGB")
-            inverted = input.ink == "light-on-dark" and _is_on_light_paper(np.asarray(image))
-            pixels = np.asarray(_frame(image, input, fill=255 if inverted else 0)).reshape(shape)
+            pixels = np.asarray(image)
+            inverted = input.ink == "light-on-dark" and _is_on_light_paper(pixels)
+            if image.size != (input.width, input.height):
+                pixels = np.asarray(_frame(image, input, fill=255 if inverted else 0))
+            pixels = pixels.reshape(shape)
         except _MALFORMED as error:
             raise InputError(f"{name}: damaged or truncated ({_reason(error)})", kind="unreadable") from error
     return (255 - pixels, (INVERTED,)) if inverted else (pixels, ())
@@ -166,14 +168,17 @@ def _decode(source: Source, name: str, input: Input) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
     image = source if isinstance(source, Image.Image) else _open(_read(source, name), name)
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        found = f"declares {width:,} x {height:,} pixels"
-        raise InputError(f"{name}: {found}, more than the {MAX_PIXELS:,} that are read", kind="too-large")
+    _check_size(*image.size, name)
     if image.format == "JPEG" and image is not source:
         image.draft(None, (GAP * input.width, GAP * input.height))
     image.load()
     return image
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width * height > MAX_PIXELS:
+        found = f"declares {width:,} x {height:,} pixels"
+        raise InputError(f"{name}: {found}, more than the {MAX_PIXELS:,} that are read", kind="too-large")
 
 
 def _from_array(array: Pixels, name: str) -> Image.Image:
@@ -190,14 +195,19 @@ def _read(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
     if isinstance(source, bytes):
         return source
     try:
-        status = os.stat(source)  # noqa: PTH116 - half the time of a Path
-        if not stat.S_ISREG(status.st_mode):
-            what = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-            raise InputError(f"{name}: {what}, expected a picture", kind="unsupported")
-        if status.st_size > MAX_BYTES:
-            raise InputError(f"{name}: {status.st_size:,} bytes, more than the {MAX_BYTES:,} read", kind="too-large")
-        with Path(source).open("rb", buffering=0) as file:
-            return file.read()
+        # Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
+        descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{name}: no regular file, expected a picture", kind="unsupported")
+            if status.st_size > MAX_BYTES:
+                found = f"{status.st_size:,} bytes"
+                raise InputError(f"{name}: {found}, more than the {MAX_BYTES:,} that are read", kind="too-large")
+            with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such file", kind="missing") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -214,6 +224,8 @@ def _open(data: bytes, name: str) -> Image.Image:
         raise InputError(f"{name}: the file is empty", kind="empty")
     for signature, module, plugin in _PLUGINS:
         if data.startswith(signature) and (module != "WebP" or data[8:12] == b"WEBP"):
+            if module == "Png":  # the header tells even where no pixel follows it
+                _check_size(int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"), name)
             opener = getattr(import_module(f"PIL.{module}ImagePlugin"), plugin)
             image: Image.Image = opener(BytesIO(data))
             return image
@@ -276,8 +288,6 @@ def _frame(image: Image.Image, input: Input, *, fill: int) -> Image.Image:
     """Brings `L` or `RGB` to the model's size; `fill` is the grey of padding."""
     width, height = image.size
     target = (input.width, input.height)
-    if image.size == target:
-        return image
     if input.framing == "stretch":
         return image.resize(target, _FILTER, reducing_gap=GAP)
     if input.framing == "crop":

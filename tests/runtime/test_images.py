@@ -1,0 +1,454 @@
+"""Pictures to uint8 [H, W, C]: every format, every mode, every way to be broken."""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from convexport.runtime import images
+from convexport.runtime.errors import InputError
+from convexport.runtime.images import INVERTED, find_images, load_image
+from convexport.runtime.manifest import Input
+from convexport.runtime.records import Failure
+
+GOLDEN = Path(__file__).parent / "golden"
+GREY = Input(height=14, width=14, channels=1)
+COLOUR = Input(height=12, width=16, channels=3)
+GOLDEN_INPUTS = {
+    "grey-crop": GREY,
+    "digit-pad": Input(height=14, width=14, channels=1, framing="pad", ink="light-on-dark"),
+    "colour-crop": COLOUR,
+    "colour-pad": Input(height=12, width=16, channels=3, framing="pad"),
+    "colour-stretch": Input(height=12, width=16, channels=3, framing="stretch"),
+}
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+    return pixels[:, :, 0] if channels == 1 else pixels
+
+
+def error(source: images.Source, input: Input = COLOUR) -> InputError:
+    with pytest.raises(InputError) as caught:
+        load_image(source, input)
+    return caught.value
+
+
+def png_of_declared_size(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+# Golden files
+
+
+@pytest.mark.parametrize("kind", GOLDEN_INPUTS)
+def test_every_golden_picture_comes_out_as_when_it_was_looked_at(kind: str) -> None:
+    with np.load(GOLDEN / "expected.npz") as expected:
+        files, answers = expected["files"], expected[kind]
+    for file, answer in zip(files, answers, strict=True):
+        pixels, _ = load_image(GOLDEN / str(file), GOLDEN_INPUTS[kind])
+        # Builds of libjpeg may differ by a level where they round; nothing else may.
+        limit = 2 if file.endswith(".jpg") else 0
+        assert np.abs(pixels.astype(int) - answer).max() <= limit, f"{file} for {kind}"
+
+
+def test_the_golden_folder_and_its_answers_name_the_same_files() -> None:
+    with np.load(GOLDEN / "expected.npz") as expected:
+        assert sorted(expected["files"]) == sorted(
+            path.name for path in GOLDEN.iterdir() if path.suffix not in {".py", ".npz"} and path.is_file()
+        )
+
+
+# Formats and modes
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "TIFF"])
+def test_a_lossless_picture_of_the_models_size_passes_bit_for_bit(kind: str) -> None:
+    pixels = noise(12, 16)
+    options = {"lossless": True} if kind == "WEBP" else {}
+    loaded, notes = load_image(encoded(Image.fromarray(pixels), kind, **options), COLOUR)
+    assert np.array_equal(loaded, pixels)
+    assert notes == ()
+
+
+@pytest.mark.parametrize("framing", ["crop", "pad", "stretch"])
+def test_an_array_of_the_models_size_passes_bit_for_bit_whatever_the_framing(framing: str) -> None:
+    pixels = noise(12, 16)
+    wanted = Input(height=12, width=16, channels=3, framing=framing)
+    assert np.array_equal(load_image(pixels, wanted)[0], pixels)
+    assert np.array_equal(load_image(Image.fromarray(pixels), wanted)[0], pixels)
+
+
+@pytest.mark.parametrize("mode", MODES + WIDE)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_mode_of_pillow_gives_the_models_shape(mode: str, channels: int) -> None:
+    wanted = Input(height=4, width=6, channels=channels)
+    for size in ((6, 4), (3, 5)):
+        pixels, _ = load_image(Image.new(mode, size), wanted)
+        assert (pixels.shape, pixels.dtype) == ((4, 6, channels), np.uint8)
+
+
+def test_every_mode_that_pillow_knows_is_among_those_tested() -> None:
+    assert set(Image.MODES) == set(MODES + WIDE)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBX", "RGBA", "RGBa", "PA", "P", "CMYK", "HSV", "YCbCr", "LAB"])
+def test_a_colour_survives_the_way_through_its_mode(mode: str) -> None:
+    red = Image.new("RGB", (16, 12), (204, 51, 51))
+    through = {"RGBa": lambda: red.convert("RGBA").convert("RGBa"), "PA": lambda: red.convert("P").convert("PA")}
+    if mode == "LAB":
+        image = Image.new("LAB", (16, 12), (115, 185, 158))  # L 45, a 57, b 30: about the same red
+    else:
+        image = through.get(mode, lambda: red.convert(mode))()
+    pixels, _ = load_image(image, COLOUR)
+    assert np.abs(pixels.astype(int) - [204, 51, 51]).max() <= (20 if mode == "LAB" else 4)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I;16L", "I;16N", "I"])
+def test_sixteen_bits_are_rounded_to_eight(mode: str) -> None:
+    values = np.array([[0, 128, 129, 257 * 100, 257 * 100 + 129, 65535]], np.uint16)
+    image = Image.fromarray(values.astype(np.int32), "I") if mode == "I" else _sixteen(values, mode)
+    pixels, _ = load_image(image, Input(height=1, width=6, channels=1))
+    assert pixels.ravel().tolist() == [0, 0, 1, 100, 101, 255]
+
+
+def _sixteen(values: np.ndarray, mode: str) -> Image.Image:
+    order = ">u2" if mode == "I;16B" else "<u2"
+    return Image.frombytes(mode, values.shape[::-1], values.astype(order).tobytes())
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_a_dark_sixteen_bit_file_stays_dark(kind: str) -> None:
+    values = np.full((14, 14), 200, np.uint16)
+    assert load_image(encoded(Image.fromarray(values), kind), GREY)[0].max() == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.5, 1.0], [0, 128, 255]),
+        ([0.0, 100.4, 255.0], [0, 100, 255]),
+        ([0.0, 25700.0, 65535.0], [0, 100, 255]),
+    ],
+)
+def test_floats_are_scaled_by_the_smallest_range_that_holds_them(values: list[float], expected: list[int]) -> None:
+    image = Image.fromarray(np.array([values], np.float32))
+    assert load_image(image, Input(height=1, width=3, channels=1))[0].ravel().tolist() == expected
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 1e6])
+def test_floats_beyond_every_range_are_refused(value: float) -> None:
+    image = Image.fromarray(np.array([[0.5, value]], np.float32))
+    assert error(image).kind == "unreadable"
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa", "La"])
+def test_transparency_lies_over_white(mode: str) -> None:
+    image = Image.new("RGBA", (16, 12), (0, 0, 0, 0)).convert("RGBA" if mode in {"RGBA", "RGBa"} else "LA")
+    pixels, _ = load_image(image.convert(mode), COLOUR)
+    assert (pixels == 255).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "P", "1", "I;16"])
+def test_a_transparent_colour_of_a_png_lies_over_white(mode: str) -> None:
+    image = Image.new(mode, (16, 12), 0)
+    key = (0, 0, 0) if mode == "RGB" else 0
+    pixels, _ = load_image(encoded(image, transparency=key), COLOUR)
+    assert (pixels == 255).all()
+
+
+def test_half_transparent_black_over_white_is_the_middle_grey() -> None:
+    assert (load_image(Image.new("RGBA", (16, 12), (0, 0, 0, 128)), COLOUR)[0] == 127).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_its_exif_orientation_says(kind: str, orientation: int) -> None:
+    upright = np.zeros((12, 16, 3), np.uint8)
+    upright[:6, :8] = 255  # only its upper left quarter is light
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright, 1),  # it wants a turn to the right, so it was stored turned to the left
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100} if kind in {"JPEG", "WEBP"} else {}
+    data = encoded(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif, **options)
+    pixels, _ = load_image(data, COLOUR)
+    assert np.abs(pixels.astype(int) - upright).max() < 60
+    assert pixels[:5, :7].min() > 200
+
+
+def test_a_broken_exif_block_leaves_the_picture_as_it_is() -> None:
+    pixels = noise(12, 16)
+    loaded, _ = load_image(encoded(Image.fromarray(pixels), exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), COLOUR)
+    assert np.array_equal(loaded, pixels)
+
+
+def test_the_first_frame_of_a_gif_counts() -> None:
+    frames = [Image.new("L", (16, 12), level) for level in (250, 10)]
+    pixels, _ = load_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), COLOUR)
+    assert (pixels == 250).all()
+
+
+def test_a_file_is_told_by_its_bytes_and_not_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "really-a-jpeg.png"
+    path.write_bytes(encoded(Image.new("RGB", (16, 12), "white"), "JPEG"))
+    assert (load_image(path, COLOUR)[0] == 255).all()
+
+
+@pytest.mark.parametrize("shape", [(12, 16), (12, 16, 1), (12, 16, 3), (12, 16, 4), (12, 16, 2), (5, 7, 3)])
+def test_arrays_of_one_to_four_channels_are_taken(shape: tuple[int, ...]) -> None:
+    assert (load_image(np.full(shape, 255, np.uint8), COLOUR)[0] == 255).all()
+
+
+# Framing
+
+
+def _halves(width: int, height: int) -> Image.Image:
+    """Red on the left, blue on the right."""
+    image = Image.new("RGB", (width, height), "red")
+    image.paste("blue", (width // 2, 0, width, height))
+    return image
+
+
+def test_cropping_takes_the_middle_and_keeps_proportions() -> None:
+    image = Image.new("RGB", (400, 100), "red")
+    image.paste("blue", (150, 0, 250, 100))
+    pixels, _ = load_image(image, Input(height=10, width=10, channels=3))
+    # The outermost columns see their neighbours, as when the whole picture is scaled first and cut then.
+    assert (pixels[:, 1:-1] == [0, 0, 255]).all()
+    assert (pixels[:, [0, -1], 2] > 200).all()
+
+
+def test_padding_keeps_the_whole_picture_on_black() -> None:
+    pixels, _ = load_image(_halves(40, 20), Input(height=10, width=10, channels=3, framing="pad"))
+    assert (pixels[:2] == 0).all()
+    assert (pixels[8:] == 0).all()
+    assert (pixels[3:7, :4] == [255, 0, 0]).all()
+    assert (pixels[3:7, 6:] == [0, 0, 255]).all()
+
+
+def test_stretching_shows_everything_and_pads_nothing() -> None:
+    pixels, _ = load_image(_halves(40, 20), Input(height=10, width=10, channels=3, framing="stretch"))
+    assert (pixels[:, :4] == [255, 0, 0]).all()
+    assert (pixels[:, 6:] == [0, 0, 255]).all()
+
+
+def test_shrinking_is_antialiased() -> None:
+    stripes = np.zeros((64, 64), np.uint8)
+    stripes[:, ::2] = 255
+    for framing in ("crop", "pad", "stretch"):
+        pixels, _ = load_image(stripes, Input(height=8, width=8, channels=1, framing=framing))
+        assert np.abs(pixels.astype(int) - 127).max() <= 2
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (13, 17), (33, 32)])
+@pytest.mark.parametrize("framing", ["crop", "pad", "stretch"])
+def test_extreme_shapes_are_framed_too(size: tuple[int, int], framing: str) -> None:
+    pixels, _ = load_image(Image.new("RGB", size, "white"), Input(height=12, width=16, channels=3, framing=framing))
+    assert pixels.max() == 255
+
+
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same() -> None:
+    smooth = Image.radial_gradient("L").resize((1600, 1200)).convert("RGB")
+    data = encoded(smooth, "JPEG", quality=95)
+    small, _ = load_image(data, COLOUR)
+    full, _ = load_image(Image.open(BytesIO(data)), COLOUR)
+    assert np.abs(small.astype(int) - full).max() <= 3
+
+
+def test_the_jpeg_that_declares_much_and_holds_little_is_decoded_at_an_eighth(monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import JpegImagePlugin
+
+    sizes = []
+    load = JpegImagePlugin.JpegImageFile.load
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "load", lambda self: (sizes.append(self.size), load(self))[1])
+    load_image(encoded(Image.new("L", (3072, 11808)), "JPEG"), Input(height=32, width=32, channels=3))
+    assert sizes[0] == (384, 1476)
+
+
+# Ink
+
+
+def test_dark_ink_on_light_paper_is_inverted_and_noted() -> None:
+    paper = np.full((14, 14, 1), 240, np.uint8)
+    paper[5:9, 5:9] = 10
+    wanted = Input(height=14, width=14, channels=1, ink="light-on-dark")
+    for source in (paper, Image.fromarray(paper[:, :, 0]), encoded(Image.fromarray(paper[:, :, 0]))):
+        pixels, notes = load_image(source, wanted)
+        assert np.array_equal(pixels, 255 - paper)
+        assert notes == (INVERTED,) == ("inverted: dark ink on light paper",)
+        assert load_image(source, GREY)[1] == ()
+
+
+def test_light_ink_on_dark_paper_stays_as_it_is() -> None:
+    digit = np.zeros((14, 14, 1), np.uint8)
+    digit[:, 5:9] = 255  # it may touch the border
+    pixels, notes = load_image(digit, Input(height=14, width=14, channels=1, ink="light-on-dark"))
+    assert np.array_equal(pixels, digit)
+    assert notes == ()
+
+
+def test_inverted_paper_is_padded_with_black() -> None:
+    wanted = Input(height=14, width=14, channels=1, framing="pad", ink="light-on-dark")
+    pixels, notes = load_image(Image.new("L", (40, 20), 255), wanted)
+    assert notes == (INVERTED,)
+    assert (pixels == 0).all()
+
+
+# Bad input
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    found = error(tmp_path / "nope.png")
+    assert (found.kind, str(found)) == ("missing", f"{tmp_path / 'nope.png'}: no such file")
+
+
+def test_an_empty_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "empty.png"
+    path.touch()
+    assert (error(path).kind, str(error(path))) == ("empty", f"{path}: the file is empty")
+
+
+def test_a_text_file_named_png_is_no_picture(tmp_path: Path) -> None:
+    path = tmp_path / "letter.png"
+    path.write_text("Dear Sir")
+    expected = f"{path}: not a picture (it begins b'Dear Sir'), expected PNG, JPEG, WebP, BMP, GIF or TIFF"
+    assert (error(path).kind, str(error(path))) == ("unreadable", expected)
+
+
+def test_a_folder_and_a_pipe_are_no_pictures(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    for path in (tmp_path, tmp_path / "pipe.png"):
+        assert str(error(path)) == f"{path}: no regular file, expected a picture"
+
+
+def test_a_truncated_jpeg_is_refused() -> None:
+    data = encoded(Image.fromarray(noise(64, 64)), "JPEG")
+    found = error(data[: len(data) // 2])
+    assert found.kind == "unreadable"
+    assert str(found).startswith("picture: damaged or truncated (image file is truncated")
+
+
+def test_a_png_header_of_a_hundred_thousand_pixels_squared_is_refused_before_decoding() -> None:
+    found = error(png_of_declared_size(100_000, 100_000))
+    expected = "picture: declares 100,000 x 100,000 pixels, more than the 89,478,485 that are read"
+    assert (found.kind, str(found)) == ("too-large", expected)
+
+
+def test_an_enormous_file_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "huge.png"
+    with path.open("wb") as file:
+        file.truncate(images.MAX_BYTES + 1)
+    expected = f"{path}: 536,870,913 bytes, more than the 536,870,912 that are read"
+    assert (error(path).kind, str(error(path))) == ("too-large", expected)
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((2, 2), np.float32), np.zeros((2, 2, 5), np.uint8), np.zeros((0, 2), np.uint8)]
+)
+def test_arrays_of_another_kind_are_refused(array: np.ndarray) -> None:
+    found = error(array)
+    expected = f"picture: an array of {array.dtype} {list(array.shape)}, expected uint8 [H, W] or [H, W, 1 to 4]"
+    assert (found.kind, str(found)) == ("unsupported", expected)
+
+
+def test_a_name_that_is_no_unicode_is_shown_escaped(tmp_path: Path) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.png")
+    assert str(error(path)) == f"{tmp_path}/\\xff.png: no such file"
+    str(error(path)).encode()
+
+
+SEEDS = [encoded(Image.fromarray(noise(9, 11)).convert("P" if kind == "GIF" else "RGB"), kind) for kind in FORMATS]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.sampled_from(SEEDS), data=st.data())
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_mutilated_files_give_a_picture_or_an_input_error(seed: bytes, data: st.DataObject) -> None:
+    damaged = bytearray(seed[: data.draw(st.integers(4, len(seed)))])
+    for _ in range(data.draw(st.integers(0, 8))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        pixels, _ = load_image(bytes(damaged), COLOUR)
+    except InputError:
+        return
+    assert pixels.shape == (12, 16, 3)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    mode=st.sampled_from(MODES + WIDE),
+    size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    framing=st.sampled_from(["crop", "pad", "stretch"]),
+    ink=st.sampled_from(["any", "light-on-dark"]),
+    channels=st.sampled_from([1, 3]),
+)
+def test_any_mode_size_and_framing_gives_the_models_shape(
+    mode: str, size: tuple[int, int], framing: str, ink: str, channels: int
+) -> None:
+    wanted = Input(height=7, width=9, channels=channels, framing=framing, ink=ink)
+    assert load_image(Image.new(mode, size), wanted)[0].shape == (7, 9, channels)
+
+
+# Names
+
+
+def test_folders_are_searched_through_in_order_without_hidden_and_foreign_files(tmp_path: Path) -> None:
+    for name in ("b.png", "a/z.JPG", "a/y.webp", "c/deep/x.tif", ".hidden.png", ".git/w.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "loop").symlink_to(tmp_path)
+    found = [os.path.relpath(str(name), tmp_path) for name in find_images([tmp_path])]
+    assert found == ["a/y.webp", "a/z.JPG", "b.png", "c/deep/x.tif"]
+
+
+def test_globs_are_expanded_by_us_too_and_files_named_like_globs_are_files(tmp_path: Path) -> None:
+    for name in ("b.png", "a.png", "c[1].png", "sub/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    at = f"{tmp_path}/"
+    assert list(find_images([f"{at}[ab].png"])) == [f"{at}a.png", f"{at}b.png"]
+    assert list(find_images([f"{at}c[1].png"])) == [f"{at}c[1].png"]
+    assert list(find_images([f"{at}s*"])) == [f"{at}sub/d.png"]
+    assert list(find_images([f"{at}**/d.png"])) == [f"{at}sub/d.png"]
+
+
+def test_what_leads_to_nothing_keeps_its_place(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.png").touch()
+    a, missing, empty, pattern = (str(tmp_path / name) for name in ("a.png", "missing.png", "empty", "*.gif"))
+    found = list(find_images([missing, empty, pattern, a]))
+    assert found[0] == missing
+    assert [record.error.kind for record in found if isinstance(record, Failure)] == ["empty", "missing"]
+    assert [record.error.message for record in found if isinstance(record, Failure)] == [
+        f"{empty}: no PNG, JPEG, WebP, BMP, GIF or TIFF file in this folder",
+        f"{pattern}: no file matches",
+    ]
+    assert found[3] == a
