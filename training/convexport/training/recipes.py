@@ -97,7 +97,7 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
         ),
     },
     ("lenet5", "digits"): {
-        "quick": Recipe(epochs=30, learning_rate=0.1, batch=64, weight_decay=1e-4, validation=0.1),
+        "quick": Recipe(epochs=15, learning_rate=0.1, batch=64, weight_decay=1e-4, validation=0.1),
         "full": Recipe(
             epochs=100,
             learning_rate=0.1,

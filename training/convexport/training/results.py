@@ -47,7 +47,7 @@ def make_checkpoint(options: TrainOptions, dataset: Dataset, result: TrainResult
         recipe=options.recipe.describe() | {"ran": result.acceleration, "best_epoch": result.best_epoch},
         accuracy=accuracy,
         seed=options.seed,
-        versions={"torch": torch.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        versions={"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()},
         git_commit=_git_commit(),
         machine=_machine(options.device),
         training_seconds=round(result.seconds, 1),

@@ -1,0 +1,38 @@
+"""Writes test images of a data set as PNG files, named by place and label: `00042-7.png`.
+
+    python benchmarks/images.py --dataset mnist --out build/mnist-png
+    classify build/mnist-png --bundle bundles/lenet5-mnist-fp16 --format jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from PIL import Image
+
+from convexport.training import datasets
+
+
+def main() -> None:
+    """Writes the first `--count` test images, or all."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, help=f"{', '.join(datasets.DATASETS)} or a folder of class folders")
+    parser.add_argument("--data", help="root of the data sets ($CONVEXPORT_DATA, else data)")
+    parser.add_argument("--count", type=int, help="the first N images (all)")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+
+    dataset = datasets.load(options.dataset, datasets.data_root(options.data))
+    options.out.mkdir(parents=True, exist_ok=True)
+    split = dataset.test
+    count = min(len(split), options.count or len(split))
+    for place in range(count):
+        name = f"{place:05d}-{dataset.classes['en'][split.labels[place]].replace('/', '-')}.png"
+        pixels = split.images[place]
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(options.out / name)
+    print(f"{count} images in {options.out}")
+
+
+if __name__ == "__main__":
+    main()
