@@ -108,3 +108,10 @@ def test_images_that_are_all_right_or_all_wrong_end_at_a_bound() -> None:
     logits = np.array([[3.0, 0.0], [0.0, 1.0]], np.float32)
     assert evaluate.fit_temperature(logits, np.array([0, 1])) == evaluate.TEMPERATURES[0]
     assert evaluate.fit_temperature(logits, np.array([1, 0])) == evaluate.TEMPERATURES[1]
+
+
+def test_the_interval_holds_the_share_and_narrows_with_more_images() -> None:
+    assert evaluate.wilson(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert evaluate.wilson(1.0, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+    narrow = evaluate.wilson(0.5, 10_000)
+    assert 0.49 < narrow[0] < 0.5 < narrow[1] < 0.51

@@ -99,6 +99,14 @@ def accuracy(probabilities: NDArray[Any], labels: NDArray[np.int64]) -> float:
     return float(np.mean(probabilities.argmax(axis=1) == labels))
 
 
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95 % interval of a share measured on `count` images (Wilson 1927)."""
+    z = 1.959964
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (share * (1 - share) / count + z * z / (4 * count * count)) ** 0.5
+    return max(middle - half, 0.0), min(middle + half, 1.0)
+
+
 def per_class(probabilities: NDArray[Any], labels: NDArray[np.int64], classes: Sequence[str]) -> dict[str, float]:
     """Accuracy among the images of each class; a class without images is left out."""
     correct = probabilities.argmax(axis=1) == labels

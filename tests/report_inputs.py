@@ -1,0 +1,121 @@
+"""What the tests of the report are made of: a LeNet5 that saw the digits for seconds, and untrained networks."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalisation
+from convexport.training import datasets, evaluate, models
+from convexport.training.checkpoint import FORMAT, Header
+from convexport.training.datasets import Split
+from convexport.training.evaluate import EpochRecord
+from convexport.training.report import ReportInputs
+
+DIGITS_NORMALISATION = Normalisation(mean=(0.16,), std=(0.31,))
+
+
+def header(model: str, normalisation: Normalisation, dataset: Dataset) -> Header:
+    entry = models.entry(model)
+    return Header(
+        format=FORMAT,
+        name=f"{model}-{dataset.name}",
+        model=model,
+        arguments={},
+        classes={"en": datasets.DIGITS if entry.channels == 1 else datasets.CIFAR10},
+        input=Input(height=entry.size, width=entry.size, channels=1 if entry.channels == 1 else 3),
+        normalisation=normalisation,
+        dataset=dataset,
+        recipe={"epochs": 3, "optimiser": "sgd", "augmentation": {"flip": "none", "translate": 2}},
+        accuracy=Accuracy(),
+        seed=0,
+        versions={"torch": torch.__version__},
+        git_commit=None,
+    )
+
+
+@cache
+def lenet5_on_digits(epochs: int = 3) -> ReportInputs:
+    """A LeNet5 after a few epochs on scikit-learn's digits: good, and with mistakes left to show. About 2 seconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # pictures this small gain nothing from more
+    try:
+        return _trained(epochs)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _trained(epochs: int) -> ReportInputs:
+    torch.manual_seed(0)
+    dataset = datasets.load("digits", Path())
+    train, validation = datasets.holdout(dataset.train, 0.1, 0)
+    network = models.build("lenet5")
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    images, labels = torch.from_numpy(train.images).permute(0, 3, 1, 2), torch.from_numpy(train.labels)
+    mean, std = torch.tensor(DIGITS_NORMALISATION.mean), torch.tensor(DIGITS_NORMALISATION.std)
+    history: list[EpochRecord] = []
+    for epoch in range(1, epochs + 1):
+        losses: list[float] = []
+        for batch in torch.randperm(len(images)).split(32):  # type: ignore[no-untyped-call]
+            loss = F.cross_entropy(models.logits(network, images[batch], mean, std), labels[batch])
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            losses.append(loss.item())
+        history.append(_epoch(epoch, float(np.mean(losses)), network, train, validation))
+    network.eval()
+    test, before = dataset.test, evaluate.predict(network, validation.images, DIGITS_NORMALISATION)
+    about = Dataset(name="digits", title=dataset.title, provenance=dataset.provenance)
+    return ReportInputs(
+        header=header("lenet5", DIGITS_NORMALISATION, about),
+        network=network,
+        history=tuple(history),
+        title="LeNet5 on digits",
+        test=test,
+        test_logits=evaluate.predict(network, test.images, DIGITS_NORMALISATION),
+        validation_logits=before,
+        validation_labels=validation.labels,
+        temperature=evaluate.fit_temperature(before, validation.labels),
+    )
+
+
+def _epoch(epoch: int, loss: float, network: torch.nn.Module, train: Split, validation: Split) -> EpochRecord:
+    seen, held = (evaluate.predict(network, split.images, DIGITS_NORMALISATION) for split in (train, validation))
+    return EpochRecord(
+        epoch=epoch,
+        train_loss=loss,
+        train_accuracy=evaluate.accuracy(seen, train.labels),
+        validation_loss=evaluate.cross_entropy(held, validation.labels),
+        validation_accuracy=evaluate.accuracy(held, validation.labels),
+        learning_rate=0.05,
+        images_per_second=1000.0,
+        seconds=1.0,
+    )
+
+
+def untrained(model: str, images: int) -> ReportInputs:
+    """A fresh network on noise: every kind of network gets a report, in no time."""
+    torch.manual_seed(0)
+    entry = models.entry(model)
+    rng = np.random.default_rng(0)
+    network = models.build(model).eval()
+    normalisation = Normalisation(mean=(0.5,) * entry.channels, std=(0.25,) * entry.channels)
+    pixels: NDArray[np.uint8] = rng.integers(0, 256, (images, entry.size, entry.size, entry.channels), dtype=np.uint8)
+    labels: NDArray[np.int64] = np.arange(images, dtype=np.int64) % 10
+    logits = evaluate.predict(network, pixels, normalisation)
+    return ReportInputs(
+        header=header(model, normalisation, Dataset(name="noise", title="noise", provenance="uniform noise")),
+        network=network,
+        history=(),
+        title=f"{model} on noise",
+        test=Split(pixels, labels),
+        test_logits=logits,
+        validation_logits=logits,
+        validation_labels=labels,
+        temperature=1.0,
+    )

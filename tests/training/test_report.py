@@ -1,0 +1,238 @@
+"""The report as a file: whole, self-contained, the same bytes each time, for every network and awkward class names."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convexport.training import evaluate, few_pixels, models, report, report_charts, report_pictures, report_sections
+from convexport.training.report_sections import percent
+from report_inputs import lenet5_on_digits, untrained
+
+
+@pytest.fixture(scope="module")
+def inputs() -> report.ReportInputs:
+    return lenet5_on_digits()
+
+
+@pytest.fixture(scope="module")
+def page(inputs: report.ReportInputs) -> str:
+    return report.render(inputs)
+
+
+def data_of(page: str) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+def test_the_report_appears_whole_and_its_bytes_repeat(inputs: report.ReportInputs, page: str, tmp_path: Path) -> None:
+    report.write_report(tmp_path / "report.html", inputs)
+    assert (tmp_path / "report.html").read_bytes() == page.encode()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+    assert len(page) < 4_000_000
+
+
+def test_nothing_in_the_report_points_outside_it(page: str) -> None:
+    assert re.findall(r"(?:src|href)=\"(?!#|data:)[^\"]*", page) == []
+    assert re.findall(r"url\((?!data:)[^)]*", page) == []
+    assert "http" not in re.sub(r'http-equiv="|data:[^")]*', "", page)
+
+
+def test_every_count_of_the_confusion_matrix_is_there_and_opens_its_own_pictures(
+    inputs: report.ReportInputs, page: str
+) -> None:
+    counts = evaluate.confusion(inputs.test_logits, inputs.test.labels)
+    shown = {
+        tuple(map(int, cell.split(","))): int(count)
+        for cell, count in re.findall(r'data-cell="([\d,]+)" data-count="(\d+)"', page)
+    }
+    assert shown == {(row, column): counts[row, column] for row, column in np.argwhere(counts)}
+    data = data_of(page)
+    predicted = inputs.test_logits.argmax(axis=1)
+    for (row, column), count in shown.items():
+        pictures = [data["pictures"][place] for place in data["cells"][f"{row},{column}"]]
+        assert 0 < len(pictures) <= count
+        assert all(true == row and top[0][0] == column == predicted[index] for index, true, top in pictures)
+
+
+def test_the_most_confident_mistakes_are_mistakes_in_falling_order(page: str) -> None:
+    section = page[page.index("The most confident mistakes") : page.index('<section id="confidence">')]
+    places = [int(place) for place in re.findall(r'data-picture="(\d+)"', section)]
+    pictures = [data_of(page)["pictures"][place] for place in places]
+    assert pictures
+    assert all(top[0][0] != true for _, true, top in pictures)
+    assert section.count('class="card wrong"') == len(pictures)
+    confidences = [top[0][1] for _, _, top in pictures]
+    assert confidences == sorted(confidences, reverse=True)
+
+
+def test_the_hard_quiz_has_the_pictures_with_the_smallest_margins(inputs: report.ReportInputs, page: str) -> None:
+    probabilities = np.sort(evaluate.softmax(inputs.test_logits, inputs.temperature), axis=1)
+    margins = probabilities[:, -1] - probabilities[:, -2]
+    data = data_of(page)
+    hard = {data["pictures"][place][0] for place in data["quiz"]["hard"]}
+    assert hard == set(np.argsort(margins, kind="stable")[: len(hard)].tolist())
+    assert len(set(data["quiz"]["random"])) == 60
+
+
+def test_the_sprite_sheet_holds_the_very_pixels_of_the_pictures(inputs: report.ReportInputs) -> None:
+    pictures = inputs.test.images[:7]
+    sheet = report_pictures.sprite(pictures)
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet.uri.partition(",")[2]))))
+    assert (sheet.columns, sheet.rows) == (3, 3)
+    for index, picture in enumerate(pictures):
+        top, left = 28 * (index // 3), 28 * (index % 3)
+        assert np.array_equal(pixels[top : top + 28, left : left + 28], picture[..., 0])
+    assert [sheet.position(index) for index in (0, 4, 8)] == [
+        "0.0000% 0.0000%",
+        "50.0000% 50.0000%",
+        "100.0000% 100.0000%",
+    ]
+
+
+@pytest.mark.parametrize("model", ["softmax", "mlp", "cnn-mnist", "cnn-fashion", "cnn-cifar10", "cnn-keras", "vgg11"])
+def test_every_network_gets_its_report(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The search is the slow part, and has tests of its own.
+    monkeypatch.setattr(report_sections, "FOOLED", 0 if model == "vgg11" else 1)
+    page = report.render(untrained(model, images=12))
+    dense = model in {"softmax", "mlp"}
+    assert ("This network has no convolution" in page) is dense
+    assert ("Sobel, vertical edges" in page) is not dense
+    assert "No training history came with this network." in page
+    assert "nan" not in page.split('id="data"')[0].replace("data:", "").lower().split("base64")[0]
+
+
+def test_class_names_are_text_and_never_markup() -> None:
+    inputs = untrained("softmax", images=30)
+    names = ("</script><script>alert(1)</script>", '"><img src=x>', *"23456789")
+    inputs = replace(inputs, header=msgspec.structs.replace(inputs.header, classes={"en": names}))
+    page = report.render(inputs)
+    assert page.count("<script") == 2
+    assert "<img" not in page
+    assert data_of(page)["classes"] == list(names)
+
+
+def test_a_network_without_mistakes_and_one_without_a_right_answer_get_reports() -> None:
+    inputs = untrained("softmax", images=30)
+    right = (np.eye(10)[inputs.test.labels] * 9).astype(np.float32)
+    page = report.render(replace(inputs, test_logits=right))
+    assert "It made no mistake on these test pictures." in page
+    assert "100.0 %</strong> of 30 test pictures named right" in page
+    assert 'id="fooling"' not in report.render(replace(inputs, test_logits=-right))
+
+
+@pytest.mark.parametrize(("share", "shown"), [(0.9912, "99.1 %"), (1.0, "100.0 %"), (0.9999, "99.9 %"), (0.0, "0.0 %")])
+def test_nothing_but_certainty_is_shown_as_certain(share: float, shown: str) -> None:
+    assert percent(share) == shown
+
+
+def test_durations_are_for_people() -> None:
+    assert [report.duration(value) for value in (4.24, 59.7, 75, 3660)] == [
+        "4.2 s",
+        "1 min 0 s",
+        "1 min 15 s",
+        "1 h 1 min",
+    ]
+
+
+def test_few_pixels_fool_the_network_and_each_is_needed(inputs: report.ReportInputs) -> None:
+    right = np.flatnonzero(inputs.test_logits.argmax(axis=1) == inputs.test.labels)[:4]
+    normalisation = inputs.header.normalisation
+    for index in right:
+        image, label = inputs.test.images[index], int(inputs.test.labels[index])
+        found = few_pixels.fool(inputs.network, image, label, normalisation)
+        assert found.fooled
+        assert set(found.pixels) == set(map(tuple, np.argwhere((found.changed != image).any(axis=2)).tolist()))
+        assert evaluate.predict(inputs.network, found.changed[None], normalisation).argmax() != label
+        for row, column in found.pixels if len(found.pixels) > 1 else ():
+            restored = found.changed.copy()
+            restored[row, column] = image[row, column]
+            assert evaluate.predict(inputs.network, restored[None], normalisation).argmax() == label
+
+
+def test_a_search_that_gives_up_says_so_and_keeps_its_bounds(inputs: report.ReportInputs) -> None:
+    best = int(inputs.test_logits.max(axis=1).argmax())
+    label = int(inputs.test_logits[best].argmax())
+    search = few_pixels.Search(candidates=5, pixels=1)
+    found = few_pixels.fool(inputs.network, inputs.test.images[best], label, inputs.header.normalisation, search)
+    assert (found.fooled, len(found.pixels), found.passes) == (False, 1, 1 + 5 + 1)
+
+
+def test_edge_filters_are_prewitt_and_sobel_and_answer_to_their_own_edges() -> None:
+    filters = report_pictures.edge_filters(3)
+    assert (filters["Prewitt, horizontal edges"] * 6).tolist() == [[1, 1, 1], [0, 0, 0], [-1, -1, -1]]
+    assert (filters["Sobel, vertical edges"] * 8).tolist() == [[1, 0, -1], [2, 0, -2], [1, 0, -1]]
+    assert (report_pictures.edge_filters(5)["Sobel, horizontal edges"][0] * 96).tolist() == [1, 4, 6, 4, 1]
+    image = np.zeros((8, 8, 1), np.uint8)
+    image[4:] = 255  # one horizontal edge
+    white = 247
+    maps = report_pictures.edge_maps(image, filters)
+    assert [bool((one != white).any()) for one in maps] == [True, False, True, False]
+
+
+def test_feature_maps_are_the_first_convolution_of_the_normalised_picture(inputs: report.ReportInputs) -> None:
+    image = inputs.test.images[0]
+    maps = report_pictures.feature_maps(inputs.network, image, inputs.header.normalisation)
+    assert maps.shape == (6, 28, 28, 3)
+    with pytest.raises(ValueError, match="the network's first layer is no convolution"):
+        report_pictures.feature_maps(models.build("softmax"), image, inputs.header.normalisation)
+
+
+def test_a_kernel_that_is_an_edge_filter_is_recognised() -> None:
+    network = models.build("cnn-fashion")
+    sobel = report_pictures.edge_filters(3)["Sobel, vertical edges"]
+    with torch.no_grad():
+        network[0].weight[5, 0] = torch.from_numpy(sobel)
+    layer = report_pictures.first_layer(network, 1)
+    assert layer is not None
+    assert layer.kernels
+    assert layer.edges[5].tolist() == pytest.approx([0.0, 1.0])
+
+
+def test_a_line_chart_has_its_points_where_the_values_are() -> None:
+    axis = report_charts.Axis("loss", 0.0, 1.0)
+    svg = report_charts.line_chart("Loss <1>", {"training": [1.0, float("nan"), 0.0]}, [1, 2, 3], axis)
+    assert 'aria-label="Loss &lt;1&gt;"' in svg
+    assert '<polyline class="line line-0" points="52.0,14.0 398.0,220.0"/>' in svg
+    assert "training, epoch 3: 0" in svg
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.0, 0.0], [1e-9, 2e-9], [3.0, 40_000.0]])
+def test_an_axis_has_a_few_round_ticks_in_its_range(values: list[float]) -> None:
+    axis = report_charts.axis_over("loss", values)
+    ticks = axis.ticks()
+    assert 2 <= len(ticks) <= 7
+    assert all(axis.low - 1e-12 <= tick <= axis.high * (1 + 1e-9) for tick in ticks)
+
+
+def test_the_validation_figures_are_left_out_where_there_are_none() -> None:
+    inputs = untrained("softmax", images=30)
+    empty = np.zeros((0, 10), np.float32)
+    page = report.render(replace(inputs, validation_logits=empty, validation_labels=np.zeros(0, np.int64)))
+    assert "validation (fitted here)" not in page
+    assert '<th scope="row">test</th>' in page
+
+
+def test_colour_pictures_stay_small_and_true() -> None:
+    ramp = np.linspace(0, 255, 32).astype(np.uint8)
+    channels = [np.broadcast_to(ramp[:, None], (32, 32)), np.broadcast_to(ramp, (32, 32))]
+    pictures = np.stack([np.stack([*channels, np.full((32, 32), blue, np.uint8)], axis=2) for blue in range(64)])
+    sheet = report_pictures.sprite(pictures)
+    assert sheet.uri.startswith("data:image/jpeg;base64,")
+    data = base64.b64decode(sheet.uri.partition(",")[2])
+    assert len(data) < 600 * len(pictures)
+    pixels = np.asarray(Image.open(io.BytesIO(data))).astype(int)
+    assert np.abs(pixels[:32, :32] - pictures[0]).max() < 24

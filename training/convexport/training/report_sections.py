@@ -1,0 +1,299 @@
+"""What each section of the report shows: curves, confusion, predictions, calibration, first layer, pixels, quiz.
+
+Apart from report.py, which fills the template: each function here takes measurements and gives plain values for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+from torch import nn
+
+from convexport.training import evaluate, few_pixels, models, report_charts, report_pictures
+from convexport.training.checkpoint import Header
+from convexport.training.datasets import Split
+from convexport.training.evaluate import EpochRecord
+from convexport.training.few_pixels import Fooling
+
+SEED = 0
+TOP = 5
+BEHIND_CELLS = 1000  # pictures of mistakes kept behind the confusion matrix, all cells together
+BEHIND_CELL = 40
+BEHIND_DIAGONAL = 12
+SAMPLE = 60
+CONFIDENT_MISTAKES = 24
+QUIZ = 60
+FOOLED = 8
+LOOKED_AT = 4
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """What a report is made of.
+
+    `network` on the CPU, in evaluation mode; `test_logits` and `validation_logits` [N, K] before temperature;
+    `temperature` as fitted on the validation split. `history` may be empty.
+    """
+
+    header: Header
+    network: nn.Module
+    history: tuple[EpochRecord, ...]
+    title: str
+    test: Split
+    test_logits: NDArray[np.float32]
+    validation_logits: NDArray[np.float32]
+    validation_labels: NDArray[np.int64]
+    temperature: float
+
+
+class Gallery:
+    """The test pictures that the page shows, each kept once; an identifier is a place in the sprite sheet."""
+
+    def __init__(self, inputs: ReportInputs, probabilities: NDArray[np.float32]) -> None:
+        self.test = inputs.test
+        self.probabilities = probabilities
+        self.places: dict[int, int] = {}
+
+    def add(self, indices: NDArray[np.int64]) -> list[int]:
+        """The identifiers of the test pictures at `indices`, in that order."""
+        return [self.places.setdefault(int(index), len(self.places)) for index in indices]
+
+    def sprite(self) -> report_pictures.Sprite:
+        return report_pictures.sprite(self.test.images[list(self.places)])
+
+    def records(self) -> list[list[Any]]:
+        """A picture each: [place in the test set, true class, [[class, probability in tenths of a per mille], ...]]."""
+        found: list[list[Any]] = []
+        for index in self.places:
+            row = self.probabilities[index]
+            best = np.argsort(-row, kind="stable")[:TOP]
+            found.append([index, int(self.test.labels[index]), [[int(k), round(float(row[k]) * 1e4)] for k in best]])
+        return found
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """0.9912 -> "99.1 %". Below all but exact certainty nothing is rounded up to 100 %."""
+    shown = share * 100
+    if share < 1 and round(shown, digits) >= 100:
+        shown = 100 - 10**-digits
+    return f"{shown:.{digits}f} %"
+
+
+def shuffled(count: int, seed: int) -> NDArray[np.int64]:
+    """The places 0 to `count` in an order that `seed` alone decides."""
+    return np.random.default_rng(seed).permutation(count)
+
+
+def summary(inputs: ReportInputs, probabilities: NDArray[np.float32]) -> dict[str, Any]:
+    """The figures of the page's head."""
+    labels = inputs.test.labels
+    share = evaluate.accuracy(probabilities, labels)
+    return {
+        "accuracy": share,
+        "interval": evaluate.wilson(share, len(labels)),
+        "digits": 2 if len(labels) >= 5000 else 1,
+        "images": len(labels),
+        "wrong": int((probabilities.argmax(axis=1) != labels).sum()),
+        "parameters": models.parameter_count(inputs.network),
+        "error": evaluate.calibration(probabilities, labels).error,
+    }
+
+
+def curves(history: tuple[EpochRecord, ...]) -> list[dict[str, Any]]:
+    """Charts of loss, accuracy and learning rate over epochs; none without a history."""
+    if not history:
+        return []
+    epochs = [record.epoch for record in history]
+    loss = {"training": [r.train_loss for r in history], "validation": [r.validation_loss for r in history]}
+    right = {"training": [r.train_accuracy for r in history], "validation": [r.validation_accuracy for r in history]}
+    rate = {"learning rate": [r.learning_rate for r in history]}
+    charts = [
+        (
+            "Loss",
+            "cross-entropy, nats",
+            loss,
+            report_charts.axis_over("loss", [*loss["training"], *loss["validation"]]),
+        ),
+        (
+            "Accuracy",
+            "share of pictures named right",
+            right,
+            report_charts.axis_over("accuracy", [*right["training"], *right["validation"]], unit=" %", factor=100),
+        ),
+        ("Learning rate", "at the end of each epoch", rate, report_charts.axis_over("rate", rate["learning rate"])),
+    ]
+    return [
+        {
+            "title": title,
+            "unit": unit,
+            "names": list(series),
+            "svg": Markup(report_charts.line_chart(f"{title} over {len(epochs)} epochs", series, epochs, axis)),
+        }
+        for title, unit, series, axis in charts
+    ]
+
+
+def per_class(
+    probabilities: NDArray[np.float32], labels: NDArray[np.int64], classes: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """A row a class: pictures, accuracy, and its share of mistakes in per cent of the worst class's."""
+    shares = evaluate.per_class(probabilities, labels, classes)
+    worst = max((1 - share for share in shares.values()), default=0.0) or 1.0
+    return [
+        {
+            "name": name,
+            "images": int((labels == index).sum()),
+            "accuracy": shares[name],
+            "bar": 100 * (1 - shares[name]) / worst,
+        }
+        for index, name in enumerate(classes)
+        if name in shares
+    ]
+
+
+def matrix(gallery: Gallery, classes: tuple[str, ...]) -> list[list[dict[str, Any]]]:
+    """A row a true class: counts, a shade in [0, 1], and the pictures behind each cell, mistakes most sure first."""
+    probabilities, labels = gallery.probabilities, gallery.test.labels
+    counts = evaluate.confusion(probabilities, labels)
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    off_diagonal = counts - np.diag(np.diag(counts))
+    limit = next((cap for cap in range(BEHIND_CELL, 1, -1) if np.minimum(off_diagonal, cap).sum() <= BEHIND_CELLS), 1)
+    largest = max(int(off_diagonal.max(initial=0)), 1)
+    rows: list[list[dict[str, Any]]] = []
+    for true in range(len(classes)):
+        row = []
+        for answer in range(len(classes)):
+            members = np.flatnonzero((labels == true) & (predicted == answer))
+            right = true == answer
+            order = np.argsort(confidence[members] if right else -confidence[members], kind="stable")
+            kept = members[order][: BEHIND_DIAGONAL if right else limit]
+            count = len(members)
+            shade = count / max(int(counts[true].sum()), 1) if right else (count / largest) ** 0.5
+            row.append(
+                {"true": true, "predicted": answer, "count": count, "shade": shade, "pictures": gallery.add(kept)}
+            )
+        rows.append(row)
+    return rows
+
+
+def confident_mistakes(gallery: Gallery) -> NDArray[np.int64]:
+    """The places of all mistakes, the surest first."""
+    probabilities = gallery.probabilities
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != gallery.test.labels)
+    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
+
+
+def quiz(gallery: Gallery) -> dict[str, list[int]]:
+    """Two pools: pictures drawn at random, and those on which the network hesitates most between two classes."""
+    best = np.sort(gallery.probabilities, axis=1)[:, ::-1]
+    hesitation = np.argsort(best[:, 0] - best[:, 1], kind="stable")
+    return {
+        "random": gallery.add(shuffled(len(gallery.test), SEED + 1)[:QUIZ]),
+        "hard": gallery.add(hesitation[:QUIZ]),
+    }
+
+
+def calibration(inputs: ReportInputs) -> dict[str, Any]:
+    """Reliability on the test set before and after scaling, and the errors on both splits."""
+    splits = {
+        "validation": (inputs.validation_logits, inputs.validation_labels),
+        "test": (inputs.test_logits, inputs.test.labels),
+    }
+    rows, charts = [], []
+    for name, (logits, labels) in splits.items():
+        if not len(labels):
+            continue
+        found = [evaluate.calibration(evaluate.softmax(logits, t), labels) for t in (1.0, inputs.temperature)]
+        loss = [evaluate.cross_entropy(logits, labels, t) for t in (1.0, inputs.temperature)]
+        rows.append({"name": name, "images": len(labels), "errors": [f.error for f in found], "losses": loss})
+        if name == "test":
+            charts = [
+                {
+                    "title": title,
+                    "error": f.error,
+                    "svg": Markup(
+                        report_charts.reliability(
+                            f"Reliability diagram {title}: expected calibration error {percent(f.error, 2)}", f
+                        )
+                    ),
+                }
+                for title, f in zip(("before scaling", "after scaling"), found, strict=True)
+            ]
+    return {"rows": rows, "charts": charts, "temperature": inputs.temperature}
+
+
+def layer(inputs: ReportInputs) -> dict[str, Any] | None:
+    """The first layer's weights, and for a convolution its feature maps of a few pictures beside edge filters."""
+    first = report_pictures.first_layer(inputs.network, inputs.header.input.channels)
+    if first is None:
+        return None
+    found: dict[str, Any] = {
+        "layer": first,
+        "count": len(first.pictures),
+        "weights": report_pictures.sprite(first.pictures, lossless=True),
+        "looked_at": [],
+    }
+    if not first.kernels:
+        return found
+    filters = report_pictures.edge_filters(3)
+    kernels = np.stack([report_pictures.diverging(values) for values in filters.values()])
+    found |= {"filters": list(filters), "edges": report_pictures.sprite(kernels, lossless=True)}
+    for index in _one_a_class(inputs.test.labels, inputs.test.labels >= 0)[:LOOKED_AT]:
+        image = inputs.test.images[index]
+        maps = report_pictures.feature_maps(inputs.network, image, inputs.header.normalisation)
+        found["looked_at"].append(
+            {
+                "label": inputs.header.classes["en"][inputs.test.labels[index]],
+                "picture": report_pictures.sprite(image[None], lossless=True),
+                "maps": report_pictures.sprite(maps, lossless=True),
+                "edges": report_pictures.sprite(report_pictures.edge_maps(image, filters), lossless=True),
+            }
+        )
+    return found
+
+
+def _one_a_class(labels: NDArray[np.int64], allowed: NDArray[np.bool_]) -> list[int]:
+    """The place of the first allowed picture of each class."""
+    return [int(np.flatnonzero(allowed & (labels == k))[0]) for k in np.unique(labels[allowed])]
+
+
+def fooling(inputs: ReportInputs, probabilities: NDArray[np.float32]) -> dict[str, Any] | None:
+    """How few pixels fool the network on the first picture it names right of each of the first classes."""
+    labels, classes = inputs.test.labels, inputs.header.classes["en"]
+    chosen = _one_a_class(labels, probabilities.argmax(axis=1) == labels)[:FOOLED]
+    if not chosen:
+        return None
+    found: list[Fooling] = [
+        few_pixels.fool(inputs.network, inputs.test.images[i], int(labels[i]), inputs.header.normalisation)
+        for i in chosen
+    ]
+    changed = np.stack([result.changed for result in found])
+    logits = evaluate.predict(inputs.network, changed, inputs.header.normalisation)
+    after = evaluate.softmax(logits, inputs.temperature)
+    rows = [
+        {
+            "place": 2 * number,
+            "pixels": result.pixels,
+            "fooled": result.fooled,
+            "true": classes[labels[index]],
+            "before": float(probabilities[index].max()),
+            "answer": classes[int(after[number].argmax())],
+            "after": float(after[number].max()),
+        }
+        for number, (index, result) in enumerate(zip(chosen, found, strict=True))
+    ]
+    pairs = np.stack([inputs.test.images[chosen], changed], axis=1).reshape(-1, *changed.shape[1:])
+    counts = [len(result.pixels) for result in found if result.fooled]
+    return {
+        "rows": sorted(rows, key=lambda row: (not row["fooled"], len(row["pixels"]))),
+        "sheet": report_pictures.sprite(pairs, lossless=True),
+        "median": median(counts) if counts else None,
+        "passes": sum(result.passes for result in found),
+        "size": changed.shape[1:3],
+        "bound": few_pixels.Search().pixels,
+    }
