@@ -137,10 +137,11 @@ def choose_variant(manifest: Manifest, device: Device, precision: str = "auto") 
         if device.kind == "cpu" and _int8_is_faster(manifest):
             order = ("int8",)
         return next(name for name in order if name in there)
-    for name in PRECISIONS:
-        if name == precision and name in there:
+    held = [name for name in PRECISIONS if name in there]
+    for name in held:
+        if name == precision:
             return name
-    raise BundleError(f"{manifest.name}: no {precision} variant in this bundle, there is {', '.join(there)}")
+    raise BundleError(f"{manifest.name}: no {precision} variant in this bundle, it holds {', '.join(held)}")
 
 
 def _int8_is_faster(manifest: Manifest) -> bool:

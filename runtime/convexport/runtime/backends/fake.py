@@ -37,5 +37,5 @@ class FakeBackend(Backend):
 
     def _by_first_pixel(self, images: Images) -> Probabilities:
         probabilities = np.zeros((len(images), self.classes), np.float32)
-        probabilities[np.arange(len(images)), images[:, 0, 0, 0] % self.classes] = 1.0
+        probabilities[np.arange(len(images)), images[:, 0, 0, 0].astype(np.intp) % self.classes] = 1.0
         return probabilities

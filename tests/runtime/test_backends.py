@@ -1,0 +1,363 @@
+"""Choosing a back end, and ONNX Runtime: what was asked for by name is there or refused in one line."""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from convexport.runtime import backends, devices
+from convexport.runtime.backends import BackendRequest, create
+from convexport.runtime.backends import onnxruntime as ort_backend
+from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from convexport.runtime.bundle import open_bundle
+from convexport.runtime.devices import Device, Gpu
+from convexport.runtime.errors import BackendError, ConvexportError, DeviceError, UsageError
+from convexport.runtime.manifest import Input
+from runtime.bundles import make_bundle, make_graph, pictures
+
+INPUT = Input(height=12, width=12, channels=3)
+CPU, CUDA = Device("cpu"), Device("cuda")
+NO_DRIVER = "no GPU was found: NVIDIA's driver (libcuda.so.1) is not installed"
+MEND = "; mend that until nvidia-smi lists a GPU, or take --device cpu"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    precisions = ("fp32", "fp16", "int8")
+    return make_bundle(tmp_path_factory.mktemp("b") / "tiny", precisions=precisions, rates={"fp32": 1.0, "int8": 2.0})
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> tuple[Gpu, ...]:
+        raise DeviceError(NO_DRIVER + MEND)
+
+    monkeypatch.setattr(devices, "gpus", none)
+    monkeypatch.setattr(backends, "gpus", none)
+
+
+@pytest.fixture
+def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = (Gpu(0, "NVIDIA Test", "8.9"),)
+    monkeypatch.setattr(devices, "gpus", lambda: there)
+    monkeypatch.setattr(backends, "gpus", lambda: there)
+
+
+@pytest.fixture
+def no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+
+
+def refused(folder: Path, **asked: object) -> ConvexportError:
+    with open_bundle(folder) as bundle, pytest.raises(ConvexportError) as caught:
+        create(bundle, BackendRequest(**asked))
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+def chosen(folder: Path, **asked: object) -> str:
+    with open_bundle(folder) as bundle:
+        backend, reason = create(bundle, BackendRequest(**asked))
+        backend.close()
+    return reason
+
+
+# The strict promise
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_auto_says_what_it_took_and_why(folder: Path) -> None:
+    faster = "onnxruntime on cpu in int8, which the export measured faster than fp32"
+    assert chosen(folder) == f"{faster}; {NO_DRIVER}"
+    assert chosen(folder, device="cpu") == faster
+    assert chosen(folder, device="cpu", precision="fp32") == "onnxruntime on cpu in fp32, as asked"
+
+
+@pytest.mark.usefixtures("no_gpu", "no_tensorrt")
+@pytest.mark.parametrize("asked", [{"device": "cuda"}, {"device": "cuda:1", "backend": "onnxruntime"}])
+def test_cuda_by_name_without_a_gpu_ends_with_the_cause_and_what_mends_it(folder: Path, asked: dict[str, str]) -> None:
+    error = refused(folder, **asked)
+    assert (error.exit_code, str(error)) == (5, NO_DRIVER + MEND)
+
+
+@pytest.mark.usefixtures("one_gpu", "no_tensorrt")
+def test_cuda_by_name_with_the_wheel_for_cpus_names_the_other_wheel(folder: Path) -> None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("the installed onnxruntime has CUDA")
+    error = refused(folder, device="cuda")
+    mend = "pip uninstall onnxruntime && pip install 'convexport[gpu]'"
+    cause = f"onnxruntime {onnxruntime.__version__} is the build for CPUs, without CUDA"
+    assert (error.exit_code, str(error)) == (5, f"{cause}; {mend}")
+    assert cause in chosen(folder)
+
+
+@pytest.mark.usefixtures("one_gpu", "no_tensorrt")
+def test_a_gpu_of_another_number_is_refused_with_those_there_are(folder: Path) -> None:
+    expected = "cuda:3 is not there; this machine has cuda:0 (NVIDIA Test)"
+    assert str(refused(folder, device="cuda:3")) == expected
+
+
+@pytest.mark.usefixtures("no_tensorrt")
+def test_tensorrt_by_name_without_its_library_names_the_extra(folder: Path) -> None:
+    error = refused(folder, backend="tensorrt")
+    assert error.exit_code == 5
+    assert "pip install 'convexport[tensorrt" in str(error)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_tensorrt_by_name_with_its_library_and_no_gpu_says_so(folder: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="needs the tensorrt-rtx extra")
+    error = refused(folder, backend="tensorrt")
+    assert error.exit_code == 5
+    assert "no GPU was found" in str(error)
+
+
+def test_without_onnxruntime_the_line_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    error = refused(folder, device="cpu")
+    assert (error.exit_code, str(error)) == (5, "onnxruntime is not installed; pip install 'convexport[cpu]'")
+
+
+def test_what_is_left_of_two_wheels_in_one_folder_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace())
+    mend = "pip uninstall onnxruntime onnxruntime-gpu && pip install 'convexport[cpu]'"
+    assert str(refused(folder, device="cpu")) == f"onnxruntime is damaged: it has no InferenceSession; {mend}"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            {"backend": "tensort"},
+            "back end 'tensort' is not known; expected auto, onnxruntime, tensorrt; did you mean tensorrt?",
+        ),
+        ({"precision": "fp61"}, "precision 'fp61' is not known; expected auto, fp32, fp16, int8; did you mean fp16?"),
+        ({"device": "gpu"}, "device 'gpu' is not known; expected cpu, cuda or cuda:N"),
+        ({"device": "cuda:"}, "device 'cuda:' is not known; expected cpu, cuda or cuda:N"),
+        ({"max_batch": 0}, "batch 0: expected 1 or more"),
+        (
+            {"device": "cpu", "backend": "tensorrt"},
+            "back end tensorrt runs on a GPU only; leave out --device cpu, or take --backend onnxruntime",
+        ),
+    ],
+)
+def test_wrong_names_are_refused_with_those_there_are(folder: Path, asked: dict[str, object], message: str) -> None:
+    error = refused(folder, **asked)
+    assert (type(error), str(error)) == (UsageError, message)
+
+
+# ONNX Runtime
+
+
+def test_rows_do_not_depend_on_their_neighbours_nor_on_the_largest_batch() -> None:
+    images = pictures(11, INPUT)
+    with OnnxRuntimeBackend(make_graph(INPUT), device=CPU, precision="fp32", max_batch=4) as backend:
+        together = backend.run(images)
+        alone = np.concatenate([backend.run(images[i : i + 1]) for i in range(11)])
+        streamed = np.concatenate(list(backend.stream([images[:3], images[3:3], images[3:]])))
+    assert together.shape == (11, 10)
+    assert together.dtype == np.float32
+    assert np.allclose(together.sum(1), 1, atol=1e-5)
+    assert np.abs(together - alone).max() < 1e-6
+    assert np.abs(together - streamed).max() < 1e-6
+
+
+def test_a_graph_that_is_none_and_one_that_keeps_another_contract_are_refused() -> None:
+    with pytest.raises(BackendError, match=r"^ONNX Runtime \S+ on cpu cannot load the graph: "):
+        OnnxRuntimeBackend(b"no graph", device=CPU, precision="fp32")
+    import onnx
+
+    model = onnx.load_from_string(make_graph(INPUT))
+    model.graph.input[0].name = model.graph.node[0].input[0] = "pixels"
+    with pytest.raises(BackendError, match=r"expected images uint8 \[N,H,W,C\] and probabilities float32 \[N,K\]$"):
+        OnnxRuntimeBackend(model.SerializeToString(), device=CPU, precision="fp32")
+
+
+def test_an_error_inside_the_library_becomes_ours() -> None:
+    with OnnxRuntimeBackend(make_graph(INPUT), device=CPU, precision="fp32") as backend:
+        with pytest.raises(BackendError, match=r"^ONNX Runtime \S+ on cpu failed on 2 images: "):
+            backend.run(np.zeros((2, 5, 5, 3), np.uint8))
+        assert backend.run(pictures(1, INPUT)).shape == (1, 10)
+
+
+def test_memory_that_does_not_suffice_is_a_device_error() -> None:
+    with OnnxRuntimeBackend(make_graph(INPUT), device=CPU, precision="fp32", max_batch=512) as backend:
+        error = backend._translated(
+            RuntimeError("bfc_arena.cc:376 Failed to allocate memory for requested buffer"), "failed"
+        )
+    assert isinstance(error, DeviceError)
+    assert str(error).endswith("on cpu ran out of memory; take a smaller --batch than 512")
+
+
+class FakeSession:
+    """As much of a session on a GPU as the back end touches; `lead` is the provider that really leads."""
+
+    def __init__(self, lead: str, runs: list[tuple[int, ...]]) -> None:
+        self.lead, self.runs = lead, runs
+
+    def get_providers(self) -> list[str]:
+        return [self.lead]
+
+    def get_inputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="images", type="tensor(uint8)", shape=["batch", 12, 12, 3])]
+
+    def get_outputs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(name="probabilities", type="tensor(float)", shape=["batch", 10])]
+
+    def io_binding(self) -> SimpleNamespace:
+        bound: dict[str, FakeValue] = {}
+        return SimpleNamespace(
+            bound=bound, bind_ortvalue_input=bound.__setitem__, bind_ortvalue_output=bound.__setitem__
+        )
+
+    def run_with_iobinding(self, binding: SimpleNamespace) -> None:
+        images, answers = binding.bound["images"].array, binding.bound["probabilities"].array
+        self.runs.append(images.shape)
+        answers[:] = 0
+        answers[np.arange(len(images)), images[:, 0, 0, 0] % 10] = 1
+
+
+class FakeValue:
+    def __init__(self, shape: tuple[int, ...], dtype: type, device: str, index: int) -> None:
+        assert (device, index) == ("cuda", 0)
+        self.array = np.empty(shape, dtype)
+
+    def update_inplace(self, array: np.ndarray) -> None:
+        assert array.shape == self.array.shape
+        assert array.flags.c_contiguous
+        self.array[:] = array
+
+    def numpy(self) -> np.ndarray:
+        return self.array.copy()
+
+
+def fake_onnxruntime(lead: str, runs: list[tuple[int, ...]], asked: list[dict[str, str]]) -> SimpleNamespace:
+    import onnxruntime
+
+    def session(model: bytes, options: object, *, providers: list[tuple[str, dict[str, str]]], enable_fallback: int):
+        assert enable_fallback == 0
+        ((name, settings),) = providers
+        strict = options.get_session_config_entry("session.disable_cpu_ep_fallback")
+        asked.append({"provider": name, "strict": strict, **settings})
+        if lead != name and strict == "1":
+            raise RuntimeError("fallback to CPU EP has been explicitly disabled by the user")
+        return FakeSession(lead, runs)
+
+    return SimpleNamespace(
+        __version__="1.99",
+        InferenceSession=session,
+        SessionOptions=onnxruntime.SessionOptions,
+        OrtValue=SimpleNamespace(ortvalue_from_shape_and_type=FakeValue),
+        get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        preload_dlls=lambda: asked.append({"preload": "yes"}),
+    )
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_on_cuda_batches_are_padded_to_few_shapes_and_answered_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[tuple[int, ...]] = []
+    asked: list[dict[str, str]] = []
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime("CUDAExecutionProvider", runs, asked))
+    images = np.arange(100, dtype=np.uint8)[:, None, None, None].repeat(12, 1).repeat(12, 2).repeat(3, 3)
+    with OnnxRuntimeBackend(b"", device=CUDA, precision="fp16", max_batch=24) as backend:
+        sizes = [24, 24, 1, 3, 20, 0, 28]
+        edges = np.cumsum([0, *sizes])
+        answers = list(backend.stream(images[a:b] for a, b in pairwise(edges)))
+    assert [len(answer) for answer in answers] == sizes
+    assert np.array_equal(np.concatenate(answers).argmax(1), np.arange(100) % 10)
+    assert {shape[0] for shape in runs} <= {1, 2, 4, 8, 16, 24}
+    assert asked == [
+        {"preload": "yes"},
+        {
+            "provider": "CUDAExecutionProvider",
+            "strict": "1",
+            "device_id": "0",
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "use_tf32": "0",
+        },
+    ]
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_cuda_that_falls_back_to_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime("CPUExecutionProvider", [], []))
+    with pytest.raises(BackendError) as caught:
+        OnnxRuntimeBackend(b"", device=CUDA, precision="fp16")
+    cause = "its CUDA or cuDNN libraries are missing or of another version; pip install 'convexport[gpu]'"
+    assert str(caught.value) == f"ONNX Runtime 1.99 could not start CUDA on cuda:0: {cause}"
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_abandoning_a_stream_leaves_the_back_end_usable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime("CUDAExecutionProvider", [], []))
+    images = pictures(8, INPUT)
+    with OnnxRuntimeBackend(b"", device=CUDA, precision="fp16", max_batch=2) as backend:
+        stream = backend.stream(images[i : i + 2] for i in range(0, 8, 2))
+        next(stream)
+        stream.close()
+        assert len(backend.run(images)) == 8
+    backend.close()
+
+
+# Devices
+
+
+@pytest.mark.parametrize(("text", "device"), [("cpu", CPU), ("cuda", CUDA), ("cuda:2", Device("cuda", 2))])
+def test_a_device_is_parsed_and_shown(text: str, device: Device) -> None:
+    assert Device.parse(text) == device
+    assert Device.parse(str(device)) == device
+
+
+def test_the_driver_is_asked_and_its_answer_translated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers(code: int, count: int) -> SimpleNamespace:
+        def device_count(pointer: object) -> int:
+            pointer._obj.value = count
+            return 0
+
+        def name(buffer: object, size: int, device: object) -> int:
+            buffer.value = b"NVIDIA Test"
+            return 0
+
+        def attribute(pointer: object, number: int, device: object) -> int:
+            pointer._obj.value = {75: 8, 76: 9}[number]
+            return 0
+
+        return SimpleNamespace(
+            cuInit=lambda flags: code,
+            cuDeviceGetCount=device_count,
+            cuDeviceGet=lambda pointer, index: 0,
+            cuDeviceGetName=name,
+            cuDeviceGetAttribute=attribute,
+        )
+
+    for code, count, expected in (
+        (100, 0, "no GPU was found: the driver sees none"),
+        (35, 0, "no GPU was found: the driver answers CUDA error 35"),
+        (0, 0, "no GPU was found: the driver sees none"),
+    ):
+        devices.gpus.cache_clear()
+        monkeypatch.setattr(devices.ctypes, "CDLL", lambda name, code=code, count=count: answers(code, count))
+        with pytest.raises(DeviceError) as caught:
+            devices.gpus()
+        assert str(caught.value) == expected + MEND
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: answers(0, 2))
+    assert devices.gpus() == (Gpu(0, "NVIDIA Test", "8.9"), Gpu(1, "NVIDIA Test", "8.9"))
+    devices.gpus.cache_clear()
+
+
+def test_only_cores_that_this_process_may_use_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda process: {0, 1, 2, 3, 5}, raising=False)
+    monkeypatch.setattr(devices, "_siblings", lambda cpu: str(cpu // 2))
+    monkeypatch.setattr(devices, "_quota", lambda: 64)
+    assert devices.available_cores() == 3
+    monkeypatch.setattr(devices, "_quota", lambda: 2)
+    assert devices.available_cores() == 2
+    assert ort_backend.available_cores is not None

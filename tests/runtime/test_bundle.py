@@ -1,0 +1,276 @@
+"""Bundles: a folder or a zip, and not one unverified byte."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from convexport.runtime.bundle import choose_variant, default_bundle, find_bundles, open_bundle
+from convexport.runtime.devices import Device
+from convexport.runtime.errors import BundleError
+from runtime.bundles import change_manifest, make_bundle
+
+CPU, CUDA = Device("cpu"), Device("cuda")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_bundle(tmp_path / "tiny")
+
+
+def zipped(folder: Path, *, top: str = "", compression: int = zipfile.ZIP_DEFLATED) -> Path:
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for member in sorted(folder.rglob("*")):
+            file.write(member, top + member.relative_to(folder).as_posix())
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(BundleError) as caught:
+        open_bundle(path)
+    assert caught.value.exit_code == 4
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def names_of(bundle: Path) -> list[str]:
+    return list(json.loads((bundle / "manifest.json").read_bytes())["files"])
+
+
+# Folder and zip
+
+
+@pytest.mark.parametrize("top", ["", "tiny/", "another-name/"])
+def test_a_zip_of_the_folder_or_of_what_is_in_it_is_a_bundle_as_well(folder: Path, top: str) -> None:
+    with open_bundle(folder) as there, open_bundle(zipped(folder, top=top)) as packed:
+        assert packed.manifest == there.manifest
+        for name in there.manifest.files:
+            assert packed.read(name) == there.read(name) == (folder / name).read_bytes()
+            assert packed.sha256(name) == there.sha256(name)
+
+
+def test_files_beside_the_listed_ones_are_never_opened(folder: Path) -> None:
+    (folder / ".DS_Store").write_text("whatever")
+    os.mkfifo(folder / "would-hang")
+    with open_bundle(folder) as bundle, pytest.raises(BundleError) as caught:
+        bundle.read(".DS_Store")
+    listed = ", ".join(names_of(folder))
+    assert str(caught.value) == f"{folder}: '.DS_Store' is not in its manifest; it lists {listed}"
+
+
+# Damage
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_flipped_bit_in_any_file_is_found_and_the_file_named(folder: Path, packed: bool) -> None:
+    for name in names_of(folder):
+        file = folder / name
+        data = file.read_bytes()
+        file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        message = refusal(zipped(folder) if packed else folder)
+        where = folder.with_suffix(".zip") if packed else folder
+        assert message.startswith(f"{where}/{name}: SHA-256 ")
+        assert message.endswith("…; the file is damaged; copy or export the bundle again")
+        file.write_bytes(data)
+    open_bundle(folder).close()
+
+
+def test_a_file_that_is_too_short_too_long_or_missing_is_named(folder: Path) -> None:
+    file = folder / "labels.txt"
+    data = file.read_bytes()
+    damaged = "the file is damaged; copy or export the bundle again"
+    file.write_bytes(data[:-1])
+    assert refusal(folder) == f"{file}: {len(data) - 1} bytes, expected {len(data)}; {damaged}"
+    file.write_bytes(data + b"x" * (5 << 20))
+    assert refusal(folder) == f"{file}: more than {len(data)} bytes, expected {len(data)}; {damaged}"
+    file.unlink()
+    assert refusal(folder) == f"{file}: no such file; copy or export the bundle again"
+
+
+def test_a_file_that_changes_after_opening_is_not_read(folder: Path) -> None:
+    with open_bundle(folder) as bundle:
+        (folder / "labels.txt").write_bytes(b"\0" * bundle.manifest.files["labels.txt"].bytes)
+        with pytest.raises(BundleError, match=r"labels\.txt: SHA-256"):
+            bundle.read("labels.txt")
+
+
+def test_a_manifest_of_another_format_is_refused_in_clear_words(folder: Path) -> None:
+    change_manifest(folder, format=99)
+    expected = f"{folder}/manifest.json: format 99, but this convexport reads format 1; update convexport"
+    assert refusal(folder) == expected
+
+
+def test_an_enormous_manifest_is_not_parsed(folder: Path) -> None:
+    (folder / "manifest.json").write_bytes(b" " * (17 << 20))
+    assert refusal(folder) == f"{folder}/manifest.json: more than 16,777,216 bytes; export the bundle again"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"format": "1"}', b'{"format": 1}'])
+def test_a_manifest_that_is_none_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "manifest.json").write_bytes(content)
+    assert refusal(folder).startswith(f"{folder}/manifest.json: ")
+
+
+def test_a_folder_without_a_manifest_and_a_file_that_is_no_zip_are_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path) == f"{tmp_path}/manifest.json: no such file; is this the folder of a bundle?"
+    (tmp_path / "b.zip").write_text("hello")
+    expected = (
+        "cannot be read from the zip (File is not a zip file); the file is damaged; copy or export the bundle again"
+    )
+    assert refusal(tmp_path / "b.zip") == f"{tmp_path}/b.zip: {expected}"
+
+
+# Malice
+
+
+def test_a_link_that_leads_out_of_the_bundle_is_refused_and_one_inside_is_not(folder: Path, tmp_path: Path) -> None:
+    file = folder / "labels.txt"
+    (tmp_path / "elsewhere").write_bytes(file.read_bytes())
+    file.unlink()
+    file.symlink_to(tmp_path / "elsewhere")
+    assert refusal(folder) == f"{file}: a link that leads out of the bundle; copy the file in its place"
+    file.unlink()
+    (folder / "kept-here").write_bytes((tmp_path / "elsewhere").read_bytes())
+    file.symlink_to("kept-here")
+    open_bundle(folder).close()
+
+
+def test_a_bundle_reached_through_a_link_is_fine(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "current").symlink_to(folder)
+    open_bundle(tmp_path / "current").close()
+
+
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(folder: Path) -> None:
+    (folder / "labels.txt").unlink()
+    os.mkfifo(folder / "labels.txt")
+    assert refusal(folder).startswith(f"{folder}/labels.txt: no regular file; ")
+
+
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "a/../../b", "a//b", "c:/x", "a\\b", "."])
+def test_a_manifest_that_lists_a_path_outside_the_bundle_is_refused(folder: Path, path: str) -> None:
+    values = json.loads((folder / "manifest.json").read_bytes())
+    values["files"][path] = {"bytes": 1, "sha256": "0" * 64}
+    (folder / "manifest.json").write_text(json.dumps(values))
+    assert refusal(folder).startswith(f"{folder}/manifest.json: `$.files` is the path {path!r}, ")
+
+
+@pytest.mark.parametrize("name", ["../outside", "/absolute", "a/../../b", "c:/x"])
+def test_a_zip_with_an_entry_that_leads_out_is_refused(folder: Path, name: str) -> None:
+    path = zipped(folder)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr(name, "x")
+    assert refusal(path).startswith(f"{path}: the entry {name!r} leads out of the zip; ")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_zip_with_a_name_twice_is_refused(folder: Path) -> None:
+    path = zipped(folder)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("labels.txt", "other labels")
+    assert refusal(path).startswith(f"{path}: the entry 'labels.txt' is there twice; ")
+
+
+def test_a_zip_with_a_link_is_refused(folder: Path) -> None:
+    path = zipped(folder)
+    entry = zipfile.ZipInfo("link")
+    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr(entry, "/etc/passwd")
+    assert refusal(path) == f"{path}: the entry 'link' is a link; zip the folder without links"
+
+
+def test_a_zip_bomb_is_read_no_further_than_the_manifest_says(folder: Path) -> None:
+    (folder / "labels.txt").write_bytes(b"\0" * (30 << 20))
+    path = zipped(folder)
+    (folder / "labels.txt").unlink()
+    assert path.stat().st_size < 1 << 20
+    assert "labels.txt: more than " in refusal(path)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_zip_holds_exactly_one_manifest(folder: Path, count: int) -> None:
+    path = folder.with_suffix(".zip")
+    with zipfile.ZipFile(path, "w") as file:
+        for number in range(count):
+            file.write(folder / "manifest.json", f"bundle-{number}/manifest.json")
+    found = f"{count} of them" if count else "none"
+    assert refusal(path) == f"{path}: expected one manifest.json, at the top or in one folder, found {found}"
+
+
+@pytest.mark.parametrize("offset", range(0, 1000, 37))
+def test_a_mutilated_zip_gives_our_error_or_the_bundle(folder: Path, offset: int) -> None:
+    path = zipped(folder)
+    data = bytearray(path.read_bytes())
+    data[-1 - offset % len(data)] ^= 0xFF
+    path.write_bytes(data)
+    with suppress(BundleError), open_bundle(path) as bundle:
+        assert all(bundle.read(name) == (folder / name).read_bytes() for name in bundle.manifest.files)
+
+
+def test_a_truncated_zip_is_refused(folder: Path) -> None:
+    path = zipped(folder)
+    data = path.read_bytes()
+    for length in range(0, len(data), len(data) // 20):
+        path.write_bytes(data[:length])
+        assert refusal(path).startswith(str(path))
+
+
+# Finding
+
+
+def test_the_only_bundle_is_the_default(tmp_path: Path) -> None:
+    only = make_bundle(tmp_path / "bundles" / "one")
+    (tmp_path / "bundles" / "notes").mkdir()
+    assert find_bundles(tmp_path / "bundles") == [only]
+    assert default_bundle(tmp_path / "bundles") == only
+
+
+def test_where_there_are_several_or_none_it_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BundleError) as caught:
+        default_bundle()
+    expected = "no bundle was named; there is none under bundles/; make one with: convexport --model lenet5"
+    assert str(caught.value) == expected
+    for name in ("lenet5-mnist-fp16", "vgg19-cifar10-fp16"):
+        make_bundle(tmp_path / "bundles" / name)
+    with pytest.raises(BundleError) as caught:
+        default_bundle()
+    holds = "bundles/ holds lenet5-mnist-fp16, vgg19-cifar10-fp16; name one with --bundle"
+    assert str(caught.value) == f"no bundle was named; {holds}"
+    for asked in ("bundles/vgg19-cifar-fp16", "vgg19-cifar-fp16"):
+        near = "did you mean bundles/vgg19-cifar10-fp16?"
+        assert refusal(Path(asked)) == f"{asked}: no such bundle; {near} {holds}"
+
+
+# Variants
+
+
+@pytest.mark.parametrize(
+    ("device", "rates", "expected"),
+    [
+        (CPU, {"fp32": 100.0, "int8": 300.0}, "int8"),
+        (CPU, {"fp32": 300.0, "int8": 100.0}, "fp32"),
+        (CPU, {"int8": 300.0}, "fp32"),
+        (CUDA, {"fp32": 100.0, "int8": 300.0}, "fp16"),
+    ],
+)
+def test_a_gpu_takes_fp16_and_a_cpu_int8_where_it_was_measured_faster(
+    tmp_path: Path, device: Device, rates: dict[str, float], expected: str
+) -> None:
+    with open_bundle(make_bundle(tmp_path / "b", precisions=("fp32", "fp16", "int8"), rates=rates)) as bundle:
+        assert choose_variant(bundle.manifest, device) == expected
+
+
+def test_a_precision_asked_for_by_name_is_there_or_refused(tmp_path: Path) -> None:
+    with open_bundle(make_bundle(tmp_path / "b", precisions=("fp32", "fp16"))) as bundle:
+        assert choose_variant(bundle.manifest, CPU, "fp16") == "fp16"
+        with pytest.raises(BundleError) as caught:
+            choose_variant(bundle.manifest, CPU, "int8")
+    assert str(caught.value) == "b: no int8 variant in this bundle, it holds fp32, fp16"

@@ -1,0 +1,221 @@
+"""`Classifier`: records in order, batches, and the strict promise."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from convexport.runtime.backends.fake import FakeBackend
+from convexport.runtime.classifier import Classifier
+from convexport.runtime.errors import InputError, UsageError
+from convexport.runtime.manifest import Input
+from convexport.runtime.records import Failure, Prediction
+from runtime.bundles import ENGLISH, FRENCH, change_manifest, make_bundle, pictures, png
+
+INPUT = Input(height=12, width=12, channels=3)
+WORDS = tuple(f"class {i}" for i in range(256))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "tiny", INPUT)
+
+
+@pytest.fixture(scope="module")
+def numbers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of 256 classes, so that `FakeBackend` tells which picture it saw."""
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "numbers", INPUT, labels={"en": WORDS})
+
+
+def numbered(number: int) -> np.ndarray:
+    return np.full((12, 12, 3), number % 256, np.uint8)
+
+
+def test_one_record_an_input_in_order_whatever_kind_of_input(bundle: Path, tmp_path: Path) -> None:
+    pixels = pictures(1, INPUT)[0]
+    path = tmp_path / "a.png"
+    path.write_bytes(png(pixels))
+    with Classifier(bundle, device="cpu") as classifier:
+        sources = [path, str(path), png(pixels), pixels, Image.fromarray(pixels), Image.open(path)]
+        records = list(classifier.classify(sources))
+    assert all(isinstance(record, Prediction) for record in records)
+    assert [record.input for record in records] == [str(path), str(path), "#2", "#3", "#4", str(path)]
+    assert len({record.top for record in records}) == 1
+
+
+def test_a_truncated_jpeg_becomes_a_failure_and_hurts_no_neighbour(bundle: Path, tmp_path: Path) -> None:
+    good = pictures(2, INPUT)
+    Image.fromarray(np.tile(good[0], (9, 9, 1))).save(tmp_path / "cut.jpg")
+    data = (tmp_path / "cut.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    with Classifier(bundle) as classifier:
+        alone = list(classifier.classify([good[0]])) + list(classifier.classify([good[1]]))
+        mixed = list(classifier.classify([good[0], tmp_path / "cut.jpg", good[1]]))
+    assert isinstance(mixed[1], Failure)
+    assert (mixed[1].input, mixed[1].error.kind) == (str(tmp_path / "cut.jpg"), "unreadable")
+    assert [mixed[0].label, mixed[2].label] == [record.label for record in alone]
+    assert np.allclose([mixed[0].probability, mixed[2].probability], [r.probability for r in alone], atol=2e-6)
+
+
+def test_a_batch_of_many_equals_many_batches_of_one(bundle: Path) -> None:
+    images = pictures(50, INPUT)
+    with Classifier(bundle, batch=1) as single, Classifier(bundle, batch=32) as many:
+        expected, found = single.probabilities(images), many.probabilities(images)
+        assert np.array_equal(expected.argmax(1), found.argmax(1))
+        assert np.abs(expected - found).max() < 1e-6
+        labels = [record.label for record in many.classify(images)]
+    assert labels == [ENGLISH[i] for i in expected.argmax(1)]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(good=st.lists(st.booleans(), max_size=60), batch=st.integers(1, 7))
+def test_order_and_batch_size_hold_for_any_mixture(numbers: Path, good: list[bool], batch: int) -> None:
+    backend = FakeBackend(256)
+    with Classifier(numbers, backend=backend, batch=batch) as classifier:
+        sources = [numbered(number) if fine else b"broken" for number, fine in enumerate(good)]
+        records = list(classifier.classify(sources))
+    assert [record.input for record in records] == [f"#{number}" for number in range(len(good))]
+    for number, (record, fine) in enumerate(zip(records, good, strict=True)):
+        assert record.index == number if fine else isinstance(record, Failure)
+    assert sum(backend.batches) == sum(good)
+    assert all(1 <= size <= batch for size in backend.batches)
+
+
+def test_memory_is_bounded_however_many_inputs_there_are(numbers: Path) -> None:
+    ahead = 0
+
+    def sources() -> Iterator[np.ndarray | bytes]:
+        nonlocal ahead
+        for number in range(1000):
+            ahead += 1
+            # A long stretch of bad inputs must not be hoarded either.
+            yield b"broken" if 200 <= number < 800 else numbered(number)
+
+    with Classifier(numbers, backend=FakeBackend(256), batch=4) as classifier:
+        largest = 0
+        for _ in classifier.classify(sources()):
+            largest = max(largest, ahead)
+            ahead -= 1
+    assert largest <= 16 + 4
+
+
+def test_pictures_are_let_go_once_they_are_answered(numbers: Path) -> None:
+    alive: list[weakref.ref[np.ndarray]] = []
+
+    def sources() -> Iterator[np.ndarray]:
+        for number in range(100):
+            picture = numbered(number)
+            alive.append(weakref.ref(picture))
+            yield picture
+
+    with Classifier(numbers, backend=FakeBackend(256), batch=4) as classifier:
+        for _ in classifier.classify(sources()):
+            pass
+        gc.collect()
+        assert sum(ref() is not None for ref in alive) <= 1
+
+
+def test_a_failure_among_the_inputs_passes_through(numbers: Path) -> None:
+    failure = Failure.of("empty/", InputError("empty/: nothing", kind="empty"))
+    with Classifier(numbers, backend=FakeBackend(256)) as classifier:
+        records = list(classifier.classify([failure, numbered(7), failure]))
+    assert records[::2] == [failure, failure]
+    assert records[1].label == "class 7"
+
+
+def test_numbers_that_are_not_finite_become_failures_of_their_own_picture(numbers: Path) -> None:
+    def answer(images: np.ndarray) -> np.ndarray:
+        probabilities = np.full((len(images), 256), 1 / 256, np.float32)
+        probabilities[images[:, 0, 0, 0] == 2, 5] = np.nan
+        probabilities[images[:, 0, 0, 0] == 3] = np.inf
+        return probabilities
+
+    with Classifier(numbers, backend=FakeBackend(256, answer)) as classifier:
+        records = list(classifier.classify([numbered(i) for i in range(5)]))
+    assert [isinstance(record, Failure) for record in records] == [False, False, True, True, False]
+    assert records[2].error.kind == "not-finite"
+    expected = "#2: the network gave no finite number in fp32 on cpu; try another --precision"
+    assert records[2].error.message == expected
+
+
+def test_top_lists_the_most_probable_first_and_no_more_than_there_are(bundle: Path) -> None:
+    image = pictures(1, INPUT)
+    with Classifier(bundle, top=4) as classifier:
+        (record,) = classifier.classify(image)
+        expected = classifier.probabilities(image)[0]
+    assert [candidate.index for candidate in record.top] == np.argsort(-expected)[:4].tolist()
+    assert (record.top[0].label, record.top[0].probability) == (record.label, record.probability)
+    with Classifier(bundle, top=99) as classifier:
+        (record,) = classifier.classify(image)
+    assert len(record.top) == 10
+    assert abs(sum(candidate.probability for candidate in record.top) - 1) < 1e-5
+
+
+def test_labels_come_in_the_language_asked_for(bundle: Path) -> None:
+    with Classifier(bundle, language="fr") as classifier:
+        (record,) = classifier.classify(pictures(1, INPUT))
+        assert record.label == FRENCH[record.index]
+    with pytest.raises(UsageError) as caught:
+        Classifier(bundle, language="fra")
+    assert str(caught.value) == "language 'fra' is not in this bundle; it has en, fr; did you mean fr?"
+
+
+def test_dark_ink_on_light_paper_is_noted_in_the_record(tmp_path: Path) -> None:
+    grey = Input(height=12, width=12, channels=1, ink="light-on-dark")
+    with Classifier(make_bundle(tmp_path / "digits", grey)) as classifier:
+        dark, light = classifier.classify([np.zeros((12, 12), np.uint8), np.full((12, 12), 255, np.uint8)])
+    assert (dark.notes, light.notes) == ((), ("inverted: dark ink on light paper",))
+    assert dark.top == light.top
+
+
+def test_the_self_test_passes_on_what_was_exported_and_fails_on_other_numbers(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "tiny", INPUT)
+    with Classifier(folder) as classifier:
+        results = classifier.self_test()
+        assert [result.file for result in results] == ["golden/0.png", "golden/1.png"]
+        assert all(result.passed and result.max_abs_difference < 1e-5 for result in results)
+        golden = [msgspec.to_builtins(picture) for picture in classifier.manifest.golden]
+    largest = int(np.argmax(golden[0]["probabilities"]))
+    golden[0]["probabilities"] = [p - 0.001 * (i == largest) for i, p in enumerate(golden[0]["probabilities"])]
+    golden[1]["probabilities"] = golden[1]["probabilities"][::-1]
+    change_manifest(folder, golden=golden)
+    with Classifier(folder) as classifier:
+        near, far = classifier.self_test()
+    assert (near.passed, far.passed) == (False, False)
+    assert near.label == near.expected
+    assert near.max_abs_difference == pytest.approx(0.001, abs=1e-5)
+
+
+def test_a_self_test_of_no_finite_numbers_fails(bundle: Path) -> None:
+    backend = FakeBackend(10, lambda images: np.full((len(images), 10), np.nan, np.float32))
+    with Classifier(bundle, backend=backend) as classifier:
+        assert not any(result.passed for result in classifier.self_test())
+
+
+def test_probabilities_of_no_image_are_an_empty_array(bundle: Path) -> None:
+    with Classifier(bundle) as classifier:
+        assert classifier.probabilities(np.zeros((0, 12, 12, 3), np.uint8)).shape == (0, 10)
+        assert list(classifier.classify([])) == []
+
+
+def test_closing_closes_the_back_end_and_may_happen_twice(bundle: Path) -> None:
+    backend = FakeBackend(10)
+    with Classifier(bundle, backend=backend) as classifier:
+        classifier.close()
+    assert backend.closed
+
+
+@pytest.mark.parametrize("name", ["top", "batch"])
+def test_numbers_below_one_are_wrong_use(bundle: Path, name: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Classifier(bundle, **{name: 0})
+    assert str(caught.value) == f"{name} 0: expected 1 or more"

@@ -1,0 +1,61 @@
+"""Records as JSON lines and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+from convexport.runtime.errors import InputError
+from convexport.runtime.records import Candidate, Failure, Prediction, csv_header, csv_line, json_line
+
+NASTY = 'cat, "tabby"\nor é'
+CAT = Prediction(
+    "a, b.png",
+    NASTY,
+    3,
+    0.973,
+    (Candidate(NASTY, 3, 0.973), Candidate("dog", 5, 0.02)),
+    ("inverted: dark ink on light paper",),
+)
+BAD = Failure.of("b.png", InputError("b.png: no such file", kind="missing"))
+
+
+def test_a_prediction_is_one_json_line_with_the_documented_keys() -> None:
+    line = json_line(CAT)
+    assert line.count(b"\n") == 1
+    assert line.endswith(b"\n")
+    assert json.loads(line) == {
+        "input": "a, b.png",
+        "label": NASTY,
+        "index": 3,
+        "probability": 0.973,
+        "top": [
+            {"label": NASTY, "index": 3, "probability": 0.973},
+            {"label": "dog", "index": 5, "probability": 0.02},
+        ],
+        "notes": ["inverted: dark ink on light paper"],
+    }
+
+
+def test_a_failure_is_one_json_line_with_kind_and_message() -> None:
+    expected = b'{"input":"b.png","error":{"kind":"missing","message":"b.png: no such file"}}\n'
+    assert json_line(BAD) == expected
+
+
+def test_every_csv_row_has_the_columns_of_the_header_whatever_the_label_holds() -> None:
+    for top in (1, 2, 4):
+        text = (csv_header(top) + csv_line(CAT, top) + csv_line(BAD, top)).decode()
+        header, cat, bad = csv.reader(io.StringIO(text))
+        assert len(header) == len(cat) == len(bad)
+        row = dict(zip(header, cat, strict=True))
+        assert (row["input"], row["label"], row["index"], row["probability"]) == ("a, b.png", NASTY, "3", "0.973")
+        assert (row["top_1_label"], row["notes"]) == (NASTY, "inverted: dark ink on light paper")
+        assert row.get("top_4_label", "") == ""
+        row = dict(zip(header, bad, strict=True))
+        assert (row["label"], row["error_kind"], row["error_message"]) == ("", "missing", "b.png: no such file")
+
+
+def test_the_columns_are_the_documented_ones() -> None:
+    columns = "input,label,index,probability,top_1_label,top_1_index,top_1_probability,notes,error_kind,error_message"
+    assert csv_header(1).decode() == columns + "\n"
