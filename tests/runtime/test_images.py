@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import struct
 import zlib
@@ -320,6 +321,19 @@ def test_inverted_paper_is_padded_with_black() -> None:
     pixels, notes = load_image(Image.new("L", (40, 20), 255), wanted)
     assert notes == (INVERTED,)
     assert (pixels == 0).all()
+
+
+def test_mnists_own_digits_are_never_taken_for_ink_on_paper() -> None:
+    roots = [Path(root) for root in (os.environ.get("CONVEXPORT_DATA"), "data", "../shared/data") if root]
+    found = [file for root in roots for file in root.glob("MNIST/**/t10k-images-idx3-ubyte*")]
+    if not found:
+        pytest.skip("needs MNIST under $CONVEXPORT_DATA, data/ or ../shared/data/")
+    data = gzip.decompress(found[0].read_bytes()) if found[0].suffix == ".gz" else found[0].read_bytes()
+    wanted = Input(height=28, width=28, channels=1, ink="light-on-dark")
+    digits = np.frombuffer(data, np.uint8, offset=16).reshape(-1, 28, 28, 1)
+    assert len(digits) == 10_000
+    assert [number for number, digit in enumerate(digits) if load_image(digit, wanted)[1]] == []
+    assert [number for number, digit in enumerate(digits) if not load_image(255 - digit, wanted)[1]] == []
 
 
 # Bad input

@@ -229,3 +229,7 @@ def _sink(output: str | None) -> Iterator[IO[bytes]]:
         if not special:
             target.unlink(missing_ok=True)
         raise
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

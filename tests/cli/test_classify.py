@@ -1,0 +1,398 @@
+"""`classify`: what a person types, sees and gets back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convexport.cli.classify import main
+from convexport.runtime.manifest import Input
+from runtime.bundles import change_manifest, make_bundle, pictures, png
+
+INPUT = Input(height=12, width=12, channels=3)
+# What `make_bundle`'s network says of `pictures(3, INPUT)`.
+LABELS = ["cat", "truck", "airplane"]
+FRENCH = ["chat", "camion", "avion"]
+BANNED = {"torch", "torchvision", "onnx", "onnxscript", "safetensors", "sklearn", "matplotlib", "jinja2"}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with one bundle, `images/0.png` to `images/2.png` and an empty folder."""
+    make_bundle(tmp_path / "bundles" / "tiny-noise-fp32", INPUT)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "empty").mkdir()
+    for number, picture in enumerate(pictures(3, INPUT)):
+        (tmp_path / "images" / f"{number}.png").write_bytes(png(picture))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Said:
+    """What one run of the command said."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+        self.last = err.splitlines()[-1] if err else ""
+
+
+@pytest.fixture
+def classify(place: Path, capsysbinary: pytest.CaptureFixture[bytes]):
+    def run(*arguments: str) -> Said:
+        try:
+            code = main([*arguments])
+        except SystemExit as stop:
+            code = stop.code
+        captured = capsysbinary.readouterr()
+        return Said(code, captured.out.decode(), captured.err.decode())
+
+    return run
+
+
+COMMAND = [sys.executable, "-m", "convexport.cli.classify"]
+
+
+# Text
+
+
+def test_one_picture_is_answered_in_words_first(classify) -> None:
+    said = classify("images/0.png")
+    assert said.code == 0
+    assert said.out == "Prediction: Cat\nimages/0.png  cat          73.7 %\n"
+    assert said.err.startswith("classify: onnxruntime on ")
+
+
+def test_in_french_the_words_and_the_label_are_french(classify) -> None:
+    assert classify("--lang", "fr", "images/2.png").out == "Prédiction: Avion\nimages/2.png  avion        76.8 %\n"
+
+
+def test_several_pictures_give_aligned_lines_in_order(classify) -> None:
+    said = classify("images", "--top", "2")
+    assert said.code == 0
+    assert said.out.splitlines() == [
+        "images/0.png  cat          73.7 %  frog          8.4 %",
+        "images/1.png  truck        36.3 %  cat          14.7 %",
+        "images/2.png  airplane     76.8 %  dog           6.2 %",
+    ]
+
+
+def test_options_may_stand_between_the_pictures(classify) -> None:
+    said = classify("images/0.png", "--lang", "fr", "images/1.png")
+    assert [line.split()[1] for line in said.out.splitlines()] == FRENCH[:2]
+
+
+def test_a_name_with_control_characters_cannot_command_the_terminal(classify, place: Path) -> None:
+    (place / "images" / "0.png").rename(place / "\x1b[2Jevil\n.png")
+    assert classify("\x1b[2Jevil\n.png").out.splitlines()[1].startswith(r"\x1b[2Jevil\n.png  cat")
+
+
+# Bad input
+
+
+def test_bad_inputs_have_their_lines_and_the_good_ones_are_answered(classify, place: Path) -> None:
+    (place / "letter.png").write_text("Dear Sir")
+    Image.fromarray(np.tile(pictures(1, INPUT)[0], (20, 20, 1))).save(place / "cut.jpg")
+    (place / "cut.jpg").write_bytes((place / "cut.jpg").read_bytes()[:2000])
+    said = classify("images/0.png", "nope.png", "letter.png", "empty", "cut.jpg", "images/1.png", "*.gif")
+    assert said.code == 3
+    assert said.out.splitlines() == [
+        "images/0.png  cat          73.7 %",
+        "nope.png: no such file",
+        "letter.png: not a picture (it begins b'Dear Sir'), expected PNG, JPEG, WebP, BMP, GIF or TIFF",
+        "empty: no PNG, JPEG, WebP, BMP, GIF or TIFF file in this folder",
+        "cut.jpg: damaged or truncated (image file is truncated (0 bytes not processed))",
+        "images/1.png  truck        36.3 %",
+        "*.gif: no file matches",
+    ]
+    assert said.last == "classify: 5 of 7 inputs could not be read"
+
+
+def test_a_hundred_thousand_pixels_squared_are_refused_at_once(classify, place: Path) -> None:
+    header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (100_000).to_bytes(4, "big") * 2 + b"\x08\x02\0\0\0"
+    (place / "bomb.png").write_bytes(header)
+    said = classify("bomb.png", "images/0.png")
+    assert said.code == 3
+    assert said.out.splitlines()[0] == (
+        "bomb.png: declares 100,000 x 100,000 pixels, more than the 89,478,485 that are read"
+    )
+    assert "cat" in said.out.splitlines()[1]
+
+
+# Forms
+
+
+def test_json_lines_hold_one_record_an_input(classify) -> None:
+    said = classify("images", "nope.png", "--format", "jsonl")
+    assert said.code == 3
+    records = [json.loads(line) for line in said.out.splitlines()]
+    assert [record.get("label") for record in records] == [*LABELS, None]
+    assert list(records[0]) == ["input", "label", "index", "probability", "top", "notes"]
+    assert len(records[0]["top"]) == 3
+    assert records[3] == {"input": "nope.png", "error": {"kind": "missing", "message": "nope.png: no such file"}}
+
+
+def test_csv_holds_the_same_flat(classify) -> None:
+    said = classify("images", "nope.png", "--format", "csv", "--top", "2", "--lang", "fr")
+    rows = list(csv.DictReader(io.StringIO(said.out)))
+    assert [row["label"] for row in rows] == [*FRENCH, ""]
+    assert rows[0]["top_2_label"] == "grenouille"
+    assert (rows[3]["error_kind"], rows[3]["error_message"]) == ("missing", "nope.png: no such file")
+
+
+def test_names_come_from_standard_input_in_the_place_of_the_dash(classify, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("images/1.png\r\n\nimages\n"))
+    said = classify("images/2.png", "-", "images/0.png", "--format", "jsonl")
+    names = [json.loads(line)["input"] for line in said.out.splitlines()]
+    expected = ["2", "1", "0", "1", "2", "0"]
+    assert names == [f"images/{number}.png" for number in expected]
+
+
+def test_no_name_on_standard_input_is_no_record_and_no_mistake(classify, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    said = classify("-", "--format", "csv", "--top", "1")
+    assert (said.code, len(said.out.splitlines())) == (0, 1)
+
+
+def test_the_output_file_appears_whole_and_standard_output_stays_empty(classify, place: Path) -> None:
+    said = classify("images", "nope.png", "--format", "jsonl", "--output", "labels.jsonl")
+    assert (said.code, said.out) == (3, "")
+    assert len((place / "labels.jsonl").read_bytes().splitlines()) == 4
+    assert sorted(path.name for path in place.iterdir()) == ["bundles", "empty", "images", "labels.jsonl"]
+
+
+def test_an_output_file_that_cannot_be_completed_leaves_the_old_one(
+    classify, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "labels.jsonl").write_text("old")
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("convexport.runtime.records.json_line", interrupted)
+    said = classify("images", "--format", "jsonl", "--output", "labels.jsonl")
+    assert (said.code, said.last) == (130, "classify: interrupted")
+    assert (place / "labels.jsonl").read_text() == "old"
+    assert sorted(path.name for path in place.iterdir()) == ["bundles", "empty", "images", "labels.jsonl"]
+
+
+def test_an_output_that_is_a_device_is_written_to_and_not_replaced(classify) -> None:
+    assert classify("images", "--output", "/dev/null").code == 0
+    assert not Path("/dev/null").is_file()
+
+
+# Wrong use
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "no picture was named; name files, folders or globs, see classify --help"),
+        (["--bundel", "x"], "option --bundel is not known; did you mean --bundle?"),
+        (["x", "--format", "jsnl"], "format 'jsnl' is not known; did you mean 'jsonl'?"),
+        (["x", "--device", "gpu"], "device 'gpu' is not known; expected cpu, cuda or cuda:N"),
+        (["x", "--lang", "de"], "language 'de' is not in this bundle; it has en, fr"),
+        (["x", "--top", "0"], "top 0: expected 1 or more"),
+        (["x", "--batch", "-1"], "batch -1: expected 1 or more"),
+        (["x", "--batch", "many"], "argument --batch: invalid int value: 'many'"),
+        (["x", "--output", "no/such/folder"], "--output no/such/folder: cannot be written (No such file or directory)"),
+        (["--info", "x"], "--info takes no inputs, found 'x'"),
+        (["--self-test", "x"], "--self-test takes no inputs, found 'x'"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(classify, arguments: list[str], line: str) -> None:
+    said = classify(*arguments)
+    assert (said.code, said.out, said.last) == (2, "", f"classify: {line}")
+
+
+# Bundles
+
+
+def test_a_missing_bundle_names_those_there_are(classify) -> None:
+    said = classify("images", "--bundle", "bundles/tiny-noise-fp16")
+    near = "did you mean bundles/tiny-noise-fp32? bundles/ holds tiny-noise-fp32; name one with --bundle"
+    assert (said.code, said.out) == (4, "")
+    assert said.last == f"classify: bundles/tiny-noise-fp16: no such bundle; {near}"
+
+
+def test_without_bundle_and_with_several_it_says_which_there_are(classify, place: Path) -> None:
+    make_bundle(place / "bundles" / "another", INPUT)
+    said = classify("images")
+    assert said.code == 4
+    assert said.last == (
+        "classify: no bundle was named; bundles/ holds another, tiny-noise-fp32; name one with --bundle"
+    )
+
+
+def test_one_flipped_bit_is_refused_with_the_files_name(classify, place: Path) -> None:
+    file = place / "bundles/tiny-noise-fp32/model.fp32.onnx"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    said = classify("images")
+    assert (said.code, said.out) == (4, "")
+    assert re.fullmatch(
+        r"classify: bundles/tiny-noise-fp32/model\.fp32\.onnx: SHA-256 \w{12}…, expected \w{12}…; "
+        r"the file is damaged; copy or export the bundle again",
+        said.last,
+    )
+
+
+def test_a_manifest_of_format_99_is_refused_in_clear_words(classify, place: Path) -> None:
+    change_manifest(place / "bundles/tiny-noise-fp32", format=99)
+    said = classify("images")
+    where = "bundles/tiny-noise-fp32/manifest.json"
+    expected = f"classify: {where}: format 99, but this convexport reads format 1; update convexport"
+    assert (said.code, said.last) == (4, expected)
+
+
+def test_a_zip_of_the_bundle_answers_the_same(classify, place: Path) -> None:
+    with zipfile.ZipFile("tiny.zip", "w") as file:
+        for path in sorted((place / "bundles").rglob("*")):
+            file.write(path, path.relative_to(place / "bundles"))
+    assert classify("images", "--bundle", "tiny.zip").out == classify("images").out
+
+
+# Modes
+
+
+def test_the_self_test_compares_with_the_export_and_names_the_next_command(classify) -> None:
+    said = classify("--self-test", "--device", "cpu")
+    assert said.code == 0
+    assert [line.split()[-1] for line in said.out.splitlines()] == ["result", "ok", "ok"]
+    next_command = "classify --bundle bundles/tiny-noise-fp32 PICTURE"
+    assert said.last == f"classify: all 2 golden images as at export; next: {next_command}"
+    results = [json.loads(line) for line in classify("--self-test", "--format", "jsonl").out.splitlines()]
+    assert [result["passed"] for result in results] == [True, True]
+
+
+def test_a_self_test_that_fails_marks_the_picture_and_ends_with_6(classify, place: Path) -> None:
+    manifest = json.loads((place / "bundles/tiny-noise-fp32/manifest.json").read_bytes())
+    golden = manifest["golden"]
+    golden[1]["probabilities"] = [0.1] * 10
+    change_manifest(place / "bundles/tiny-noise-fp32", golden=golden)
+    said = classify("--self-test")
+    assert said.code == 6
+    assert [line.split()[-1] for line in said.out.splitlines()] == ["result", "ok", "FAILED"]
+    assert said.last.startswith("classify: 1 of 2 golden images differ from what the export computed; ")
+
+
+def test_a_bundle_without_golden_images_cannot_be_tested(classify, place: Path) -> None:
+    change_manifest(place / "bundles/tiny-noise-fp32", golden=[])
+    said = classify("--self-test")
+    assert said.code == 4
+    assert said.last == "classify: bundles/tiny-noise-fp32: no golden images to test with; export the bundle again"
+
+
+def test_info_shows_the_manifest_for_people_and_for_programs(classify) -> None:
+    said = classify("--info")
+    assert said.code == 0
+    for fact in (
+        "bundle        tiny-noise-fp32",
+        "model         tiny, 4,321 parameters",
+        "input         12 x 12 RGB: the middle of the picture, scaled",
+        "labels (fr)   avion, automobile, oiseau, chat, cerf, chien, grenouille, cheval, bateau, camion",
+        "accuracy      98.76 % of 10,000 test images, at training",
+    ):
+        assert fact in said.out.splitlines()
+    assert "98.71 %" in said.out
+    (line,) = classify("--info", "--format", "jsonl").out.splitlines()
+    assert json.loads(line)["name"] == "tiny-noise-fp32"
+
+
+def test_help_ends_with_examples_and_exit_codes(classify) -> None:
+    said = classify("--help")
+    assert said.code == 0
+    assert "examples:\n  classify cat.png" in said.out
+    assert "5 device, back end or library not there" in said.out.splitlines()[-1]
+
+
+# The device promise
+
+
+@pytest.mark.parametrize("arguments", [["--device", "cuda"], ["--device", "cuda:1", "--backend", "onnxruntime"]])
+def test_cuda_where_there_is_none_is_one_line_with_what_mends_it(
+    classify, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from convexport.runtime import devices
+
+    monkeypatch.setattr(devices.ctypes, "CDLL", _no_library)
+    devices.gpus.cache_clear()
+    said = classify("images", *arguments)
+    devices.gpus.cache_clear()
+    assert (said.code, said.out) == (5, "")
+    assert said.err == (
+        "classify: no GPU was found: NVIDIA's driver (libcuda.so.1) is not installed; "
+        "mend that until nvidia-smi lists a GPU, or take --device cpu\n"
+    )
+
+
+def _no_library(name: str) -> None:
+    raise OSError(f"{name}: cannot open shared object file")
+
+
+# The installed command
+
+
+def test_nothing_of_the_training_side_is_loaded_even_where_it_is_installed(place: Path) -> None:
+    program = (
+        "import sys; from convexport.cli.classify import main; code = main(['images', '--format', 'jsonl']); "
+        f"found = sorted(({BANNED!r} | {{'rich'}}) & {{name.split('.')[0] for name in sys.modules}}); "
+        "print(code, found, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=place, check=True, timeout=120)
+    assert done.stderr.decode().splitlines()[-1] == "0 []"
+
+
+def test_every_module_of_the_runtime_imports_where_the_training_side_is_missing(place: Path) -> None:
+    program = (
+        "import importlib, pkgutil, sys\n"
+        f"for name in {BANNED!r}: sys.modules[name] = None\n"
+        "import convexport.runtime as runtime\n"
+        "for module in pkgutil.walk_packages(runtime.__path__, 'convexport.runtime.'):\n"
+        "    importlib.import_module(module.name)\n"
+        "    print(module.name)\n"
+        "from convexport.cli.classify import main\n"
+        "raise SystemExit(main(['images/0.png']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=place, check=True, timeout=120)
+    assert "convexport.runtime.backends.onnxruntime" in done.stdout.decode()
+    assert "Prediction: Cat" in done.stdout.decode()
+
+
+def test_a_reader_who_has_read_enough_causes_no_complaint(place: Path) -> None:
+    for number in range(3, 2000):
+        os.link(place / "images/0.png", place / f"images/{number}.png")
+    pipe = f"{shlex.join(COMMAND)} images | head -1"
+    done = subprocess.run(["bash", "-c", pipe], capture_output=True, cwd=place, check=True, timeout=120)
+    assert done.stdout.decode().count("\n") == 1
+    assert len(done.stderr.decode().splitlines()) == 1
+
+
+def test_ctrl_c_ends_with_130_and_one_line(place: Path) -> None:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*COMMAND, "-"], cwd=place, **pipes) as process:
+        assert process.stderr.readline().startswith(b"classify: onnxruntime on ")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.decode().splitlines()) == (130, ["classify: interrupted"])
+
+
+def test_names_that_are_no_unicode_are_classified_and_shown_escaped(place: Path) -> None:
+    (place / "images/0.png").rename(os.fsdecode(b"images/\xff.png"))
+    command = [*COMMAND, "images", "--format", "jsonl"]
+    done = subprocess.run(command, capture_output=True, cwd=place, check=True, timeout=120)
+    names = [json.loads(line)["input"] for line in done.stdout.splitlines()]
+    assert names == ["images/1.png", "images/2.png", "images/\\xff.png"]
