@@ -236,3 +236,8 @@ def test_colour_pictures_stay_small_and_true() -> None:
     assert len(data) < 600 * len(pictures)
     pixels = np.asarray(Image.open(io.BytesIO(data))).astype(int)
     assert np.abs(pixels[:32, :32] - pictures[0]).max() < 24
+
+
+def test_a_sheet_of_many_noisy_colour_pictures_is_written() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
+    assert report_pictures.sprite(noise).columns == 15

@@ -65,7 +65,8 @@ def sprite(pictures: NDArray[np.uint8], *, lossless: bool = False) -> Sprite:
     image = Image.fromarray(sheet[..., 0] if channels == 1 else sheet)
     buffer = io.BytesIO()
     if channels == 3 and not lossless and height % _BLOCK == width % _BLOCK == 0:
-        image.save(buffer, "JPEG", quality=88, subsampling=0, optimize=True)
+        # Not `optimize`: Pillow then wants the whole file in one buffer, which large noisy sheets overflow.
+        image.save(buffer, "JPEG", quality=88, subsampling=0)
         kind = "jpeg"
     else:
         image.save(buffer, "PNG", optimize=True)
