@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from convexport.runtime.errors import DeviceError, UsageError
+from convexport.training import acceleration
+from convexport.training.acceleration import Acceleration, SmallMapConv2d
+
+FAST = Acceleration(torch.device("cpu"), torch.bfloat16, True, True, False)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_small_map_as_a_matrix_product_is_the_same_convolution(size: int) -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(64, 32, 3, padding=1, bias=False)
+    network = acceleration.prepare(nn.Sequential(plain), FAST)
+    fast = network[0]
+    assert isinstance(fast, SmallMapConv2d)
+    assert fast.weight is plain.weight
+    images = torch.randn(8, 64, size, size, requires_grad=True)
+    gradient = torch.randn(8, 32, size, size)
+
+    expected = plain(images)
+    wanted = torch.autograd.grad(expected, (images, plain.weight), gradient)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = fast(images)
+    given = torch.autograd.grad(found, (images, plain.weight), gradient.to(found.dtype))
+
+    for exact, close in zip((expected, *wanted), (found, *given), strict=True):
+        error = (exact - close.float()).norm() / exact.norm()
+        assert error < 0.01, error
+
+
+def test_larger_maps_and_float32_keep_the_plain_convolution() -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(64, 32, 3, padding=1, bias=False)
+    fast = acceleration.prepare(nn.Sequential(plain), FAST)
+    images = torch.randn(2, 64, 4, 4)
+    assert torch.equal(fast(images), plain(images))
+
+
+def test_exchanged_layers_keep_the_names_of_their_weights() -> None:
+    network = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.Conv2d(3, 8, 5))
+    before = list(network.state_dict())
+    assert list(acceleration.prepare(network, FAST).state_dict()) == before
+    assert type(network[2]) is nn.Conv2d
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert acceleration.resolve("auto") == torch.device("cpu")
+    with pytest.raises(DeviceError) as caught:
+        acceleration.resolve("cuda")
+    assert str(caught.value) == f"device cuda: torch {torch.__version__} finds 0 GPUs; use --device cpu"
+    with pytest.raises(UsageError) as unknown:
+        acceleration.resolve("gpu")
+    assert str(unknown.value) == "device 'gpu' is not known; expected cpu, cuda or cuda:N"

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from convexport.runtime.errors import CheckpointError
+from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalisation
+from convexport.training import checkpoint, models
+from convexport.training.checkpoint import Checkpoint, Header
+
+
+def header(**changes: Any) -> Header:
+    base = Header(
+        format=1,
+        name="softmax-mnist",
+        model="softmax",
+        arguments={"classes": 10},
+        classes={"en": tuple("0123456789")},
+        input=Input(height=28, width=28, channels=1),
+        normalisation=Normalisation(mean=(0.13,), std=(0.31,)),
+        dataset=Dataset(name="mnist", title="MNIST", provenance="LeCun"),
+        recipe={},
+        accuracy=Accuracy(),
+        seed=0,
+        versions={},
+        git_commit=None,
+    )
+    return msgspec.structs.replace(base, **changes)
+
+
+def small(**changes: Any) -> Checkpoint:
+    torch.manual_seed(0)
+    return Checkpoint(header(**changes), dict(models.build("softmax").state_dict()))
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+    made = small()
+    digest = checkpoint.save(tmp_path / "a.safetensors", made)
+    found = checkpoint.load(tmp_path / "a.safetensors")
+    assert found.header == made.header
+    assert found.sha256 == digest == hashlib.sha256((tmp_path / "a.safetensors").read_bytes()).hexdigest()
+    for key, value in made.state.items():
+        assert torch.equal(found.state[key], value)
+
+
+@given(
+    seed=st.none() | st.integers(0, 2**31),
+    recipe=st.dictionaries(st.text(max_size=5), st.integers(-100, 100) | st.text(max_size=5) | st.booleans()),
+    labels=st.lists(st.text(max_size=8), min_size=10, max_size=10),
+    temperature=st.floats(0.1, 10),
+)
+def test_any_header_survives_the_way_through_json(
+    seed: int | None, recipe: dict[str, Any], labels: list[str], temperature: float
+) -> None:
+    made = header(
+        seed=seed,
+        recipe=recipe,
+        classes={"en": tuple(labels)},
+        normalisation=Normalisation(mean=(0.1,), std=(0.2,), temperature=temperature),
+    )
+    assert msgspec.json.decode(msgspec.json.encode(made), type=Header) == made
+
+
+def test_the_same_checkpoint_gives_the_same_bytes(tmp_path: Path) -> None:
+    assert checkpoint.save(tmp_path / "a", small()) == checkpoint.save(tmp_path / "b", small())
+
+
+def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "whole", small())
+    checkpoint.save(tmp_path / "half", small(), half=True)
+    assert (tmp_path / "half").stat().st_size < 0.6 * (tmp_path / "whole").stat().st_size
+    found = checkpoint.load(tmp_path / "half")
+    assert {value.dtype for value in found.state.values()} == {torch.float32}
+    for key, value in small().state.items():
+        assert torch.equal(found.state[key], value.half().float())
+
+
+def test_a_missing_checkpoint_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(tmp_path / "none.safetensors")
+    expected = f"checkpoint {tmp_path}/none.safetensors is not there; train one with convtrain, or check the path"
+    assert str(caught.value) == expected
+
+
+@pytest.mark.parametrize("cut", [0, 7, 100, -1])
+def test_a_truncated_checkpoint_is_damaged(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, small())
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(CheckpointError, match=r"^checkpoint .* is damaged \(.*\); train it again$"):
+        checkpoint.load(path)
+
+
+def test_a_file_without_our_header_is_told_from_a_damaged_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(path)
+    assert str(caught.value) == (
+        f"checkpoint {path} has no convexport header; for a state dict made elsewhere give "
+        "--model, --classes, --mean and --std with it"
+    )
+
+
+def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, small(format=99))
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(path)
+    assert str(caught.value) == f"checkpoint {path}: format 99, this convexport reads 1; update convexport"
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    wrong = small(model="mlp")
+    with pytest.raises(CheckpointError) as caught:
+        wrong.network()
+    assert str(caught.value) == (
+        "checkpoint softmax-mnist: tensor '1.bias' is [10], mlp expects [120]; "
+        "train again or name the model it was made for"
+    )
+
+
+def test_a_foreign_state_dict_is_unwrapped(tmp_path: Path) -> None:
+    state = models.build("softmax").state_dict()
+    torch.save({"net": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "a.pth")
+    found = checkpoint.load_foreign(tmp_path / "a.pth")
+    assert found.keys() == state.keys()
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return (Path("/nowhere/bomb").write_text, ("boom",))
+
+
+def test_a_pickle_that_holds_more_than_tensors_is_never_run(tmp_path: Path) -> None:
+    path = tmp_path / "a.pth"
+    torch.save({"state_dict": Bomb()}, path)
+    with pytest.raises(CheckpointError, match="holds more than tensors and is not loaded, since that could run code"):
+        checkpoint.load_foreign(path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    checkpoint.write_whole(path, b"old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]

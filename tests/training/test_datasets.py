@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convexport.runtime.errors import DatasetError, UsageError
+from convexport.runtime.manifest import Input
+from convexport.training import datasets
+
+
+def root_of(folder: str) -> Path:
+    """Where the data set's folder lies, or a skip that names it."""
+    for root in filter(None, (os.environ.get("CONVEXPORT_DATA"), "data", "../shared/data")):
+        if (Path(root) / folder).is_dir():
+            return Path(root)
+    pytest.skip(f"the data set folder {folder} is not at hand; name its root with $CONVEXPORT_DATA")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number, name in enumerate(("cat", "dog")):
+        (tmp_path / name).mkdir()
+        for index in range(10):
+            Image.new("RGB", (40, 30), (number * 200, index, 0)).save(tmp_path / name / f"{index}.png")
+    return tmp_path
+
+
+def test_mnist_is_the_original() -> None:
+    dataset = datasets.load("mnist", root_of("MNIST"))
+    assert dataset.train.images.shape == (60000, 28, 28, 1)
+    assert dataset.test.images.shape == (10000, 28, 28, 1)
+    assert dataset.test.images.dtype == np.uint8
+    assert np.bincount(dataset.test.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert dataset.input.ink == "light-on-dark"
+
+
+def test_jpeg_copies_of_cifar10_say_what_they_are() -> None:
+    dataset = datasets.load("cifar10", root_of("cifar10-jpeg"))
+    assert dataset.title == "CIFAR-10, JPEG copies"
+    assert dataset.provenance == "Krizhevsky 2009, JPEG copies (quality 75, chroma 4:2:0), not the original pixels"
+    assert dataset.classes["fr"][0] == "avion"
+    assert dataset.test.images.shape == (10000, 32, 32, 3)
+    assert np.bincount(dataset.test.labels).tolist() == [1000] * 10
+
+
+def test_digits_need_no_download_and_split_by_seed() -> None:
+    first, second = (datasets.load("digits", Path("nowhere")) for _ in range(2))
+    assert len(first.train) + len(first.test) == 1797
+    assert first.train.sha256 == second.train.sha256
+    assert not {i.tobytes() for i in first.train.images} & {i.tobytes() for i in first.test.images}
+
+
+def test_a_folder_of_class_folders_is_split_by_seed_and_framed_by_the_runtime(folder: Path) -> None:
+    dataset = datasets.load(str(folder), Path("nowhere"), Input(height=8, width=8, channels=3))
+    assert dataset.classes == {"en": ("cat", "dog")}
+    assert dataset.train.images.shape == (16, 8, 8, 3)
+    assert np.bincount(dataset.test.labels).tolist() == [2, 2]
+    assert dataset.provenance == "a folder of class folders, 20% of each class kept for the test by seed 0"
+
+
+def test_train_and_test_folders_are_taken_as_they_are(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    whole = tmp_path_factory.mktemp("whole")
+    (whole / "train").symlink_to(folder)
+    (whole / "test").symlink_to(folder)
+    dataset = datasets.load(str(whole), Path("nowhere"))
+    assert len(dataset.train) == len(dataset.test) == 20
+
+
+def test_one_unreadable_picture_names_itself(folder: Path) -> None:
+    (folder / "cat" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
+    with pytest.raises(DatasetError, match=r"cat/broken\.png.*; remove the file or mend it$"):
+        datasets.load(str(folder), Path("nowhere"))
+
+
+def test_a_folder_with_one_class_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(DatasetError) as caught:
+        datasets.load(str(tmp_path), Path("nowhere"))
+    expected = f"data set {tmp_path}: 1 class folders in {tmp_path}, expected two or more; one a class"
+    assert str(caught.value) == expected
+
+
+def test_an_unknown_name_gets_the_nearest() -> None:
+    with pytest.raises(UsageError) as caught:
+        datasets.load("minst", Path("nowhere"))
+    assert str(caught.value) == "data set 'minst' is not known and no folder; did you mean 'mnist'?"
+
+
+def test_a_missing_data_set_without_a_network_says_where_it_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vision = datasets._torchvision_datasets()
+
+    def refuse(self: object) -> None:
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz:\n<no network>")
+
+    monkeypatch.setattr(vision.MNIST, "download", refuse)
+    with pytest.raises(DatasetError) as caught:
+        _ = datasets.load("mnist", tmp_path).train
+    assert str(caught.value) == (
+        f"data set mnist is not in {tmp_path} and could not be downloaded "
+        "(Error downloading train-images-idx3-ubyte.gz:); "
+        "put it there, or name its folder with --data or $CONVEXPORT_DATA"
+    )
+
+
+def test_a_holdout_takes_its_share_of_every_class() -> None:
+    labels = np.repeat(np.arange(4), 50)
+    split = datasets.Split(np.arange(200, dtype=np.uint8).reshape(-1, 1, 1, 1), labels)
+    kept, held = datasets.holdout(split, 0.1, 7)
+    assert np.bincount(held.labels).tolist() == [5, 5, 5, 5]
+    assert sorted([*kept.images.ravel(), *held.images.ravel()]) == list(range(200))
+
+
+def test_pictures_are_brought_to_a_network_that_wants_another_size() -> None:
+    dataset = datasets.load("digits", Path("nowhere"), Input(height=32, width=32, channels=3))
+    assert dataset.test.images.shape == (359, 32, 32, 3)
+    assert (dataset.test.images[..., 0] == dataset.test.images[..., 2]).all()
+
+
+def test_the_root_is_the_option_then_the_environment_then_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CONVEXPORT_DATA", raising=False)
+    assert datasets.data_root() == Path("data")
+    monkeypatch.setenv("CONVEXPORT_DATA", "elsewhere")
+    assert datasets.data_root() == Path("elsewhere")
+    assert datasets.data_root("given") == Path("given")

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from training.small import digits, finish, recipe, stop_after, weights
+
+from convexport.runtime.errors import CheckpointError, Interrupted, UsageError
+from convexport.training import evaluate, loop, models
+from convexport.training.augment import Augmentation
+from convexport.training.loop import TrainOptions, train
+
+EVERYTHING = recipe(
+    average=0.9,
+    label_smoothing=0.1,
+    augmentation=Augmentation(flip="alternating", translate=2, rotate=10, scale=0.1, shift=1, cutout=4, cutmix=0.5),
+)
+
+
+def options(folder: Path, **changes: object) -> TrainOptions:
+    return replace(TrainOptions("lenet5", recipe(), folder / "state.safetensors"), **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "adam", "adagrad", "muon"])
+@pytest.mark.parametrize("steps", [1, 7, 8, 11])
+def test_a_run_stopped_anywhere_and_resumed_ends_in_the_bits_of_an_unbroken_one(
+    tmp_path: Path, optimiser: str, steps: int
+) -> None:
+    settings = options(tmp_path, recipe=replace(EVERYTHING, optimiser=optimiser, learning_rate=0.01))
+    unbroken = weights(finish(settings, digits()).result)
+    with pytest.raises(Interrupted):
+        finish(replace(settings, stop=stop_after(steps)), digits())
+    resumed = weights(finish(replace(settings, resume=True), digits()).result)
+    assert resumed == unbroken
+
+
+def test_dropout_too_is_a_function_of_the_place_in_the_run(tmp_path: Path) -> None:
+    settings = options(tmp_path, model="cnn-mnist")
+    unbroken = weights(finish(settings, digits()).result)
+    with pytest.raises(Interrupted):
+        finish(replace(settings, stop=stop_after(5)), digits())
+    assert weights(finish(replace(settings, resume=True), digits()).result) == unbroken
+
+
+def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
+    first = finish(options(tmp_path, seed=1), digits()).result
+    second = finish(options(tmp_path, seed=2), digits()).result
+    assert weights(first) != weights(second)
+
+
+def test_the_history_of_a_resumed_run_is_whole(tmp_path: Path) -> None:
+    settings = options(tmp_path)
+    unbroken = finish(settings, digits()).result.history
+    with pytest.raises(Interrupted):
+        finish(replace(settings, stop=stop_after(10)), digits())
+    resumed = finish(replace(settings, resume=True), digits()).result.history
+    assert [(r.epoch, r.train_loss, r.validation_accuracy) for r in resumed] == [
+        (r.epoch, r.train_loss, r.validation_accuracy) for r in unbroken
+    ]
+
+
+def test_an_interruption_says_how_to_go_on(tmp_path: Path) -> None:
+    settings = options(tmp_path, stop=stop_after(9))
+    with pytest.raises(Interrupted) as caught:
+        finish(settings, digits())
+    assert str(caught.value) == f"stopped in epoch 2 of 2; continue with --resume (state in {settings.state})"
+
+
+def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
+    settings = options(tmp_path)
+    with pytest.raises(Interrupted):
+        finish(replace(settings, stop=stop_after(2)), digits())
+    with pytest.raises(UsageError) as caught:
+        finish(replace(settings, resume=True, seed=5), digits())
+    assert str(caught.value) == (
+        f"state {settings.state} belongs to another run: `seed` was 0, asked for 5; "
+        "give the same options, or start without --resume"
+    )
+
+
+def test_resuming_without_a_state_says_so(tmp_path: Path) -> None:
+    settings = options(tmp_path, resume=True)
+    with pytest.raises(CheckpointError) as caught:
+        finish(settings, digits())
+    assert str(caught.value) == f"no state to resume at {settings.state}; start the training without --resume"
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    settings = options(tmp_path, resume=True)
+    settings.state.write_bytes(b"not a state")
+    with pytest.raises(CheckpointError, match=r"^state .* is damaged \(.*\); start the training without --resume$"):
+        finish(settings, digits())
+
+
+def test_the_test_set_is_read_once_and_only_after_the_last_step(tmp_path: Path) -> None:
+    reads: list[tuple[str, int]] = []
+    steps = 0
+    whole = digits()
+
+    def read(split: str) -> object:
+        reads.append((split, steps))
+        return whole.read(split)  # type: ignore[arg-type]
+
+    running = train(options(tmp_path), replace(whole, read=read))  # type: ignore[arg-type]
+    for _ in running:
+        steps += 1
+    assert [where for name, where in reads if name == "test"] == [steps]
+
+
+def test_validation_images_come_from_the_training_set_alone(tmp_path: Path) -> None:
+    dataset = digits()
+    result = finish(options(tmp_path), dataset).result
+    training = {image.tobytes() for image in dataset.train.images}
+    assert len(result.validation) == 23
+    assert all(image.tobytes() in training for image in result.validation.images)
+
+
+def test_the_best_epoch_is_kept_not_the_last(tmp_path: Path) -> None:
+    # A constant rate this high ruins a network that was better before, in one epoch or another.
+    ruinous = replace(recipe(), epochs=4, learning_rate=0.3, schedule="constant")
+    found = finish(options(tmp_path, recipe=ruinous), digits()).result
+    accuracies = [record.validation_accuracy for record in found.history]
+    assert accuracies[-1] < max(accuracies)
+    assert accuracies[found.best_epoch - 1] == max(accuracies)
+    kept = evaluate.accuracy(evaluate.softmax(found.validation_logits), found.validation.labels)
+    assert kept == max(accuracies)
+
+
+def test_one_cycle_rises_to_its_peak_and_falls_to_its_end() -> None:
+    settings = recipe(warmup=0.25, start=0.1, end=0.0)
+    rates = [loop.cycle(settings, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[25]
+    assert 0 < rates[-1] < 0.03
+    assert all(a <= b for a, b in zip(rates[:25], rates[1:26], strict=True))
+    assert all(a >= b for a, b in zip(rates[26:-1], rates[27:], strict=True))
+
+
+def test_the_average_of_constant_weights_is_those_weights() -> None:
+    network = models.build("cnn-cifar10")
+    averaged = models.build("cnn-cifar10")
+    for _ in range(200):
+        loop.average_into(averaged, network, 0.9)
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(averaged.state_dict()[key], value, rtol=1e-4, atol=1e-6)
+
+
+def test_an_identity_start_passes_channels_through() -> None:
+    network = models.build("vgg11")[0]
+    loop.start_near_identity(network)
+    layer = network[8]
+    assert isinstance(layer, torch.nn.Conv2d)
+    images = torch.rand(1, 128, 4, 4)
+    assert torch.equal(torch.nn.functional.conv2d(images, layer.weight, padding=1)[:, :128], images)
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        finish(options(tmp_path, recipe=replace(recipe(), batch=1024)), digits())
+    assert str(caught.value) == "batch 1024 is larger than the 233 training images"
+
+
+def test_normalisation_is_measured_on_the_training_pictures() -> None:
+    split = digits().train
+    found = loop.measured_normalisation(split)
+    pixels = split.images.astype(np.float64) / 255
+    assert found.mean == pytest.approx((pixels.mean(),), abs=1e-4)
+    assert found.std == pytest.approx((pixels.std(),), abs=1e-3)
