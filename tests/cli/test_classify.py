@@ -108,12 +108,12 @@ def test_bad_inputs_have_their_lines_and_the_good_ones_are_answered(classify, pl
     (place / "cut.jpg").write_bytes((place / "cut.jpg").read_bytes()[:2000])
     said = classify("images/0.png", "nope.png", "letter.png", "empty", "cut.jpg", "images/1.png", "*.gif")
     assert said.code == 3
-    assert said.out.splitlines() == [
+    assert re.sub(r"truncated \(\d+ bytes not processed\)", "truncated", said.out).splitlines() == [
         "images/0.png  cat          73.7 %",
         "nope.png: no such file",
         "letter.png: not a picture (it begins b'Dear Sir'), expected PNG, JPEG, WebP, BMP, GIF or TIFF",
         "empty: no PNG, JPEG, WebP, BMP, GIF or TIFF file in this folder",
-        "cut.jpg: damaged or truncated (image file is truncated (0 bytes not processed))",
+        "cut.jpg: damaged or truncated (image file is truncated)",
         "images/1.png  truck        36.3 %",
         "*.gif: no file matches",
     ]

@@ -72,12 +72,12 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow raises on malformed files. The warnings are here because a caller may have turned them into errors.
+# What Pillow raises on malformed files and on what its build lacks; a warning where the caller made errors of them.
 _MALFORMED = (
-    *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError),
-    *(MemoryError, NotImplementedError, RuntimeError, ImportError, struct.error, zlib.error),
-    *(Image.DecompressionBombError, Image.DecompressionBombWarning, UserWarning),
+    *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError),
+    *(RuntimeError, ImportError, struct.error, zlib.error, UserWarning),
 )
+_TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def find_images(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str | Failure]:
@@ -120,6 +120,8 @@ def load_image(source: Source, input: Input, *, name: str | None = None) -> tupl
             if image.size != (input.width, input.height):
                 pixels = np.asarray(_frame(image, input, fill=255 if inverted else 0))
             pixels = pixels.reshape(shape)
+        except _TOO_LARGE as error:  # a later frame or a thumbnail is larger than the picture
+            raise InputError(f"{name}: {_reason(error)}", kind="too-large") from error
         except _MALFORMED as error:
             raise InputError(f"{name}: damaged or truncated ({_reason(error)})", kind="unreadable") from error
     return (255 - pixels, (INVERTED,)) if inverted else (pixels, ())
@@ -238,7 +240,7 @@ def _upright(image: Image.Image) -> Image.Image:
         return image
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except _MALFORMED:
+    except (*_MALFORMED, *_TOO_LARGE):
         return image
     return image if turn is None else image.transpose(turn)
 
@@ -260,7 +262,8 @@ def _flatten(image: Image.Image, mode: str) -> Image.Image:
 
 def _wide_to_grey(image: Image.Image) -> Pixels:
     """16-bit, 32-bit and floating-point grey -> uint8 [H, W]."""
-    values = np.asarray(image).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN, refused below like every NaN
+        values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
     if not (np.isfinite(low) and np.isfinite(high) and low >= 0):  # NaN makes both of them NaN
         raise ValueError(f"{image.mode} values from {low:g} to {high:g}, expected finite ones from 0")
