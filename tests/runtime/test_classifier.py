@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from convexport.runtime import decoding
 from convexport.runtime.backends.fake import FakeBackend
 from convexport.runtime.classifier import Classifier
-from convexport.runtime.errors import InputError, UsageError
+from convexport.runtime.errors import DeviceError, InputError, UsageError
 from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure, Prediction
 from runtime.bundles import ENGLISH, FRENCH, change_manifest, make_bundle, pictures, png
@@ -122,6 +124,35 @@ def test_pictures_are_let_go_once_they_are_answered(numbers: Path) -> None:
             pass
         gc.collect()
         assert sum(ref() is not None for ref in alive) <= 1
+
+
+def test_other_processes_read_the_same_pictures_in_the_same_order(numbers: Path, tmp_path: Path) -> None:
+    sources: list[object] = []
+    for number in range(150):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(b"broken" if number % 7 == 3 else png(numbered(number)))
+        # A whole chunk of arrays, which are prepared here, among chunks of files, which are not.
+        sources.append(numbered(number) if 64 <= number < 96 else path)
+    with Classifier(numbers, backend=FakeBackend(256)) as alone:
+        expected = list(alone.classify(sources))
+    with Classifier(numbers, backend=FakeBackend(256), workers=2) as together:
+        assert list(together.classify(sources)) == expected
+        first = next(together.classify(sources))  # and a reader may stop early
+    assert first == expected[0]
+
+
+def test_a_process_that_dies_is_a_device_error_and_no_wait_for_ever(
+    numbers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoding, "_decode_chunk", _die)
+    with Classifier(numbers, backend=FakeBackend(256), workers=1) as classifier, pytest.raises(DeviceError) as caught:
+        list(classifier.classify([tmp_path / "a.png"]))
+    message = "a process that reads pictures died, perhaps for want of memory; take fewer --workers"
+    assert str(caught.value) == message
+
+
+def _die(*arguments: object) -> None:
+    os._exit(1)
 
 
 def test_a_failure_among_the_inputs_passes_through(numbers: Path) -> None:

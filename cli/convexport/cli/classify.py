@@ -47,6 +47,7 @@ def parser() -> terminal.Parser:
     add("--precision", default="auto", help="auto, or one that the bundle holds: fp32, fp16, int8")
     add("--batch", type=int, metavar="N", help="pictures computed at once; default: 64 on a CPU, 256 on a GPU")
     add("--threads", type=int, metavar="N", help="threads of the CPU; default: one a core")
+    add("--workers", type=int, default=0, metavar="N", help="processes that read pictures for a fast GPU (default: 0)")
     add("--top", type=int, metavar="K", help="classes a record lists; default: 1 in text, 3 in jsonl and csv")
     add("--lang", default="en", metavar="LANGUAGE", help="language of the labels (default: %(default)s)")
     add("--format", default="text", metavar="|".join(FORMATS), help="form of the results (default: %(default)s)")
@@ -152,6 +153,7 @@ def _open(options: argparse.Namespace) -> Classifier:
         top=default_top if options.top is None else options.top,
         language=options.lang,
         threads=options.threads,
+        workers=options.workers,
     )
 
 

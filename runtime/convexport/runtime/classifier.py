@@ -16,8 +16,9 @@ import numpy as np
 from convexport.runtime.backends import BATCHES, BackendRequest, create
 from convexport.runtime.backends.base import Backend, Images, Probabilities
 from convexport.runtime.bundle import open_bundle
+from convexport.runtime.decoding import Decoded, Picture, decode
 from convexport.runtime.errors import InputError, UsageError
-from convexport.runtime.images import Pixels, Source, load_image, name_of
+from convexport.runtime.images import Source, load_image
 from convexport.runtime.records import Candidate, Failure, Prediction, Record
 
 if TYPE_CHECKING:
@@ -42,15 +43,6 @@ class GoldenResult:
         return self.label == self.expected and self.max_abs_difference <= self.tolerance
 
 
-@dataclass(frozen=True)
-class _Picture:
-    """An input that could be read."""
-
-    name: str
-    pixels: Pixels
-    notes: tuple[str, ...]
-
-
 class Classifier:
     """Classifies pictures with the network of one bundle.
 
@@ -61,7 +53,8 @@ class Classifier:
     `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `backend` is `auto`, `onnxruntime`, `tensorrt` or a `Backend` of your
     own; `precision` is `auto` or one that the bundle holds. `auto` takes the best that works and `description` says
     what and why; a name is kept or refused. `batch` is the largest number of pictures computed at once, `top` how many
-    classes a record lists, `language` that of the labels, `threads` those of the CPU (every core by default).
+    classes a record lists, `language` that of the labels, `threads` those of the CPU (every core by default), `workers`
+    how many other processes read pictures: none suits a CPU, a fast GPU waits for its pictures otherwise.
 
     Raises `BundleError`, `UnavailableError` or `UsageError`.
     """
@@ -77,12 +70,16 @@ class Classifier:
         top: int = TOP,
         language: str = "en",
         threads: int | None = None,
+        workers: int = 0,
     ) -> None:
         self.bundle = open_bundle(path)
         self.manifest = self.bundle.manifest
         self.labels = _labels(self.manifest.labels, language)
         if top < 1:
             raise UsageError(f"top {top}: expected 1 or more")
+        if workers < 0:
+            raise UsageError(f"workers {workers}: expected 0 or more")
+        self.workers = workers
         self.top = min(top, len(self.labels))
         if isinstance(backend, Backend):
             self.backend, self.description = backend, f"{backend.name} on {backend.device}, as given"
@@ -97,7 +94,7 @@ class Classifier:
         An input that cannot be read gives a `Failure` and hurts no other; a `Failure` given as input passes through.
         Raises `UnavailableError` where the device fails.
         """
-        entries = self._load(images)
+        entries = decode(images, self.manifest.input, self.workers)
         for entry in entries:
             if isinstance(entry, Failure):
                 yield entry
@@ -145,25 +142,14 @@ class Classifier:
     ) -> None:
         self.close()
 
-    def _load(self, images: Iterable[Source | Failure]) -> Iterator[_Picture | Failure]:
-        for position, source in enumerate(images):
-            if isinstance(source, Failure):
-                yield source
-                continue
-            name = name_of(source, position)
-            try:
-                yield _Picture(name, *load_image(source, self.manifest.input, name=name))
-            except InputError as error:
-                yield Failure.of(name, error)
-
-    def _stream(self, entries: Iterator[_Picture | Failure]) -> Iterator[Record]:
+    def _stream(self, entries: Iterator[Decoded]) -> Iterator[Record]:
         """Records until the inputs end or a whole chunk holds no picture: such a chunk has no answer to wait for."""
-        pending: deque[list[_Picture | Failure]] = deque()
+        pending: deque[list[Decoded]] = deque()
 
         def batches() -> Iterator[Images]:
             while chunk := self._chunk(entries):
                 pending.append(chunk)
-                pictures = [entry.pixels for entry in chunk if isinstance(entry, _Picture)]
+                pictures = [entry.pixels for entry in chunk if isinstance(entry, Picture)]
                 if not pictures:
                     return
                 yield np.stack(pictures)
@@ -173,18 +159,18 @@ class Classifier:
         for chunk in pending:
             yield from self._records(chunk, np.zeros((0, len(self.labels)), np.float32))
 
-    def _chunk(self, entries: Iterator[_Picture | Failure]) -> list[_Picture | Failure]:
+    def _chunk(self, entries: Iterator[Decoded]) -> list[Decoded]:
         """The next inputs that hold at most `batch` pictures; bounded too where many cannot be read."""
-        chunk: list[_Picture | Failure] = []
+        chunk: list[Decoded] = []
         pictures = 0
         for entry in entries:
             chunk.append(entry)
-            pictures += isinstance(entry, _Picture)
+            pictures += isinstance(entry, Picture)
             if pictures == self.batch or len(chunk) == 4 * self.batch:
                 break
         return chunk
 
-    def _records(self, chunk: list[_Picture | Failure], answer: Probabilities) -> Iterator[Record]:
+    def _records(self, chunk: list[Decoded], answer: Probabilities) -> Iterator[Record]:
         """Answers float32 [pictures in chunk, K] -> records of the whole chunk."""
         order = np.argsort(-answer, axis=1, kind="stable")[:, : self.top]
         ranked = np.round(np.take_along_axis(answer, order, axis=1).astype(np.float64), 6)
@@ -193,7 +179,7 @@ class Classifier:
         for entry in chunk:
             yield entry if isinstance(entry, Failure) else self._record(entry, *next(rows))
 
-    def _record(self, picture: _Picture, order: list[int], probabilities: list[float], finite: bool) -> Record:
+    def _record(self, picture: Picture, order: list[int], probabilities: list[float], finite: bool) -> Record:
         if not finite:
             where = f"{self.backend.precision} on {self.backend.device}"
             message = f"{picture.name}: the network gave no finite number in {where}; try another --precision"

@@ -1,0 +1,87 @@
+"""Inputs to pictures, in order and in bounded memory; in other processes where that was asked for.
+
+Threads do not help Pillow with small files, processes do. They are spawned and not forked: a forked process would share
+the GPU and the threads of a back end.
+"""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing import get_context
+from os import PathLike
+
+from convexport.runtime.errors import DeviceError, InputError
+from convexport.runtime.images import Pixels, Source, load_image, name_of
+from convexport.runtime.manifest import Input
+from convexport.runtime.records import Failure
+
+CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An input that could be read: uint8 [H, W, C] of the model's size."""
+
+    name: str
+    pixels: Pixels
+    notes: tuple[str, ...]
+
+
+Decoded = Picture | Failure
+_Named = tuple[str, Source | Failure]
+
+
+def decode(sources: Iterable[Source | Failure], input: Input, workers: int = 0) -> Iterator[Decoded]:
+    """Inputs -> pictures or failures, in order. Raises `DeviceError` where one of the `workers` processes dies."""
+    named = (
+        (source.input if isinstance(source, Failure) else name_of(source, position), source)
+        for position, source in enumerate(sources)
+    )
+    return _in_processes(named, input, workers) if workers else (_decode_one(item, input) for item in named)
+
+
+def _in_processes(named: Iterator[_Named], input: Input, workers: int) -> Iterator[Decoded]:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _prepare_worker) as pool:
+        waiting: deque[Future[list[Decoded]] | list[Decoded]] = deque()
+        try:
+            while True:
+                while len(waiting) < 2 * workers and (chunk := list(islice(named, CHUNK))):
+                    travels = all(isinstance(source, str | PathLike | bytes | Failure) for _, source in chunk)
+                    # Arrays and open images cost more to send than to prepare here.
+                    waiting.append(pool.submit(_decode_chunk, chunk, input) if travels else _decode_chunk(chunk, input))
+                if not waiting:
+                    return
+                done = waiting.popleft()
+                yield from done if isinstance(done, list) else done.result()
+        except BrokenProcessPool as error:
+            raise DeviceError(
+                "a process that reads pictures died, perhaps for want of memory; take fewer --workers"
+            ) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _prepare_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends them all
+    warnings.filterwarnings("ignore", module="PIL")
+
+
+def _decode_chunk(chunk: list[_Named], input: Input) -> list[Decoded]:
+    return [_decode_one(item, input) for item in chunk]
+
+
+def _decode_one(item: _Named, input: Input) -> Decoded:
+    name, source = item
+    if isinstance(source, Failure):
+        return source
+    try:
+        return Picture(name, *load_image(source, input, name=name))
+    except InputError as error:
+        return Failure.of(name, error)
