@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from training.small import digits, finish, recipe, stop_after, weights
 
 from convexport.runtime.errors import CheckpointError, Interrupted, UsageError
 from convexport.training import evaluate, loop, models
 from convexport.training.augment import Augmentation
 from convexport.training.loop import TrainOptions, train
+from training.small import digits, finish, recipe, stop_after, weights
 
 EVERYTHING = recipe(
     average=0.9,
@@ -135,8 +136,8 @@ def test_one_cycle_rises_to_its_peak_and_falls_to_its_end() -> None:
     assert rates[0] == pytest.approx(0.1)
     assert max(rates) == rates[25]
     assert 0 < rates[-1] < 0.03
-    assert all(a <= b for a, b in zip(rates[:25], rates[1:26], strict=True))
-    assert all(a >= b for a, b in zip(rates[26:-1], rates[27:], strict=True))
+    assert all(a <= b for a, b in pairwise(rates[:26]))
+    assert all(a >= b for a, b in pairwise(rates[26:]))
 
 
 def test_the_average_of_constant_weights_is_those_weights() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convexport.cli import terminal
-from convexport.runtime.errors import BackendError, CheckpointError
+from convexport.runtime.errors import BackendError, CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from convexport.training.checkpoint import Checkpoint
@@ -103,13 +103,16 @@ def _prepare(options: argparse.Namespace, factory: type[TrainOptions]) -> tuple[
     if options.optimiser in {"adam", "adagrad"} and options.learning_rate is None:
         changes["learning_rate"] = recipes.ADAPTIVE_RATES[options.optimiser]
     recipe = replace(recipe, **changes)
+    state = Path(options.out) / f"{options.model}-{dataset.name}.state.safetensors"
+    if state.is_file() and not options.resume:
+        raise UsageError(f"an unfinished run is at {state}; continue it with --resume, or delete it to start anew")
     arguments: dict[str, Any] = {"classes": len(dataset.classes["en"]), "channels": entry.channels}
     if options.activation:
         arguments["activation"] = options.activation
     return dataset, factory(
         model=options.model,
         recipe=recipe,
-        state=Path(options.out) / f"{options.model}-{dataset.name}.state.safetensors",
+        state=state,
         arguments=arguments,
         seed=options.seed,
         device=str(acceleration.resolve(options.device)),

@@ -170,7 +170,8 @@ def _state_of(value: object, path: Path) -> dict[str, Tensor]:
 def write_whole(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all: beside its place, synced with its folder, renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # One name, so that what a killed writer left is overwritten and never piles up.
+    temporary = path.with_name(f".{path.name}.partial")
     try:
         with temporary.open("wb") as file:
             file.write(data)
