@@ -335,7 +335,7 @@ def test_cuda_where_there_is_none_is_one_line_with_what_mends_it(
     assert (said.code, said.out) == (5, "")
     assert said.err == (
         "classify: no GPU was found: NVIDIA's driver (libcuda.so.1) is not installed; "
-        "mend that until nvidia-smi lists a GPU, or take --device cpu\n"
+        "nvidia-smi must list one first; without --device and --backend the CPU serves\n"
     )
 
 

@@ -23,7 +23,7 @@ from runtime.bundles import make_bundle, make_graph, pictures
 INPUT = Input(height=12, width=12, channels=3)
 CPU, CUDA = Device("cpu"), Device("cuda")
 NO_DRIVER = "no GPU was found: NVIDIA's driver (libcuda.so.1) is not installed"
-MEND = "; mend that until nvidia-smi lists a GPU, or take --device cpu"
+MEND = "; nvidia-smi must list one first; without --device and --backend the CPU serves"
 
 
 @pytest.fixture(scope="module")

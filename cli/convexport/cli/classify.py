@@ -154,6 +154,7 @@ def _open(options: argparse.Namespace) -> Classifier:
         language=options.lang,
         threads=options.threads,
         workers=options.workers,
+        note=_remark,
     )
 
 

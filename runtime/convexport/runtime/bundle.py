@@ -137,7 +137,7 @@ def choose_variant(manifest: Manifest, device: Device, precision: str = "auto") 
         if device.kind == "cpu" and _int8_is_faster(manifest):
             order = ("int8",)
         return next(name for name in order if name in there)
-    held = [name for name in PRECISIONS if name in there]
+    held: list[Precision] = [name for name in PRECISIONS if name in there]
     for name in held:
         if name == precision:
             return name

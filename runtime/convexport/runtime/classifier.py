@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from types import TracebackType
@@ -54,7 +54,8 @@ class Classifier:
     own; `precision` is `auto` or one that the bundle holds. `auto` takes the best that works and `description` says
     what and why; a name is kept or refused. `batch` is the largest number of pictures computed at once, `top` how many
     classes a record lists, `language` that of the labels, `threads` those of the CPU (every core by default), `workers`
-    how many other processes read pictures: none suits a CPU, a fast GPU waits for its pictures otherwise.
+    how many other processes read pictures: none suits a CPU, a fast GPU waits for its pictures otherwise. `note` hears
+    remarks, as while an engine is built.
 
     Raises `BundleError`, `UnavailableError` or `UsageError`.
     """
@@ -71,6 +72,7 @@ class Classifier:
         language: str = "en",
         threads: int | None = None,
         workers: int = 0,
+        note: Callable[[str], None] | None = None,
     ) -> None:
         self.bundle = open_bundle(path)
         self.manifest = self.bundle.manifest
@@ -84,7 +86,7 @@ class Classifier:
         if isinstance(backend, Backend):
             self.backend, self.description = backend, f"{backend.name} on {backend.device}, as given"
         else:
-            request = BackendRequest(device, backend, precision, batch, threads)
+            request = BackendRequest(device, backend, precision, batch, threads, note)
             self.backend, self.description = create(self.bundle, request)
         self.batch = batch or BATCHES[self.backend.device.kind]
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from convexport.runtime.errors import DeviceError, UsageError
 
-_MEND = "mend that until nvidia-smi lists a GPU, or take --device cpu"
+_MEND = "nvidia-smi must list one first; without --device and --backend the CPU serves"
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 _CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from convexport.runtime.backends.base import Backend
 from convexport.runtime.bundle import Bundle, choose_variant
 from convexport.runtime.devices import Device, gpus, require_gpu
-from convexport.runtime.errors import DeviceError, EngineError, UnavailableError, UsageError
+from convexport.runtime.errors import DeviceError, UnavailableError, UsageError
 from convexport.runtime.manifest import PRECISIONS
 
 BACKENDS = ("onnxruntime", "tensorrt")
@@ -43,7 +43,7 @@ def create(bundle: Bundle, request: BackendRequest) -> tuple[Backend, str]:
     candidates = _candidates(request, refusals)
     for number, (name, device) in enumerate(candidates, 1):
         try:
-            backend = _OPENERS[name](bundle, device, request)
+            backend, origin = _OPENERS[name](bundle, device, request)
         except UnavailableError as error:
             # The last candidate has nothing behind it, so that what was asked for by name ends with its own error.
             if number == len(candidates):
@@ -51,7 +51,8 @@ def create(bundle: Bundle, request: BackendRequest) -> tuple[Backend, str]:
             refusals.append(_cause(error))
             continue
         why = _why_precision(backend.precision, device, request)
-        return backend, "; ".join([f"{name} on {device} in {backend.precision}{why}", *refusals])
+        taken = f"{name} on {device} in {backend.precision}{why}"
+        return backend, "; ".join([taken, *filter(None, [origin]), *refusals])
     raise AssertionError("there is always a candidate")  # pragma: no cover
 
 
@@ -98,42 +99,36 @@ def _check_names(request: BackendRequest) -> None:
         raise UsageError("back end tensorrt runs on a GPU only; leave out --device cpu, or take --backend onnxruntime")
 
 
-def _open_onnxruntime(bundle: Bundle, device: Device, request: BackendRequest) -> Backend:
+def _open_onnxruntime(bundle: Bundle, device: Device, request: BackendRequest) -> tuple[Backend, str]:
     from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend, load_onnxruntime
 
     load_onnxruntime(device)  # what is missing is said before a large file is read
     precision = choose_variant(bundle.manifest, device, request.precision)
-    return OnnxRuntimeBackend(
+    backend = OnnxRuntimeBackend(
         bundle.read(bundle.manifest.variants[precision].file),
         device=device,
         precision=precision,
         max_batch=request.max_batch or BATCHES[device.kind],
         threads=request.threads,
     )
+    return backend, ""
 
 
-def _open_tensorrt(bundle: Bundle, device: Device, request: BackendRequest) -> Backend:
+def _open_tensorrt(bundle: Bundle, device: Device, request: BackendRequest) -> tuple[Backend, str]:
     from convexport.runtime.backends.tensorrt import EngineRequest, open_backend
     from convexport.runtime.engines import load_tensorrt
 
     load_tensorrt()  # before the GPU is looked for: without the library there is nothing to look for
     require_gpu(device.index)
-    if request.backend == "auto" and not bundle.manifest.engines:
-        # Building takes minutes on some GPUs: only who asks for TensorRT by name waits for that.
-        raise EngineError("the bundle holds no TensorRT engine; --backend tensorrt builds one")
-    backend, _ = open_backend(
-        EngineRequest(
-            bundle,
-            choose_variant(bundle.manifest, device, request.precision),
-            device,
-            request.max_batch,
-            note=request.note,
-        )
+    precision = choose_variant(bundle.manifest, device, request.precision)
+    # Building takes minutes on some GPUs: only who asks for TensorRT by name waits for that.
+    wanted = request.backend == "tensorrt"
+    return open_backend(
+        EngineRequest(bundle, precision, device, request.max_batch, may_build=wanted, note=request.note)
     )
-    return backend
 
 
-_OPENERS: dict[str, Callable[[Bundle, Device, BackendRequest], Backend]] = {
+_OPENERS: dict[str, Callable[[Bundle, Device, BackendRequest], tuple[Backend, str]]] = {
     "onnxruntime": _open_onnxruntime,
     "tensorrt": _open_tensorrt,
 }
