@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from convexport.runtime.manifest import Accuracy, Normalisation
+from convexport.runtime.manifest import Accuracy, Input, Normalisation
 from convexport.runtime.manifest import Dataset as DatasetFacts
 from convexport.training import datasets, evaluate, models
 from convexport.training.checkpoint import FORMAT, Checkpoint, Header, save
@@ -57,6 +57,37 @@ def train_checkpoint(model: str, dataset: datasets.Dataset, *, epochs: int = 6, 
     return Checkpoint(header, {key: value.detach().clone() for key, value in network.state_dict().items()})
 
 
+def untrained(model: str) -> Checkpoint:
+    """`model` with random weights, batch norm's statistics included, and a normalisation of its own."""
+    torch.manual_seed(0)
+    entry = models.entry(model)
+    network = models.build(model)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values, low, high in ((module.running_mean, -0.3, 0.3), (module.running_var, 0.3, 0.9)):
+                assert values is not None
+                values.uniform_(low, high)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.1, 0.1)
+    channels = 1 if entry.channels == 1 else 3
+    header = Header(
+        format=FORMAT,
+        name=f"{model}-untrained",
+        model=model,
+        arguments={},
+        classes={"en": datasets.DIGITS},
+        input=Input(height=entry.size, width=entry.size, channels=channels),
+        normalisation=Normalisation(mean=(0.1, 0.2, 0.3)[:channels], std=(0.3, 0.4, 0.5)[:channels], temperature=1.3),
+        dataset=DatasetFacts(name="none", title="nothing", provenance="random weights"),
+        recipe={},
+        accuracy=Accuracy(),
+        seed=0,
+        versions={},
+        git_commit=None,
+    )
+    return Checkpoint(header, network.state_dict())
+
+
 def save_in(folder: Path, checkpoint: Checkpoint) -> Path:
     """Writes `checkpoint` where `convexport` looks for it."""
     path = folder / f"{checkpoint.header.name}.safetensors"
@@ -77,5 +108,5 @@ def coloured_digits() -> datasets.Dataset:
         return datasets.Split(np.concatenate([red, blue]), np.concatenate([labels, labels + 5]))
 
     names = tuple(f"{colour} {digit}" for colour in ("red", "blue") for digit in range(5))
-    wanted = type(digits.input)(height=32, width=32, channels=3)
+    wanted = Input(height=32, width=32, channels=3)
     return datasets.Dataset("coloured", "coloured digits", "made from digits", {"en": names}, wanted, read)

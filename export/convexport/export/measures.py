@@ -61,6 +61,8 @@ RECORD_SLACK = 0.002
 OTHER_COPY_SLACK = 0.05
 MAX_BATCH = 64
 FLIPS_LISTED = 50
+# A rate is taken over at least this long.
+MINIMUM_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -289,7 +291,7 @@ def images_per_second(
     for _ in range(rounds):
         for precision, served in variants.items():
             seconds, count = 0.0, 0
-            while seconds < 0.1:
+            while seconds < MINIMUM_SECONDS:
                 start = time.perf_counter()
                 served(batch)
                 seconds, count = seconds + time.perf_counter() - start, count + len(batch)

@@ -66,12 +66,12 @@ def _by_name(source: Source) -> Path:
     if path.is_file():
         return path
     there = sorted(file.stem for file in source.folder.glob("*.safetensors"))
-    near = get_close_matches(path.stem, there, n=1, cutoff=0.8)
-    hint = f" or take {source.folder / near[0]}.safetensors" if near else ""
+    near = get_close_matches(path.stem, there, n=1, cutoff=0.5)
+    hint = f" (there is {source.folder / near[0]}.safetensors)" if near else ""
     extra = f" --dataset {dataset}" if source.dataset else ""
     raise CheckpointError(
         f"checkpoint {path} is not there; train it with: convtrain --model {source.model}{extra}, "
-        f"name its file with --checkpoint{hint}"
+        f"or name another file with --checkpoint{hint}"
     )
 
 

@@ -1,0 +1,44 @@
+"""Networks trained once a session, in seconds, on real digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from convexport.export import graph
+from convexport.training import datasets
+from convexport.training.checkpoint import Checkpoint
+from small_checkpoints import coloured_digits, train_checkpoint
+from traced_once import to_onnx
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def lenet5() -> Checkpoint:
+    """LeNet5 on digits: tanh, average pooling."""
+    return train_checkpoint("lenet5", datasets.load("digits", Path()), epochs=3)
+
+
+@pytest.fixture(scope="session")
+def relu() -> Checkpoint:
+    """The MNIST network of the course pages on digits: ReLU and max pooling, so that scales pass through it."""
+    return train_checkpoint("cnn-mnist", datasets.load("digits", Path()), epochs=3)
+
+
+@pytest.fixture(scope="session")
+def coloured() -> tuple[Checkpoint, datasets.Dataset]:
+    """The CIFAR-10 network of the course pages (batch norm, SELU) on digits in two colours."""
+    dataset = coloured_digits()
+    return train_checkpoint("cnn-cifar10", dataset, epochs=2), dataset
+
+
+@pytest.fixture
+def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports take a trace made earlier where there is one; test_graph.py shows that its bytes are the real ones."""
+    monkeypatch.setattr(graph, "to_onnx", to_onnx)

@@ -1,0 +1,246 @@
+"""What the gate refuses, what it passes, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from convexport.export import graph, measures, writer
+from convexport.export.gate import Refusal
+from convexport.export.pipeline import ExportOptions, ExportResult, export_bundle
+from convexport.export.precision import Int8Options
+from convexport.export.source import Source
+from convexport.runtime.manifest import Manifest, Normalisation
+from convexport.training import datasets
+from convexport.training.checkpoint import Checkpoint
+from small_checkpoints import save_in, train_checkpoint
+
+pytestmark = pytest.mark.usefixtures("traced_once")
+
+Sabotage = Callable[[Checkpoint], Checkpoint]
+FASHION = Normalisation(mean=(0.2860,), std=(0.3530,), temperature=1.25)
+
+
+def export(checkpoint: Checkpoint, folder: Path, **options: Any) -> ExportResult:
+    path = save_in(folder / "checkpoints", checkpoint)
+    return export_bundle(ExportOptions(Source(path=path), out=folder / "bundles", data=folder, **options))
+
+
+def refused(checkpoint: Checkpoint, folder: Path, **options: Any) -> set[str]:
+    """The failed measures as `variant: measure`; asserts that nothing was left behind."""
+    with pytest.raises(Refusal) as caught:
+        export(checkpoint, folder, **options)
+    assert caught.value.exit_code == 6
+    assert list((folder / "bundles").iterdir()) == []
+    return {f"{precision}: {measure.name}" for precision, measure in caught.value.result.failures}
+
+
+def with_state(checkpoint: Checkpoint, change: Callable[[dict[str, Tensor]], None]) -> Checkpoint:
+    state = {key: value.clone() for key, value in checkpoint.state.items()}
+    change(state)
+    return Checkpoint(checkpoint.header, state)
+
+
+def with_header(checkpoint: Checkpoint, **changes: Any) -> Checkpoint:
+    return Checkpoint(msgspec.structs.replace(checkpoint.header, **changes), checkpoint.state)
+
+
+def scaled(factor: float) -> Sabotage:
+    """One layer scaled up, the next scaled down: the same network in float32."""
+
+    def change(state: dict[str, Tensor]) -> None:
+        state["0.weight"] *= factor
+        state["0.bias"] *= factor
+        state["3.weight"] /= factor
+
+    return lambda checkpoint: with_state(checkpoint, change)
+
+
+def with_swapped_labels(checkpoint: Checkpoint) -> Checkpoint:
+    first, second, *rest = checkpoint.header.classes["en"]
+    return with_header(checkpoint, classes={"en": (second, first, *rest)})
+
+
+def with_another_normalisation(checkpoint: Checkpoint) -> Checkpoint:
+    return with_header(checkpoint, normalisation=FASHION)
+
+
+def with_a_zeroed_convolution(checkpoint: Checkpoint) -> Checkpoint:
+    return with_state(checkpoint, lambda state: state.update({"3.weight": torch.zeros_like(state["3.weight"])}))
+
+
+def with_red_and_blue_swapped(checkpoint: Checkpoint) -> Checkpoint:
+    return with_state(checkpoint, lambda state: state.update({"0.weight": state["0.weight"].flip(1)}))
+
+
+def sabotage_graph(monkeypatch: pytest.MonkeyPatch, sabotage: Sabotage) -> None:
+    """The exported graph is of the sabotaged checkpoint, while the gate knows the honest one."""
+    honest = graph.to_onnx
+    monkeypatch.setattr(graph, "to_onnx", lambda checkpoint, precision="fp32": honest(sabotage(checkpoint), precision))
+
+
+def test_an_honest_network_passes_in_every_precision(lenet5: Checkpoint, tmp_path: Path) -> None:
+    result = export(lenet5, tmp_path, fp16=True, int8=Int8Options(images=64))
+    assert [path.name for path in (tmp_path / "bundles").iterdir()] == ["lenet5-digits-fp16-int8"]
+    variants = result.manifest.variants
+    assert list(variants) == ["fp32", "fp16", "int8"]
+    for variant in variants.values():
+        assert variant.verification.images == 359
+        assert variant.verification.images_kind == "digits test set, all 359"
+        assert variant.verification.torch_accuracy == lenet5.header.accuracy.test
+        assert all(measure.passed for measure in variant.verification.measures)
+    assert variants["fp16"].verification.method == ("runtime", "fp16-storage-emulation")
+    assert variants["fp16"].details["element_types"]["compute"] == {"FLOAT16": 5}
+    assert variants["int8"].details["element_types"]["compute"] == {"INT8": 5}
+
+
+@pytest.mark.parametrize("factor", [1e6, 3e4], ids=["weights and activations", "activations alone"])
+def test_activations_beyond_fp16_are_refused_though_float32_is_fine(
+    relu: Checkpoint, tmp_path: Path, factor: float
+) -> None:
+    sabotaged = scaled(factor)(relu)
+    failed = refused(sabotaged, tmp_path, fp16=True)
+    assert "fp16: FP16 headroom" in failed
+    assert "fp16: FP16 storage: NaN or infinity" in failed
+    assert not any(name.startswith("fp32") for name in failed)
+    export(sabotaged, tmp_path)  # in float32 alone it is a good network
+
+
+def test_a_network_in_fp16_range_has_headroom(relu: Checkpoint, tmp_path: Path) -> None:
+    verification = export(relu, tmp_path, fp16=True).manifest.variants["fp16"].verification
+    assert verification.fp16_headroom is not None
+    assert verification.fp16_headroom > 100
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "measure"),
+    [
+        (with_swapped_labels, "fp32: labels out of the data set's order"),
+        (with_another_normalisation, "fp32: torch accuracy, as recorded"),
+        (with_a_zeroed_convolution, "fp32: weight tensors of zeros"),
+    ],
+)
+def test_a_checkpoint_that_belies_its_header_is_refused(
+    lenet5: Checkpoint, tmp_path: Path, sabotage: Sabotage, measure: str
+) -> None:
+    assert measure in refused(sabotage(lenet5), tmp_path)
+
+
+@pytest.mark.parametrize("sabotage", [with_another_normalisation, with_a_zeroed_convolution])
+def test_a_graph_that_differs_from_the_checkpoint_is_refused(
+    lenet5: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sabotage: Sabotage
+) -> None:
+    sabotage_graph(monkeypatch, sabotage)
+    failed = refused(lenet5, tmp_path, fp16=True)
+    assert {"fp32: max |Δp|", "fp32: golden images max |Δp|", "fp16: max |Δp|"} <= failed
+
+
+def test_two_labels_swapped_in_the_bundle_are_refused(
+    lenet5: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    describe = writer.Draft.describe
+
+    def swapped(draft: writer.Draft, manifest: Manifest) -> None:
+        first, second, *rest = manifest.classes
+        describe(draft, msgspec.structs.replace(manifest, labels={"en": (second, first, *rest)}))
+
+    monkeypatch.setattr(writer.Draft, "describe", swapped)
+    assert {"fp32: accuracy", "fp32: agreement with torch", "fp32: max |Δp|"} <= refused(lenet5, tmp_path)
+
+
+def test_red_and_blue_swapped_are_refused_in_graph_and_checkpoint(
+    coloured: tuple[Checkpoint, datasets.Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, dataset = coloured
+    monkeypatch.setattr(datasets, "DATASETS", (*datasets.DATASETS, "coloured"))
+    monkeypatch.setattr(datasets, "load", lambda name, root, wanted=None: dataset)
+    assert export(checkpoint, tmp_path / "honest", fp16=True).manifest.variants["fp32"].verification.agreement == 1
+    assert "fp32: torch accuracy, as recorded" in refused(with_red_and_blue_swapped(checkpoint), tmp_path)
+    sabotage_graph(monkeypatch, with_red_and_blue_swapped)
+    assert {"fp32: accuracy", "fp32: max |Δp|"} <= refused(checkpoint, tmp_path)
+
+
+def test_an_fp16_graph_whose_layers_are_fp32_is_refused(
+    lenet5: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = graph.to_onnx
+    monkeypatch.setattr(graph, "to_onnx", lambda checkpoint, precision="fp32": honest(checkpoint))
+    assert refused(lenet5, tmp_path, fp16=True) == {"fp16: layers of another precision"}
+
+
+def test_rows_that_depend_on_their_neighbours_are_found(lenet5: Checkpoint) -> None:
+    images = datasets.load("digits", Path()).test.images[:70]
+    honest = measures.reference(lenet5, measures.Sample(images, None, ("x",) * 70, "", {})).probabilities
+    place = {image.tobytes(): row for image, row in zip(images, honest, strict=True)}
+
+    def alone(pictures: list[Any]) -> measures.Probabilities:
+        return np.stack([place[picture.tobytes()] for picture in pictures])
+
+    def mixed(pictures: list[Any]) -> measures.Probabilities:
+        rows = alone(pictures)
+        rows[-1] += 0.01 * (len(rows) == 7)  # the last row of a batch of seven alone
+        return rows
+
+    assert measures.neighbours(alone, images) == 0
+    assert measures.neighbours(mixed, images) == pytest.approx(0.01)
+
+
+def test_twenty_honest_networks_of_different_seeds_pass(tmp_path: Path) -> None:
+    dataset = datasets.load("digits", Path())
+    for seed in range(20):
+        checkpoint = train_checkpoint("mlp", dataset, epochs=1, seed=seed)
+        export(checkpoint, tmp_path / str(seed), fp16=True, verify_images=120)
+
+
+def test_an_honest_record_is_refused_about_never_and_a_false_one_at_once() -> None:
+    rng = np.random.default_rng(0)
+    right = np.arange(10_000) < 9_000
+    fewest = measures.fewest_correct(10_000, 0.9, 2_000, measures.RECORD_SLACK)
+    drawn = [int(rng.choice(right, 2_000, replace=False).sum()) for _ in range(200)]
+    assert min(drawn) >= fewest > 1_730
+    # The whole set leaves nothing to chance: only the images that another machine may decide differently.
+    assert measures.fewest_correct(10_000, 0.9, 10_000, measures.RECORD_SLACK) == 9_000 - 21
+    assert measures.fewest_correct(360, 1.0, 360, measures.RECORD_SLACK) == 358
+    assert measures.fewest_correct(100, 0.0, 10, measures.RECORD_SLACK) == 0
+
+
+def test_the_refusal_names_the_measure_and_its_limit(lenet5: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(Refusal) as caught:
+        export(with_swapped_labels(lenet5), tmp_path)
+    assert str(caught.value) == (
+        "the gate refused fp32: labels out of the data set's order is 2, expected == 0 and 2 more; "
+        "no bundle was written"
+    )
+
+
+def test_flips_are_listed_by_image(lenet5: Checkpoint) -> None:
+    dataset = datasets.load("digits", Path())
+    sample = measures.Sample(dataset.test.images[:3], None, ("test[0]", "test[1]", "test[2]"), "", {})
+    expected = measures.reference(lenet5, sample)
+    found = expected.probabilities.copy()
+    found[1] = np.roll(found[1], 1)
+    found[2] = np.nan
+    flips = measures.flipped(found, expected)
+    top = int(expected.probabilities[1].argmax())
+    assert [(flip.image, flip.torch, flip.variant) for flip in flips] == [
+        ("test[1]", str(top), str((top + 1) % 10)),
+        ("test[2]", str(int(expected.probabilities[2].argmax())), "NaN"),
+    ]
+
+
+def test_torch_is_the_reference_without_folding_or_graph(lenet5: Checkpoint) -> None:
+    images = datasets.load("digits", Path()).test.images[:5]
+    header = lenet5.header
+    with torch.no_grad():
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+        logits = lenet5.network()((pixels - header.normalisation.mean[0]) / header.normalisation.std[0])
+        by_hand = torch.softmax(logits / header.normalisation.temperature, 1).numpy()
+    found = measures.reference(lenet5, measures.Sample(images, None, ("x",) * 5, "", {})).probabilities
+    np.testing.assert_allclose(found, by_hand, atol=1e-6)

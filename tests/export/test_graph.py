@@ -1,0 +1,135 @@
+"""The graph: its contract, its bytes, and that nothing of the exporting machine is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from convexport.export import graph
+from convexport.export.precision import Int8Options, element_types, int8
+from convexport.runtime.manifest import Normalisation
+from convexport.training import datasets, evaluate, models
+from convexport.training.checkpoint import Checkpoint, load, save
+from small_checkpoints import untrained
+from traced_once import to_onnx as traced_once
+
+
+def run(data: bytes, images: np.ndarray) -> np.ndarray:
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(["probabilities"], {"images": images})[0])
+
+
+@pytest.mark.parametrize("model", ["lenet5", "vgg11", "mlp", "cnn-mnist", "cnn-cifar10", "cnn-keras"])
+def test_every_kind_of_network_computes_what_torch_computes(model: str) -> None:
+    checkpoint = untrained(model)
+    size = checkpoint.header.input
+    images = np.random.default_rng(0).integers(0, 256, (5, size.height, size.width, size.channels), dtype=np.uint8)
+    logits = evaluate.predict(checkpoint.network(), images, checkpoint.header.normalisation)
+    expected = evaluate.softmax(logits, checkpoint.header.normalisation.temperature)
+    data = graph.to_onnx(checkpoint)
+    np.testing.assert_allclose(run(data, images), expected, atol=1e-6)
+    np.testing.assert_allclose(run(data, images[:1]), expected[:1], atol=1e-6)
+    assert not any(node.op_type == "BatchNormalization" for node in onnx.load_from_string(data).graph.node)
+
+
+def test_the_contract_stands_in_the_graph(lenet5: Checkpoint) -> None:
+    model = onnx.load_from_string(graph.to_onnx(lenet5))
+    assert (model.ir_version, model.opset_import[0].version) == (10, 20)
+    (image,), (answer,) = model.graph.input, model.graph.output
+    shapes = [[dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in (image, answer)]
+    assert (image.name, image.type.tensor_type.elem_type) == ("images", onnx.TensorProto.UINT8)
+    assert (answer.name, answer.type.tensor_type.elem_type) == ("probabilities", onnx.TensorProto.FLOAT)
+    assert shapes == [["batch", 28, 28, 1], ["batch", 10]]
+
+
+def test_labels_and_input_stand_in_the_metadata_sorted(lenet5: Checkpoint) -> None:
+    properties = [(item.key, item.value) for item in onnx.load_from_string(graph.to_onnx(lenet5)).metadata_props]
+    assert properties == [
+        ("convexport.framing", "crop"),
+        ("convexport.ink", "light-on-dark"),
+        ("convexport.input", "images: uint8 [batch, 28, 28, 1], pixels 0 to 255, grey"),
+        ("convexport.labels.en", '["0","1","2","3","4","5","6","7","8","9"]'),
+        ("convexport.labels.fr", '["0","1","2","3","4","5","6","7","8","9"]'),
+        ("convexport.model", "lenet5"),
+        ("convexport.output", "probabilities: float32 [batch, 10], rows sum to 1"),
+        ("convexport.precision", "fp32"),
+    ]
+
+
+def test_nothing_of_the_exporting_machine_is_in_the_graph(lenet5: Checkpoint) -> None:
+    data = graph.to_onnx(lenet5)
+    model = onnx.load_from_string(data)
+    assert b"site-packages" not in data
+    assert str(Path(__file__).parents[2]).encode() not in data
+    parts = (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.value_info)
+    assert not any(part.doc_string or part.metadata_props for part in parts)
+    assert not model.graph.metadata_props
+    assert model.producer_name == "convexport"
+
+
+def test_fp16_means_fp16_weights_and_layers_in_a_float32_shell(lenet5: Checkpoint) -> None:
+    types = element_types(graph.to_onnx(lenet5, "fp16"))
+    assert types.compute == {"FLOAT16": 5}
+    assert types.initialisers == {"FLOAT": 3, "FLOAT16": 10, "INT64": 1}
+    assert types.nodes == {"FLOAT": 7, "FLOAT16": 13}
+    assert element_types(graph.to_onnx(lenet5)).compute == {"FLOAT": 5}
+
+
+def test_batch_norm_is_folded_in_float32_before_the_cast() -> None:
+    checkpoint = untrained("vgg11")
+    folded = graph.fold_batch_norm(checkpoint.network()).state_dict()
+    stored = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in onnx.load_from_string(graph.to_onnx(checkpoint, "fp16")).graph.initializer
+    }
+    assert len(folded) == 18
+    for name, value in folded.items():
+        np.testing.assert_array_equal(stored[f"network.{name}"], value.half().numpy())
+
+
+def test_another_process_writes_the_same_bytes(lenet5: Checkpoint, tmp_path: Path) -> None:
+    path = tmp_path / "lenet5.safetensors"
+    save(path, lenet5)
+    script = (
+        "import sys, hashlib, warnings; warnings.simplefilter('ignore')\n"
+        "from pathlib import Path\n"
+        "from convexport.export import graph, precision\n"
+        "from convexport.training import checkpoint, datasets\n"
+        "found = checkpoint.load(Path(sys.argv[1]))\n"
+        "images = datasets.load('digits', Path()).train.images[:40]\n"
+        "fp32 = graph.to_onnx(found)\n"
+        "for data in (fp32, graph.to_onnx(found, 'fp16'), precision.int8(fp32, images, precision.Int8Options())):\n"
+        "    print(hashlib.sha256(data).hexdigest())\n"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        env={"PYTHONHASHSEED": "7", "PATH": "/usr/bin", "OMP_NUM_THREADS": "2"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    fp32 = graph.to_onnx(load(path))
+    images = datasets.load("digits", Path()).train.images[:40]
+    here = [fp32, graph.to_onnx(load(path), "fp16"), int8(fp32, images, Int8Options())]
+    assert other == [hashlib.sha256(data).hexdigest() for data in here]
+
+
+def test_a_trace_with_other_numbers_put_in_has_the_bytes_of_a_real_one(lenet5: Checkpoint) -> None:
+    header = msgspec.structs.replace(
+        lenet5.header, normalisation=Normalisation(mean=(0.3,), std=(0.4,), temperature=1.25)
+    )
+    torch.manual_seed(1)
+    other = Checkpoint(header, models.build("lenet5", header.arguments).state_dict())
+    for precision in ("fp32", "fp16"):
+        traced_once(lenet5, precision)
+        assert traced_once(other, precision) == graph.to_onnx(other, precision)

@@ -1,0 +1,208 @@
+"""Where exports start and what they write: names, foreign state dicts, no data set at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import msgspec
+import pytest
+import torch
+
+from convexport.export.pipeline import ExportOptions, export_bundle
+from convexport.export.precision import Int8Options
+from convexport.export.samples import stratified
+from convexport.export.source import Foreign, Source, load_checkpoint
+from convexport.runtime.bundle import open_bundle
+from convexport.runtime.classifier import Classifier
+from convexport.runtime.errors import CheckpointError, DatasetError, UsageError
+from convexport.training import datasets, models
+from convexport.training.checkpoint import Checkpoint
+from small_checkpoints import save_in, untrained
+
+pytestmark = pytest.mark.usefixtures("traced_once")
+FOREIGN = Foreign(datasets.DIGITS, (0.1307,), (0.3081,))
+
+
+def as_mnist(checkpoint: Checkpoint) -> Checkpoint:
+    facts = msgspec.structs.replace(checkpoint.header.dataset, name="mnist", title="MNIST")
+    return Checkpoint(msgspec.structs.replace(checkpoint.header, dataset=facts), checkpoint.state)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision finds no files, and no server either."""
+
+    def factory(root: str, *, train: bool, download: bool) -> Any:
+        raise URLError("no network") if download else RuntimeError("Dataset not found")
+
+    module = type("module", (), {"MNIST": staticmethod(factory)})
+    monkeypatch.setattr(datasets, "_torchvision_datasets", lambda: module)
+
+
+def test_what_the_bundle_says_is_what_the_export_gave(lenet5: Checkpoint, tmp_path: Path) -> None:
+    path = save_in(tmp_path, lenet5)
+    result = export_bundle(ExportOptions(Source(path=path), fp16=True, out=tmp_path))
+    with open_bundle(tmp_path / "lenet5-digits-fp16") as bundle:
+        assert bundle.manifest == result.manifest
+        assert bundle.read("labels.txt").decode().split() == list("0123456789")
+        assert set(bundle.manifest.files) == {
+            "README.md",
+            "labels.txt",
+            "model.fp32.onnx",
+            "model.fp16.onnx",
+            *(golden.file for golden in bundle.manifest.golden),
+        }
+    assert 3 <= len(result.manifest.golden) <= 5
+    assert result.manifest.provenance.accuracy == lenet5.header.accuracy
+    assert all(variant.images_per_second for variant in result.manifest.variants.values())
+    with Classifier(result.path, device="cpu", precision="fp16") as classifier:
+        assert all(golden.passed for golden in classifier.self_test())
+
+
+def test_two_exports_of_one_checkpoint_have_the_same_graphs_and_golden_images(
+    lenet5: Checkpoint, tmp_path: Path
+) -> None:
+    path = save_in(tmp_path, lenet5)
+    int8 = Int8Options(images=32)
+    first, second = (
+        export_bundle(ExportOptions(Source(path=path), fp16=True, int8=int8, out=tmp_path / name)).manifest
+        for name in ("first", "second")
+    )
+    assert list(first.variants) == ["fp32", "fp16", "int8"]
+    measured = {"README.md"}
+    assert {name: file for name, file in first.files.items() if name not in measured} == {
+        name: file for name, file in second.files.items() if name not in measured
+    }
+
+
+@pytest.mark.usefixtures("offline")
+def test_without_a_labelled_set_photographs_are_compared_and_accuracy_is_quoted(
+    lenet5: Checkpoint, tmp_path: Path
+) -> None:
+    path = save_in(tmp_path, as_mnist(lenet5))
+    lines: list[str] = []
+    result = export_bundle(ExportOptions(Source(path=path), fp16=True, out=tmp_path, data=tmp_path), lines.append)
+    for variant in result.manifest.variants.values():
+        found = variant.verification
+        assert (found.accuracy, found.torch_accuracy) == (None, None)
+        assert found.images == 512
+        assert found.images_kind == "512 crops of scikit-learn's sample photographs, without labels"
+    assert lines[1] == (
+        "images      512 crops of scikit-learn's sample photographs, without labels; accuracy is not measured: "
+        f"data set mnist is not in {tmp_path} and could not be downloaded (<urlopen error no network>); "
+        "put it there, or name its folder with --data or $CONVEXPORT_DATA"
+    )
+    accuracy = lenet5.header.accuracy.test
+    assert f"Accuracy: {accuracy:.2%} on 359 test images, measured at training, not again here." in (
+        result.path / "README.md"
+    ).read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("offline")
+def test_an_accuracy_that_was_asked_for_is_not_left_out_in_silence(lenet5: Checkpoint, tmp_path: Path) -> None:
+    path = save_in(tmp_path, as_mnist(lenet5))
+    with pytest.raises(DatasetError, match="^data set mnist is not in "):
+        export_bundle(ExportOptions(Source(path=path), require_labels=True, out=tmp_path / "out", data=tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("offline")
+def test_int8_without_training_images_says_what_it_needs(lenet5: Checkpoint, tmp_path: Path) -> None:
+    path = save_in(tmp_path, as_mnist(lenet5))
+    with pytest.raises(DatasetError) as caught:
+        export_bundle(ExportOptions(Source(path=path), int8=Int8Options(), out=tmp_path, data=tmp_path))
+    assert str(caught.value) == (
+        "int8 is calibrated on training images, and there are none; name their folder with --data"
+    )
+
+
+def test_a_checkpoint_is_found_by_the_names_of_model_and_data_set(lenet5: Checkpoint, tmp_path: Path) -> None:
+    save_in(tmp_path, lenet5)
+    assert load_checkpoint(Source("lenet5", "digits", folder=tmp_path)).header == lenet5.header
+
+
+def test_a_checkpoint_that_is_not_there_names_the_command_that_trains_it(lenet5: Checkpoint, tmp_path: Path) -> None:
+    near = save_in(tmp_path, lenet5)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(Source("lenet5", folder=tmp_path))
+    assert str(caught.value) == (
+        f"checkpoint {tmp_path / 'lenet5-mnist.safetensors'} is not there; train it with: convtrain --model lenet5, "
+        f"or name another file with --checkpoint (there is {near})"
+    )
+    with pytest.raises(CheckpointError, match="train it with: convtrain --model mlp --dataset fashion-mnist, or name"):
+        load_checkpoint(Source("mlp", "fashion-mnist", folder=tmp_path))
+
+
+def test_a_model_that_is_not_the_checkpoints_is_refused(lenet5: Checkpoint, tmp_path: Path) -> None:
+    path = save_in(tmp_path, lenet5)
+    with pytest.raises(UsageError) as caught:
+        load_checkpoint(Source("vgg19", path=path))
+    assert str(caught.value) == "checkpoint lenet5-digits holds lenet5, not vgg19; leave out --model"
+    with pytest.raises(UsageError, match=r"^model 'vgg9' is not known; did you mean 'vgg19'\?$"):
+        load_checkpoint(Source("vgg9"))
+
+
+def test_a_foreign_state_dict_becomes_a_bundle(lenet5: Checkpoint, tmp_path: Path) -> None:
+    file = tmp_path / "theirs.pth"
+    torch.save({"state_dict": {f"module.{key}": value for key, value in lenet5.state.items()}}, file)
+    source = Source("lenet5", "digits", path=file, foreign=FOREIGN)
+    result = export_bundle(ExportOptions(source, out=tmp_path))
+    assert result.path == tmp_path / "lenet5-digits-fp32"
+    found = result.manifest.variants["fp32"].verification
+    assert found.accuracy == lenet5.header.accuracy.test
+    assert not any("recorded" in measure.name for measure in found.measures)
+    assert result.manifest.provenance.dataset.provenance == "state dict theirs.pth, made elsewhere"
+
+
+def test_a_bias_before_a_batch_norm_moves_into_its_mean(tmp_path: Path) -> None:
+    ours = untrained("vgg11")
+    theirs = dict(ours.state)
+    for key in [key for key in theirs if key.endswith("running_mean")]:
+        index = int(key.split(".")[1])
+        bias = torch.linspace(-1, 1, len(theirs[key]))
+        theirs[f"features.{index - 1}.bias"] = bias
+        theirs[key] = theirs[key] + bias
+    torch.save(theirs, tmp_path / "kuangliu.pth")
+    foreign = Foreign(datasets.CIFAR10, (0.5,) * 3, (0.25,) * 3)
+    found = load_checkpoint(Source("vgg11", path=tmp_path / "kuangliu.pth", foreign=foreign))
+    for key, value in ours.state.items():
+        torch.testing.assert_close(found.state[key], value)
+    found.network()
+
+
+@pytest.mark.parametrize(
+    ("foreign", "message"),
+    [
+        (Foreign(datasets.DIGITS, (0.1, 0.2), (0.3, 0.4)), r"^--mean \[0.1, 0.2\] --std \[0.3, 0.4\]: expected 1 or 3"),
+        (Foreign(datasets.DIGITS, (0.1,), (0.0,)), r"expected 1 or 3 numbers each, std above 0$"),
+        (Foreign(("a", "a"), (0.1,), (0.3,)), r"^--classes holds 2 labels; expected two or more, all different"),
+    ],
+)
+def test_foreign_facts_that_cannot_be_are_refused(tmp_path: Path, foreign: Foreign, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_checkpoint(Source("lenet5", path=tmp_path / "x.pth", foreign=foreign))
+
+
+def test_weights_of_another_shape_name_the_tensor(tmp_path: Path) -> None:
+    torch.save(models.build("lenet5", {"classes": 4}).state_dict(), tmp_path / "four.pth")
+    with pytest.raises(CheckpointError) as caught:
+        export_bundle(
+            ExportOptions(Source("lenet5", path=tmp_path / "four.pth", foreign=FOREIGN), out=tmp_path / "out")
+        )
+    assert str(caught.value) == (
+        "checkpoint lenet5-four: tensor '11.bias' is [4], lenet5 expects [10]; "
+        "train again or name the model it was made for"
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_choice_of_images_is_proportional_and_always_the_same() -> None:
+    labels = datasets.load("digits", Path()).test.labels
+    chosen = stratified(labels, 100)
+    assert (stratified(labels, 100) == chosen).all()
+    counts = [int((labels[chosen] == label).sum()) for label in range(10)]
+    assert sum(counts) == len(set(chosen.tolist())) == 100
+    assert max(counts) - min(counts) <= 1
+    assert len(stratified(labels, 10_000)) == len(labels)

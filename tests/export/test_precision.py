@@ -1,0 +1,104 @@
+"""INT8 as QDQ, and what FP16 storage does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from convexport.export import graph
+from convexport.export.precision import Fp16Emulation, Int8Options, element_types, int8, weight_storage
+from convexport.training import datasets
+from convexport.training.checkpoint import Checkpoint
+from small_checkpoints import untrained
+
+
+def images(count: int = 40) -> np.ndarray:
+    return datasets.load("digits", Path()).train.images[:count]
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+@pytest.mark.usefixtures("traced_once")
+def test_every_calibration_gives_the_same_bytes_twice_and_says_nothing(
+    lenet5: Checkpoint, capfd: pytest.CaptureFixture[str], method: Literal["minmax", "percentile", "entropy"]
+) -> None:
+    fp32 = graph.to_onnx(lenet5)
+    options = Int8Options(method=method)
+    first = int8(fp32, images(), options)
+    assert first == int8(fp32, images(), options)
+    assert element_types(first).compute == {"INT8": 5}
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_int8_keeps_names_and_metadata_and_the_float_shell(lenet5: Checkpoint) -> None:
+    fp32 = graph.to_onnx(lenet5)
+    model = onnx.load_from_string(int8(fp32, images(), Int8Options()))
+    before = {item.key: item.value for item in onnx.load_from_string(fp32).metadata_props}
+    assert {item.key: item.value for item in model.metadata_props} == {**before, "convexport.precision": "int8"}
+    assert (model.producer_name, model.graph.name) == ("convexport", "lenet5-digits")
+    shell = [node.op_type for node in model.graph.node][:4]
+    assert sorted(shell) == ["Cast", "Mul", "Sub", "Transpose"]
+    assert {value.data_type for value in model.graph.initializer if value.name.endswith("_quantized")} == {
+        onnx.TensorProto.INT8,
+        onnx.TensorProto.INT32,
+    }
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_weights_have_a_scale_a_channel_and_excluded_nodes_stay_float(lenet5: Checkpoint) -> None:
+    fp32 = graph.to_onnx(lenet5)
+    data = int8(fp32, images(), Int8Options(exclude=("node_linear_1",), activations="int8"))
+    assert element_types(data).compute == {"FLOAT": 1, "INT8": 4}
+    scales = {value.name: list(value.dims) for value in onnx.load_from_string(data).graph.initializer}
+    assert scales["network.3.weight_scale"] == [16]
+
+
+def test_a_vgg_runs_in_8_bit_kernels_from_the_first_convolution_to_the_last_layer(tmp_path: Path) -> None:
+    fp32 = graph.to_onnx(untrained("vgg11"))
+    pictures = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(int8(fp32, pictures, Int8Options()), options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert kinds.count("QLinearConv") == 8
+    assert kinds.count("NhwcMaxPool") == 5
+    assert kinds.count("QGemm") == 1
+    assert "Conv" not in kinds
+    assert "Relu" not in kinds
+    assert kinds.count("QuantizeLinear") == 1
+
+
+def test_weights_are_counted_as_fp16_stores_them() -> None:
+    found = weight_storage(torch.tensor([0.0, 1.0, 1e-5, 1e-9, 70000.0]))
+    assert (found.overflowed, found.subnormal, found.underflowed) == (1, 0.25, 0.25)
+
+
+def test_the_emulation_overflows_where_fp16_does_and_names_the_tensor() -> None:
+    network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
+    with torch.no_grad():
+        network[0].weight.fill_(1000.0)
+        network[2].weight.fill_(0.001)
+    emulation = Fp16Emulation(network)
+    with torch.no_grad():
+        assert float(emulation(torch.tensor([[60.0]]))) == pytest.approx(60.0, rel=1e-3)
+        assert emulation.headroom == pytest.approx(65504 / 60_000)
+        assert not torch.isfinite(emulation(torch.tensor([[70.0]])))
+    assert emulation.largest["0"] == pytest.approx(70_000)
+    assert float(network(torch.tensor([[70.0]]))) == pytest.approx(70.0)  # the network itself is left as it was
+
+
+def test_the_emulation_matches_torch_in_half(lenet5: Checkpoint) -> None:
+    pixels = torch.from_numpy(images(8)).permute(0, 3, 1, 2).float() / 255
+    network = graph.fold_batch_norm(lenet5.network())
+    with torch.no_grad():
+        emulated = Fp16Emulation(network)(pixels)
+        half = network.half()(pixels.half()).float()
+    torch.testing.assert_close(emulated, half, atol=0.02, rtol=0.01)

@@ -1,0 +1,152 @@
+"""A bundle appears whole or not at all, wherever the process dies."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from convexport.export.writer import Draft, drafting
+from convexport.runtime.bundle import find_bundles, open_bundle
+from convexport.runtime.errors import BundleError, UsageError
+from convexport.runtime.manifest import Manifest, decode, encode
+from smallest_manifest import smallest_manifest
+
+
+def fill(draft: Draft, text: str = "first") -> None:
+    draft.write("model.fp32.onnx", text.encode())
+    draft.write("golden/0.png", b"picture")
+    draft.describe(msgspec.structs.replace(smallest_manifest(), files=draft.files))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_bundle_is_there_when_the_block_ends_and_nothing_else(tmp_path: Path) -> None:
+    with drafting(tmp_path / "bundles" / "net") as draft:
+        fill(draft)
+        assert find_bundles(tmp_path / "bundles") == []
+    assert names(tmp_path / "bundles") == ["net"]
+    with open_bundle(tmp_path / "bundles" / "net") as bundle:
+        assert bundle.read("model.fp32.onnx") == b"first"
+
+
+def test_an_error_leaves_nothing_and_the_old_bundle_where_it_was(tmp_path: Path) -> None:
+    with drafting(tmp_path / "net") as draft:
+        fill(draft)
+    with pytest.raises(ZeroDivisionError), drafting(tmp_path / "net") as draft:
+        fill(draft, "second")
+        raise ZeroDivisionError
+    assert names(tmp_path) == ["net"]
+    assert (tmp_path / "net" / "model.fp32.onnx").read_text() == "first"
+
+
+def test_a_bundle_is_replaced(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        with drafting(tmp_path / "net") as draft:
+            fill(draft, text)
+    assert names(tmp_path) == ["net"]
+    assert (tmp_path / "net" / "model.fp32.onnx").read_text() == "second"
+
+
+def test_a_folder_that_is_no_bundle_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net" / "thesis.txt").write_text("years")
+    with pytest.raises(UsageError) as caught, drafting(tmp_path / "net"):
+        pass
+    assert (
+        str(caught.value)
+        == f"{tmp_path / 'net'} is there and is no bundle; name another place with --out, or move it away"
+    )
+    assert (tmp_path / "net" / "thesis.txt").read_text() == "years"
+
+
+def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError) as caught, drafting(tmp_path / "file" / "net"):
+        pass
+    assert (
+        str(caught.value)
+        == f"{tmp_path / 'file' / 'net'}: cannot be written (Not a directory); name another place with --out"
+    )
+
+
+KILLED = """
+import os, pathlib, signal, sys
+left = int(sys.argv[2])
+
+def deadly(function):
+    def call(*arguments, **options):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return call
+
+os.fsync = deadly(os.fsync)
+pathlib.Path.rename = deadly(pathlib.Path.rename)
+pathlib.Path.mkdir = deadly(pathlib.Path.mkdir)
+pathlib.Path.open = deadly(pathlib.Path.open)
+from convexport.export.writer import drafting
+from test_writer import fill
+with drafting(pathlib.Path(sys.argv[1])) as draft:
+    fill(draft, "second")
+"""
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_a_run_killed_at_any_step_leaves_no_partial_bundle_and_the_next_clears_up(
+    tmp_path: Path, replaces: bool
+) -> None:
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+    steps, died = 0, True
+    while died:
+        steps += 1
+        place = tmp_path / str(steps) / "net"
+        if replaces:
+            with drafting(place) as draft:
+                fill(draft)
+        command = [sys.executable, "-c", KILLED, str(place), str(steps)]
+        died = subprocess.run(command, env=environment, capture_output=True, check=False).returncode != 0
+        for found in find_bundles(place.parent):
+            with open_bundle(found) as bundle:  # what is seen is whole
+                assert bundle.read("model.fp32.onnx") in (b"first", b"second")
+        with drafting(place) as draft:
+            fill(draft, "third")
+        assert names(place.parent) == ["net"]
+    assert steps > 10
+
+
+def test_a_run_killed_between_the_two_renames_gets_its_old_bundle_back(tmp_path: Path) -> None:
+    with drafting(tmp_path / "net") as draft:
+        fill(draft)
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    work = tmp_path / f".net.{gone.stdout.strip()}.partial"
+    work.mkdir()
+    (tmp_path / "net").rename(work / "old")
+    with pytest.raises(ZeroDivisionError), drafting(tmp_path / "net"):
+        raise ZeroDivisionError
+    assert names(tmp_path) == ["net"]
+    assert (tmp_path / "net" / "model.fp32.onnx").read_text() == "first"
+
+
+def test_a_run_that_still_lives_keeps_its_draft(tmp_path: Path) -> None:
+    living = tmp_path / f".net.{os.getppid()}.partial"
+    living.mkdir()
+    with drafting(tmp_path / "net") as draft:
+        fill(draft)
+    assert names(tmp_path) == [living.name, "net"]
+
+
+def test_a_manifest_survives_the_round_trip() -> None:
+    manifest: Manifest = smallest_manifest()
+    assert decode(encode(manifest)) == manifest
