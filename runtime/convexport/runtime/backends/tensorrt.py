@@ -181,13 +181,17 @@ def _collect(pending: deque[tuple[Slot, bool]], parts: list[Probabilities]) -> I
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """Which engine of a bundle is wanted. `progress` hears of a build, `note` gets remarks for the user."""
+    """Which engine of a bundle is wanted. `progress` hears of a build, `note` gets remarks for the user.
+
+    Without `may_build` only engines that are there, in the bundle or in the cache, are taken.
+    """
 
     bundle: Bundle
     precision: Precision
     device: Device = _FIRST_GPU
     max_batch: int | None = None
     flavour: str | None = None
+    may_build: bool = True
     progress: BuildProgress | None = None
     note: Callable[[str], None] | None = None
 
@@ -252,6 +256,11 @@ class _Search:
 
     def _build(self) -> BuiltEngine:
         request = self._request
+        if not request.may_build:
+            raise EngineError(
+                f"neither the bundle nor the cache has a {self.key.flavour} engine for compute capability "
+                f"{self.key.compute_capabilities[0]}; --backend tensorrt or --build-engine builds one"
+            )
         if request.note:
             request.note(f"building a {self.key.flavour} engine from {self._onnx}; later starts take it from the cache")
         options = replace(self._options, timing_cache=self._cache.timing_cache(self.key))

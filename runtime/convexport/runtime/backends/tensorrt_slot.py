@@ -36,7 +36,7 @@ class LoadedEngine:
         if self._engine is None:
             raise PlanRefused(
                 f"{plan.origin}: {trt.__name__} {trt.__version__} does not load it: {self.logger.reason()}; "
-                "run classify --build-engine"
+                "use --backend onnxruntime, or see classify --doctor"
             )
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         found = {
@@ -86,7 +86,7 @@ class LoadedEngine:
         reason = self.logger.reason()
         if "outofmemory" in reason.lower().replace(" ", ""):
             return OutOfDeviceMemory(f"{self._origin}: {what}: {reason}; take a smaller --batch")
-        return EngineError(f"{self._origin}: {what}: {reason}; run classify --build-engine")
+        return EngineError(f"{self._origin}: {what}: {reason}; use --backend onnxruntime, or see classify --doctor")
 
     def types(self) -> dict[str, int]:
         inspector = self._engine.create_engine_inspector()

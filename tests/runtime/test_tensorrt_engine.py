@@ -1,0 +1,256 @@
+"""From a bundle to a running engine: the bundle's, else the cache's, else one built now; a spy sees all that is loaded."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from convexport.runtime import engines
+from convexport.runtime.backends import tensorrt
+from convexport.runtime.backends.tensorrt import EngineRequest, build_ahead, open_backend
+from convexport.runtime.bundle import open_bundle
+from convexport.runtime.cuda import Cuda
+from convexport.runtime.devices import Device, Gpu
+from convexport.runtime.engine_cache import EngineCache
+from convexport.runtime.errors import BackendError, BundleError, DeviceError, EngineError
+from convexport.runtime.manifest import Engine, EngineKey, File, Input, decode, encode
+from runtime.bundles import make_bundle
+from runtime.fake_cuda import FakeCudaRuntime, FakeTensorRT, classify, fake_plan
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
+
+
+class Workshop:
+    """A bundle, an empty cache, a fake GPU of compute capability 8.9 and the fake TensorRT."""
+
+    def __init__(self, folder: Path) -> None:
+        self.bundle = make_bundle(folder / "tiny", Input(height=4, width=4, channels=3), precisions=("fp32", "fp16"))
+        self.cache = folder / "cache"
+        self.cuda = FakeCudaRuntime()
+        self.trt = FakeTensorRT(self.cuda)
+        self.notes: list[str] = []
+        self.known: set[str] = set()
+
+    def request(self, **more: Any) -> EngineRequest:
+        return EngineRequest(open_bundle(self.bundle), "fp16", note=self.notes.append, **more)
+
+    def key(self, **changes: object) -> EngineKey:
+        onnx = hashlib.sha256((self.bundle / "model.fp16.onnx").read_bytes()).hexdigest()
+        key = EngineKey(
+            onnx_sha256=onnx,
+            flavour="tensorrt",
+            version="10.9.0.34",
+            compute_capabilities=("8.9",),
+            precision="fp16",
+            profiles=((1, 1, 1), (2, 32, 32), (33, 256, 256)),
+        )
+        return msgspec.structs.replace(key, **changes)
+
+    def add_engine(self, data: bytes, key: EngineKey) -> None:
+        """Puts an engine into the bundle, as the exporter does."""
+        path = self.bundle / "manifest.json"
+        manifest = decode(path.read_bytes())
+        name = f"engines/{len(manifest.engines)}.plan"
+        (self.bundle / "engines").mkdir(exist_ok=True)
+        (self.bundle / name).write_bytes(data)
+        engine = Engine(file=name, key=key, layer_types={}, build_seconds=1.0)
+        file = File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+        manifest = msgspec.structs.replace(
+            manifest, engines=(*manifest.engines, engine), files={**manifest.files, name: file}
+        )
+        path.write_bytes(encode(manifest))
+        self.known.add(file.sha256)
+
+    def cached_plan(self) -> Path:
+        (plan,) = (self.cache / "engines").glob("*.plan")
+        return plan
+
+    def classify_pictures(self, **more: Any) -> str:
+        """Opens, classifies, closes; gives back where the engine came from."""
+        backend, origin = open_backend(self.request(**more))
+        with backend:
+            np.testing.assert_array_equal(backend.run(PICTURES), classify(PICTURES, 5))
+        return origin
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
+    shop = Workshop(tmp_path)
+    gpu = Gpu(0, "A GPU", "8.9")
+    monkeypatch.setenv("CONVEXPORT_CACHE", str(shop.cache))
+    monkeypatch.setitem(sys.modules, "tensorrt", shop.trt)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    monkeypatch.setattr(engines, "gpus", lambda: (gpu,))
+    monkeypatch.setattr(tensorrt, "require_gpu", lambda index: gpu)
+    monkeypatch.setattr(tensorrt, "Cuda", lambda index: Cuda(index, shop.cuda))
+    store = EngineCache._store
+
+    def spy(cache: EngineCache, built: Any) -> None:
+        shop.known.add(built.sha256)
+        store(cache, built)
+
+    monkeypatch.setattr(EngineCache, "_store", spy)
+    yield shop
+    gc.collect()
+    shop.cuda.check_clean()
+    loaded = {hashlib.sha256(data).hexdigest() for data in shop.trt.deserialised}
+    assert loaded <= shop.known, "bytes reached the deserialiser that neither manifest nor cache vouch for"
+
+
+def test_a_fitting_engine_of_the_bundle_is_taken(workshop: Workshop) -> None:
+    workshop.add_engine(fake_plan(), workshop.key(compute_capabilities=("8.6", "8.9")))
+    assert workshop.classify_pictures() == "the bundle's engines/0.plan"
+    assert (workshop.trt.builds, workshop.notes) == (0, [])
+    assert not workshop.cache.exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"onnx_sha256": "b" * 64},
+        {"version": "10.3.0"},
+        {"compute_capabilities": ("9.0",)},
+        {"precision": "fp32"},
+        {"flavour": "tensorrt_rtx"},
+        {"profiles": ((1, 1, 1), (2, 32, 32))},
+    ],
+)
+def test_a_foreign_engine_is_not_even_read_and_one_is_built_once(workshop: Workshop, change: dict[str, object]) -> None:
+    workshop.add_engine(fake_plan(workspace=1), workshop.key(**change))
+    assert workshop.classify_pictures() == f"the engine just built, {workshop.cached_plan()}"
+    assert workshop.notes == [
+        "building a tensorrt engine from model.fp16.onnx; later starts take it from the cache",
+    ]
+    assert workshop.classify_pictures() == f"the cached engine {workshop.cached_plan()}"
+    assert workshop.trt.builds == 1
+
+
+def test_a_larger_batch_than_any_engine_takes_gets_an_engine_of_its_own(workshop: Workshop) -> None:
+    workshop.add_engine(fake_plan(), workshop.key())
+    backend, _ = open_backend(workshop.request(max_batch=1024))
+    with backend:
+        assert backend.max_batch == 1024
+    assert workshop.trt.builds == 1
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "foreign"])
+def test_a_damaged_plan_in_the_cache_never_reaches_tensorrt_and_is_built_again(workshop: Workshop, damage: str) -> None:
+    workshop.classify_pictures()
+    file = workshop.cached_plan()
+    data = file.read_bytes()
+    wrong = {"flip": b"!" + data[1:], "truncate": data[:-3], "foreign": fake_plan(workspace=7)}[damage]
+    file.write_bytes(wrong)
+    workshop.classify_pictures()
+    assert workshop.trt.builds == 2
+    assert wrong not in workshop.trt.deserialised
+    workshop.classify_pictures()
+    assert workshop.trt.builds == 2
+
+
+def test_plans_swapped_between_two_entries_never_reach_tensorrt(workshop: Workshop) -> None:
+    workshop.classify_pictures()
+    first = workshop.cached_plan()
+    backend, _ = open_backend(workshop.request(max_batch=512))
+    backend.close()
+    (second,) = set((workshop.cache / "engines").glob("*.plan")) - {first}
+    one, two = first.read_bytes(), second.read_bytes()
+    first.write_bytes(two)
+    second.write_bytes(one)
+    before = len(workshop.trt.deserialised)
+    workshop.classify_pictures()
+    assert workshop.trt.deserialised[before:] == [first.read_bytes()]
+    assert workshop.trt.builds == 3
+    assert two not in workshop.trt.deserialised[before:]
+
+
+def test_a_plan_of_the_bundle_damaged_after_opening_never_reaches_tensorrt(workshop: Workshop) -> None:
+    workshop.add_engine(fake_plan(), workshop.key())
+    request = workshop.request()
+    file = workshop.bundle / "engines/0.plan"
+    file.write_bytes(file.read_bytes()[:-1] + b"!")
+    with pytest.raises(BundleError, match=r"0\.plan: SHA-256"):
+        open_backend(request)
+    assert workshop.trt.deserialised == []
+
+
+def test_a_plan_that_does_not_load_is_built_again_once(workshop: Workshop) -> None:
+    workshop.add_engine(fake_plan(), workshop.key())
+    workshop.trt.refused.add(hashlib.sha256(fake_plan()).hexdigest())
+    assert workshop.classify_pictures() == f"the engine just built, {workshop.cached_plan()}"
+    assert workshop.notes[0] == (
+        "the bundle's engines/0.plan: tensorrt 10.9.0.34 does not load it: The engine was built for another device; "
+        "building it again"
+    )
+    assert workshop.trt.builds == 1
+
+
+def test_a_cached_plan_that_does_not_load_is_replaced_once(workshop: Workshop) -> None:
+    workshop.classify_pictures()
+    old = workshop.cached_plan().read_bytes()
+    workshop.trt.refused.add(hashlib.sha256(old).hexdigest())
+    workshop.classify_pictures()
+    assert workshop.trt.builds == 2
+    assert workshop.cached_plan().read_bytes() != old
+
+
+def test_a_plan_that_never_loads_ends_in_an_error_after_one_more_build(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workshop.trt, "refused", Everything())
+    with pytest.raises(EngineError) as caught:
+        open_backend(workshop.request())
+    assert str(caught.value) == (
+        f"the engine just built, {workshop.cached_plan()}: tensorrt 10.9.0.34 does not load it: The engine was built "
+        "for another device; use --backend onnxruntime, or see classify --doctor"
+    )
+    assert workshop.trt.builds == 2
+    assert len(workshop.trt.deserialised) == 2
+
+
+class Everything(set[str]):
+    def __contains__(self, item: object) -> bool:
+        return True
+
+
+def test_ahead_of_time_the_engine_is_built_into_the_cache_without_loading_it(workshop: Workshop) -> None:
+    plan = build_ahead(workshop.request())
+    assert workshop.cached_plan().read_bytes() == plan.data
+    assert workshop.trt.deserialised == []
+    build_ahead(workshop.request())
+    workshop.classify_pictures()
+    assert workshop.trt.builds == 1
+
+
+def test_who_may_not_build_takes_what_is_there_or_hears_how_to_build(workshop: Workshop) -> None:
+    with pytest.raises(EngineError) as caught:
+        open_backend(workshop.request(may_build=False))
+    assert str(caught.value) == (
+        "neither the bundle nor the cache has a tensorrt engine for compute capability 8.9; "
+        "--backend tensorrt or --build-engine builds one"
+    )
+    build_ahead(workshop.request())
+    workshop.classify_pictures(may_build=False)
+
+
+def test_without_a_gpu_nothing_is_built(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(index: int) -> Gpu:
+        raise DeviceError("no GPU was found: the driver sees none; nvidia-smi says more")
+
+    monkeypatch.setattr(tensorrt, "require_gpu", none)
+    with pytest.raises(DeviceError, match="no GPU was found"):
+        open_backend(workshop.request(device=Device("cuda")))
+    assert workshop.trt.builds == 0
+
+
+def test_without_tensorrt_the_message_names_the_extra(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(BackendError, match=r"pip install 'convexport\[tensorrt-rtx\]'"):
+        open_backend(workshop.request())
