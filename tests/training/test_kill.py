@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-KILLS = int(os.environ.get("CONVEXPORT_KILLS", "20"))
+KILLS = int(os.environ.get("CONVEXPORT_KILLS", "8"))
 
-# torch is imported once; every sitting is a fork of that process, so that twenty kills take seconds.
+# torch is imported once; every sitting is a fork of that process, so that many kills take seconds.
 SCRIPT = """
 import hashlib, os, random, signal, sys, time
 from dataclasses import replace
@@ -45,17 +45,22 @@ _, status = os.waitpid(fork(folder / "whole", folder / "whole.sha"), 0)
 assert status == 0
 length = time.monotonic() - started
 expected = (folder / "whole.sha").read_text()
+partial, END = folder / ".state.partial", os.WEXITED | os.WNOHANG | os.WNOWAIT
 instants, killed, writing, finished = random.Random(0), 0, 0, 0
 while killed < kills or not finished:
     state, result = folder / "state", folder / "state.sha"
     child = fork(state, result)
     if killed < kills:
         time.sleep(instants.uniform(0.0, 0.6 * length))
+        # Every other kill waits for the instant at which a state is half written.
+        while killed % 2 and not partial.exists() and os.waitid(os.P_PID, child, END) is None:
+            pass
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         killed += 1
-        writing += (folder / ".state.partial").exists()
+        writing += partial.exists()
+        partial.unlink(missing_ok=True)
     elif status:
         sys.exit("a sitting failed after a kill")
     else:
