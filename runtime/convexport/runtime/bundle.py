@@ -61,8 +61,8 @@ class Bundle:
         for name, listed in self.manifest.files.items():
             digest, size = hashlib.sha256(), 0
             with self._files.open(name) as file:
-                # One byte more than listed is enough to refuse a file that goes on for ever.
-                while size <= listed.bytes and (chunk := file.read(min(_CHUNK, listed.bytes + 1 - size))):
+                # One byte more than listed, and no further, is enough to refuse a file that goes on for ever.
+                while chunk := file.read(min(_CHUNK, listed.bytes + 1 - size)):
                     digest.update(chunk)
                     size += len(chunk)
             self._check(name, size, digest.hexdigest())
