@@ -62,7 +62,7 @@ def _variant(name: str, variant: Variant, manifest: Manifest) -> tuple[str, ...]
         "-" if gate.accuracy is None else _percent(gate.accuracy),
         _percent(gate.agreement),
         f"{gate.max_abs_difference:.1e}",
-        f"{gate.images:,} x {gate.images_kind}",
+        gate.images_kind if str(gate.images) in gate.images_kind else f"{gate.images:,} x {gate.images_kind}",
         f"{gate.backend} on {gate.device}: {', '.join(gate.method)}",
     )
 
