@@ -31,6 +31,8 @@ EXAMPLES = """\
   classify --device cuda --backend tensorrt images/      this device and back end, or exit code 5
   classify --self-test                                   does this machine compute what the export computed?
   classify --info                                        what the bundle says of itself
+  classify --build-engine                                build this GPU's TensorRT engine ahead of time
+  classify --doctor                                      what can run on this machine, and what mends the rest
 
 exit codes: 0 done, 2 wrong use, 3 some inputs could not be read, 4 bundle missing or damaged,
 5 device, back end or library not there, 6 the self-test failed, 130 interrupted"""
@@ -55,6 +57,9 @@ def parser() -> terminal.Parser:
     modes = result.add_mutually_exclusive_group()
     modes.add_argument("--self-test", action="store_true", help="classify the bundle's golden images and compare")
     modes.add_argument("--info", action="store_true", help="show what the bundle says of itself")
+    modes.add_argument("--build-engine", action="store_true", help="build this GPU's TensorRT engine ahead of time")
+    modes.add_argument("--doctor", action="store_true", help="what can run here, what cannot, and what mends it")
+    add("--json", action="store_true", help="with --doctor: the diagnosis as JSON")
     return result
 
 
@@ -63,7 +68,14 @@ def run(options: argparse.Namespace) -> int:
     warnings.filterwarnings("ignore", module="PIL")  # remarks on odd files, which are none of ours
     if options.format not in FORMATS:
         raise terminal.suggest("format", options.format, FORMATS)
-    modes: dict[str, Callable[[argparse.Namespace], int]] = {"info": _info, "self_test": _self_test}
+    if options.json and not options.doctor:
+        raise UsageError("--json goes with --doctor; for records as JSON lines take --format jsonl")
+    modes: dict[str, Callable[[argparse.Namespace], int]] = {
+        "info": _info,
+        "self_test": _self_test,
+        "build_engine": _build_engine,
+        "doctor": _doctor,
+    }
     for name, mode in modes.items():
         if getattr(options, name):
             if options.inputs:
@@ -132,6 +144,45 @@ def _info(options: argparse.Namespace) -> int:
         else:
             out.writelines(f"{line}\n".encode() for line in describe(bundle))
         _remark(f"every file is as exported; next: {PROGRAM} --bundle {bundle.path} --self-test")
+    return 0
+
+
+def _build_engine(options: argparse.Namespace) -> int:
+    from convexport.runtime.backends.tensorrt import EngineRequest, build_ahead
+    from convexport.runtime.bundle import choose_variant, default_bundle, open_bundle
+    from convexport.runtime.devices import Device
+
+    if options.backend == "onnxruntime":
+        raise UsageError("--build-engine builds for TensorRT; leave out --backend onnxruntime")
+    device = Device.parse("cuda" if options.device == "auto" else options.device)
+    if device.kind == "cpu":
+        raise UsageError("--build-engine builds for a GPU; leave out --device cpu")
+    with open_bundle(options.bundle or default_bundle()) as bundle, terminal.Bar("building") as bar:
+
+        def progress(phase: str, done: int, steps: int) -> None:
+            bar.update(done / steps, phase)
+
+        precision = choose_variant(bundle.manifest, device, options.precision)
+        request = EngineRequest(bundle, precision, device, options.batch, progress=progress, note=_remark)
+        plan = build_ahead(request)
+        place = bundle.path
+    with _sink(options.output) as out:
+        out.write(f"{plan.origin}: {len(plan.data):,} bytes, {precision}\n".encode())
+    _remark(f"next: {PROGRAM} --bundle {place} --backend tensorrt PICTURE")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    import msgspec
+
+    from convexport.runtime.doctor import as_text, diagnose
+
+    diagnosis = diagnose()
+    with _sink(options.output) as out:
+        if options.json:
+            out.write(msgspec.json.format(msgspec.json.encode(diagnosis), indent=2) + b"\n")
+        else:
+            out.writelines(f"{line}\n".encode() for line in as_text(diagnosis))
     return 0
 
 
