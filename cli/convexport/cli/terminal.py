@@ -97,7 +97,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Like argparse's, but an unknown option comes with the nearest known one."""
-        found, rest = self.parse_known_args(args, namespace)
+        # Intermixed: `classify a.png --top 3 b.png` names two files.
+        found, rest = self.parse_known_intermixed_args(args, namespace)
         unknown = next((word for word in rest if word.startswith("-")), rest[0] if rest else None)
         if unknown is not None:
             name = unknown.split("=")[0]
