@@ -248,6 +248,14 @@ def test_tensorrt_builds_for_the_gpu_it_finds_and_hands_on_its_timing_cache(monk
     assert trt.network_flags == [2]  # 1 << STRONGLY_TYPED
 
 
+def test_tensorrt_builds_for_no_other_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeTensorRT(), "8.9")
+    assert refusal(b"a model", BuildOptions("fp16", flavour="tensorrt", compute_capabilities=("8.6", "8.9"))) == (
+        "tensorrt builds for the GPU in this machine, of compute capability 8.9, not for 8.6, 8.9; "
+        "leave out --compute-capability, or pip install 'convexport[tensorrt-rtx]'"
+    )
+
+
 def test_a_version_that_is_always_strongly_typed_needs_no_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     trt = FakeTensorRT()
     trt.__version__ = "11.4.1"

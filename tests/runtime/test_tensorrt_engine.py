@@ -1,4 +1,4 @@
-"""From a bundle to a running engine: the bundle's, else the cache's, else one built now; a spy sees all that is loaded."""
+"""From a bundle to a running engine: the bundle's, else the cache's, else one built now. A spy sees what is loaded."""
 
 from __future__ import annotations
 
@@ -89,6 +89,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worksh
     monkeypatch.setitem(sys.modules, "tensorrt", shop.trt)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     monkeypatch.setattr(engines, "gpus", lambda: (gpu,))
+    monkeypatch.setattr(engines, "require_gpu", lambda index: gpu)
     monkeypatch.setattr(tensorrt, "require_gpu", lambda index: gpu)
     monkeypatch.setattr(tensorrt, "Cuda", lambda index: Cuda(index, shop.cuda))
     store = EngineCache._store

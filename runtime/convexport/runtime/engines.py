@@ -105,23 +105,11 @@ def load_tensorrt(flavour: str | None = None) -> Any:
 
 def engine_key(onnx_sha256: str, options: BuildOptions, module: Any) -> EngineKey:
     """Everything the engine depends on, known before it is built. Raises `EngineError` for a target it cannot have."""
-    flavour = module.__name__
-    targets = options.compute_capabilities
-    if not targets:
-        targets = RTX_TARGETS if flavour == "tensorrt_rtx" else (require_gpu(options.device_index).compute_capability,)
-    if flavour == "tensorrt_rtx":
-        known = _rtx_targets(module)
-        for target in targets:
-            if target not in known:
-                raise EngineError(
-                    f"tensorrt_rtx {module.__version__} makes no plan for compute capability {target}, only for "
-                    f"{', '.join(known)}; on such a GPU use the tensorrt flavour: pip install 'convexport[tensorrt]'"
-                )
     return EngineKey(
         onnx_sha256=onnx_sha256,
-        flavour=flavour,
+        flavour=module.__name__,
         version=module.__version__,
-        compute_capabilities=targets,
+        compute_capabilities=_targets(options, module),
         precision=options.precision,
         profiles=profiles(options.batches),
     )
@@ -188,6 +176,27 @@ def readable(text: str) -> str:
     inner = re.search(r"Error Code \d+: [^(]*\((.*)\)\s*$", chosen)
     chosen = re.sub(r"\s+In \w+ at \S+", "", inner.group(1) if inner else chosen)
     return re.sub(r"^\[[^\]]*\]\s*", "", chosen).strip().rstrip(".")
+
+
+def _targets(options: BuildOptions, module: Any) -> tuple[str, ...]:
+    """The compute capabilities a plan will be for. Raises `EngineError` for one that the flavour cannot build for."""
+    asked = options.compute_capabilities
+    if module.__name__ == "tensorrt":
+        here = require_gpu(options.device_index).compute_capability
+        if set(asked) - {here}:
+            raise EngineError(
+                f"tensorrt builds for the GPU in this machine, of compute capability {here}, not for "
+                f"{', '.join(asked)}; leave out --compute-capability, or pip install 'convexport[tensorrt-rtx]'"
+            )
+        return (here,)
+    known = _rtx_targets(module)
+    for target in asked:
+        if target not in known:
+            raise EngineError(
+                f"tensorrt_rtx {module.__version__} makes no plan for compute capability {target}, only for "
+                f"{', '.join(known)}; on such a GPU use the tensorrt flavour: pip install 'convexport[tensorrt]'"
+            )
+    return asked or RTX_TARGETS
 
 
 def _parse(trt: Any, network: Any, onnx_bytes: bytes, logger: Any, name: str) -> None:

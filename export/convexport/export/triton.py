@@ -1,0 +1,157 @@
+"""A bundle as a model repository of NVIDIA's Triton Inference Server.
+
+    DIR/<bundle>-<precision>/config.pbtxt     input uint8 [H, W, C], dynamic batching, labels, warm-up
+                             labels.txt
+                             1/model.onnx
+    DIR/<bundle>-<precision>-tensorrt/...     the plans, one a compute capability, where the bundle holds some
+
+Server: https://github.com/triton-inference-server/server; schema: model_config.proto of its repository `common`.
+Triton's TensorRT back end loads plans of the flavour `tensorrt` of its own version, and none of TensorRT for RTX.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from convexport.runtime.bundle import Bundle, open_bundle
+from convexport.runtime.errors import BundleError, UsageError
+from convexport.runtime.manifest import PRECISIONS, Engine, Manifest, Precision
+
+MAX_BATCH = 256
+QUEUE_DELAY_MICROSECONDS = 500
+_KINDS: dict[Precision, str] = {"fp32": "KIND_AUTO", "fp16": "KIND_GPU", "int8": "KIND_CPU"}
+
+
+@dataclass(frozen=True)
+class Repository:
+    """The models that were written, by name, and what was left out and why."""
+
+    models: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """One model of the repository. `files` are names in its version folder 1/ with the bundle's files behind them."""
+
+    name: str
+    backend: str
+    max_batch: int
+    kind: str
+    files: dict[str, str]
+    profiles: int = 0
+    capabilities: tuple[str, ...] = ()
+
+
+def write_repository(bundle: Path, directory: Path) -> Repository:
+    """Adds the bundle's ONNX variants and TensorRT plans to a model repository.
+
+    Each model appears whole or not at all. Raises `BundleError` for a bundle that is damaged, `UsageError` where a
+    model is there already or the folder cannot be written.
+    """
+    with open_bundle(bundle) as opened:
+        models, notes = _models(opened.manifest)
+        for model in models:
+            if (directory / model.name).exists():
+                raise UsageError(f"{directory / model.name} is there already; remove it or name another folder")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            for model in models:
+                _write(opened, model, directory)
+        except OSError as error:
+            raise UsageError(f"{directory}: cannot be written ({error.strerror}); name another folder") from error
+    return Repository(tuple(model.name for model in models), notes)
+
+
+def config(manifest: Manifest, model: _Model) -> str:
+    """The text of `config.pbtxt`."""
+    shape = ", ".join(map(str, (manifest.input.height, manifest.input.width, manifest.input.channels)))
+    preferred = ", ".join(str(size) for size in sorted({8, 32, model.max_batch}) if size <= model.max_batch)
+    classes = len(manifest.classes)
+    picture = f"data_type: TYPE_UINT8 dims: [ {shape} ]"
+    output = f'name: "probabilities" data_type: TYPE_FP32 dims: [ {classes} ] label_filename: "labels.txt"'
+    delay = f"max_queue_delay_microseconds: {QUEUE_DELAY_MICROSECONDS}"
+    plans = "".join(
+        f'cc_model_filenames {{ key: "{capability}" value: "{_plan_name(capability)}" }}\n'
+        for capability in model.capabilities
+    )
+    warmups = "".join(
+        f'model_warmup {{ name: "batch of {size}" batch_size: {size} '
+        f'inputs {{ key: "images" value {{ {picture} zero_data: true }} }} }}\n'
+        for size in sorted({1, model.max_batch})
+    )
+    return (
+        f'name: "{model.name}"\n'
+        f'backend: "{model.backend}"\n'
+        f"max_batch_size: {model.max_batch}\n"
+        f'input {{ name: "images" {picture} }}\n'
+        f"output {{ {output} }}\n"
+        f"dynamic_batching {{ preferred_batch_size: [ {preferred} ] {delay} }}\n"
+        f"instance_group {{ kind: {model.kind}{_profiles(model.profiles)} }}\n"
+        f'default_model_filename: "{next(iter(model.files))}"\n'
+        f"{plans}{warmups}"
+    )
+
+
+def _models(manifest: Manifest) -> tuple[list[_Model], tuple[str, ...]]:
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", manifest.name):
+        raise BundleError(f"bundle {manifest.name!r}: no name for a folder; export the bundle again")
+    models = []
+    for precision in PRECISIONS:
+        if precision not in manifest.variants:
+            continue
+        name = f"{manifest.name}-{precision}"
+        files = {"model.onnx": manifest.variants[precision].file}
+        models.append(_Model(name, "onnxruntime", MAX_BATCH, _KINDS[precision], files))
+        plans = [one for one in manifest.engines if one.key.precision == precision and one.key.flavour == "tensorrt"]
+        if plans:
+            models.append(_plan_model(f"{name}-tensorrt", plans))
+    notes = tuple(
+        f"{one.file} is left out: Triton's TensorRT back end loads no plan of TensorRT for RTX"
+        for one in manifest.engines
+        if one.key.flavour == "tensorrt_rtx"
+    )
+    return models, notes
+
+
+def _plan_model(name: str, plans: list[Engine]) -> _Model:
+    """The plans of one precision: the server picks by the compute capability of its GPU."""
+    by_capability = {capability: one.file for one in plans for capability in one.key.compute_capabilities}
+    return _Model(
+        name,
+        "tensorrt",
+        min(one.key.profiles[-1][2] for one in plans),
+        "KIND_GPU",
+        {_plan_name(capability): file for capability, file in by_capability.items()},
+        min(len(one.key.profiles) for one in plans),
+        tuple(by_capability),
+    )
+
+
+def _plan_name(capability: str) -> str:
+    return f"model-{capability}.plan"
+
+
+def _profiles(count: int) -> str:
+    """Every optimization profile by its index; left to itself the server takes the first one only."""
+    names = ", ".join(f'"{index}"' for index in range(count))
+    return f" profile: [ {names} ]" if count else ""
+
+
+def _write(bundle: Bundle, model: _Model, directory: Path) -> None:
+    draft = Path(tempfile.mkdtemp(dir=directory, prefix=f".{model.name}-"))
+    try:
+        draft.chmod(0o755)
+        (draft / "1").mkdir()
+        for name, file in model.files.items():
+            (draft / "1" / name).write_bytes(bundle.read(file))
+        (draft / "labels.txt").write_text("\n".join(bundle.manifest.classes) + "\n", encoding="utf-8")
+        (draft / "config.pbtxt").write_text(config(bundle.manifest, model), encoding="utf-8")
+        draft.rename(directory / model.name)
+    except BaseException:
+        shutil.rmtree(draft)
+        raise
