@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from convexport.export.writer import Draft
 from convexport.runtime import manifest as m
 
 
@@ -44,3 +47,10 @@ def smallest_manifest() -> m.Manifest:
         ),
         files={"model.fp32.onnx": unknown, "golden/0.png": unknown},
     )
+
+
+def fill(draft: Draft, text: str = "first") -> None:
+    """Writes the files of the smallest manifest, the graph being `text`, and the manifest."""
+    draft.write("model.fp32.onnx", text.encode())
+    draft.write("golden/0.png", b"picture")
+    draft.describe(msgspec.structs.replace(smallest_manifest(), files=draft.files))

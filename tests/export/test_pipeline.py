@@ -103,7 +103,7 @@ def test_without_a_labelled_set_photographs_are_compared_and_accuracy_is_quoted(
 @pytest.mark.usefixtures("offline")
 def test_an_accuracy_that_was_asked_for_is_not_left_out_in_silence(lenet5: Checkpoint, tmp_path: Path) -> None:
     path = save_in(tmp_path, as_mnist(lenet5))
-    with pytest.raises(DatasetError, match="^data set mnist is not in "):
+    with pytest.raises(DatasetError, match=r"^data set mnist is not in "):
         export_bundle(ExportOptions(Source(path=path), require_labels=True, out=tmp_path / "out", data=tmp_path))
     assert not (tmp_path / "out").exists()
 

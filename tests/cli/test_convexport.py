@@ -1,0 +1,199 @@
+"""`convexport` as a stranger types it: what it prints where, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from convexport.cli.convexport import main
+from convexport.export import graph
+from convexport.training import datasets
+from convexport.training.checkpoint import Checkpoint
+from small_checkpoints import save_in, train_checkpoint
+from traced_once import to_onnx
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> Checkpoint:
+    torch.set_num_threads(1)
+    return train_checkpoint("mlp", datasets.load("digits", Path()), epochs=2)
+
+
+@pytest.fixture(autouse=True)
+def _workplace(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_in(tmp_path / "checkpoints", checkpoint)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(graph, "to_onnx", to_onnx)
+
+
+def test_an_export_ends_with_its_table_and_the_next_command(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["--model", "mlp", "--dataset", "digits", "--fp16", "--no-tensorrt", "--verify-images", "100"])
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0] == "compared with torch float32 on digits test set, 100 of 359"
+    assert lines[1].split() == [
+        "variant",
+        "bytes",
+        "accuracy",
+        "agreement",
+        "max",
+        "|Δp|",
+        "images/s",
+        "on",
+        "this",
+        "CPU",
+    ]
+    assert [line.split()[0] for line in lines[2:4]] == ["fp32", "fp16"]
+    assert lines[-2].startswith("bundle      bundles/mlp-digits-fp16  (")
+    assert lines[-1] == "next: classify --bundle bundles/mlp-digits-fp16 photo.png"
+    accuracy = checkpoint.header.accuracy.test
+    stages = err.splitlines()
+    assert stages[0] == f"checkpoint  mlp-digits: mlp, 105,214 parameters, digits, {accuracy:.2%} at training"
+    assert stages[1] == "images      digits test set, 100 of 359"
+    assert [line.split()[0] for line in stages] == [
+        *("checkpoint", "images", "fp32", "fp16", "gate", "gate", "bundle"),
+    ]
+
+
+def test_json_is_one_document_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "mlp", "--dataset", "digits", "--no-tensorrt", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bundle"] == "bundles/mlp-digits-fp32"
+    assert list(found["manifest"]["variants"]) == ["fp32"]
+
+
+def test_a_refusal_prints_every_measure_marks_the_failed_one_and_leaves_no_bundle(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second, *rest = checkpoint.header.classes["en"]
+    header = msgspec.structs.replace(checkpoint.header, classes={"en": (second, first, *rest)})
+    save_in(Path("checkpoints"), Checkpoint(header, checkpoint.state))
+    arguments = ["--model", "mlp", "--dataset", "digits", "--no-tensorrt"]
+    assert main(arguments) == 6
+    out, err = capsys.readouterr()
+    rows = [line.split("  ") for line in out.splitlines()]
+    assert out.splitlines()[0].split() == ["variant", "measure", "value", "limit"]
+    marked = [line for line in out.splitlines() if line.endswith("FAILED")]
+    assert any(line.startswith("fp32     labels out of the data set's order") for line in marked)
+    assert len(rows) > len(marked) + 3
+    assert err.splitlines()[-1] == (
+        "convexport: the gate refused fp32: labels out of the data set's order is 2, expected == 0 and 2 more; "
+        "no bundle was written"
+    )
+    assert list(Path("bundles").iterdir()) == []
+    assert main([*arguments, "--json"]) == 6
+    assert json.loads(capsys.readouterr().out)["refused"] is True
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["--model", "lenet"], 2, "model 'lenet' is not known; did you mean 'lenet5'?"),
+        (
+            ["--model", "mlp"],
+            4,
+            "checkpoint checkpoints/mlp-mnist.safetensors is not there; train it with: convtrain --model mlp, "
+            "or name another file with --checkpoint (there is checkpoints/mlp-digits.safetensors)",
+        ),
+        (
+            ["--checkpoint", "none.safetensors"],
+            4,
+            "checkpoint none.safetensors is not there; train one with convtrain, or check the path",
+        ),
+        (
+            [],
+            2,
+            "name the network with --model, or its file with --checkpoint; known: lenet5, vgg11, vgg13, vgg16, vgg19, "
+            "softmax, mlp, cnn-mnist, cnn-fashion, cnn-cifar10, cnn-keras",
+        ),
+        (
+            ["--checkpoint", "checkpoints/mlp-digits.safetensors", "--dataset", "digit"],
+            2,
+            "data set 'digit' is not known and no folder; did you mean 'digits'?",
+        ),
+        (
+            ["--model", "mlp", "--dataset", "digits", "--int8", "--calibration", "entropie"],
+            2,
+            "calibration 'entropie' is not known; did you mean 'entropy'?",
+        ),
+        (
+            ["--model", "mlp", "--dataset", "digits", "--compute-capability", "hopper"],
+            2,
+            "compute capability 'hopper' is none; expected one like 8.6",
+        ),
+        (
+            ["--model", "mlp", "--checkpoint", "net.pth", "--mean", "0.5"],
+            2,
+            "a state dict made elsewhere needs --classes, --mean and --std; --classes, --std is missing",
+        ),
+    ],
+)
+def test_every_mistake_is_one_line_and_its_exit_code(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, line: str
+) -> None:
+    assert main(arguments) == code
+    out, err = capsys.readouterr()
+    assert (out, err.splitlines()[-1]) == ("", f"convexport: {line}")
+    assert not Path("bundles").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--fp61"], "option --fp61 is not known; did you mean --fp16?"),
+        (["--verify-images", "some"], "argument --verify-images: 'some' is no positive number"),
+        (["--mean", "half"], "argument --mean: 'half' is no number"),
+    ],
+)
+def test_a_mistyped_option_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], line: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"convexport: {line}\n"
+
+
+def test_a_foreign_state_dict_is_described_on_the_command_line(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(checkpoint.state, "net.pth")
+    Path("labels.txt").write_text("\n".join(datasets.DIGITS) + "\n")
+    arguments = ["--checkpoint", "net.pth", "--model", "mlp", "--classes", "labels.txt", "--no-tensorrt"]
+    assert main([*arguments, "--mean", "0.1307", "--std", "0.3081", "--dataset", "digits"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "next: classify --bundle bundles/mlp-digits-fp32 photo.png"
+
+
+def test_a_pickle_that_could_run_code_is_not_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"state_dict": print}, "evil.pth")
+    Path("labels.txt").write_text("\n".join(datasets.DIGITS))
+    arguments = ["--checkpoint", "evil.pth", "--model", "mlp", "--classes", "labels.txt"]
+    assert main([*arguments, "--mean", "0.1", "--std", "0.3"]) == 4
+    assert "holds more than tensors and is not loaded, since that could run code" in capsys.readouterr().err
+
+
+def test_without_torch_the_line_names_the_extra(tmp_path: Path) -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from convexport.cli.convexport import main; sys.exit(main(['--model', 'lenet5']))"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (found.returncode, found.stdout) == (5, "")
+    assert found.stderr == (
+        "convexport: exporting needs torch, which is not installed; pip install 'convexport[export,cpu]'\n"
+    )
+
+
+def test_help_ends_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    examples = capsys.readouterr().out.split("examples:\n")[1]
+    assert examples.startswith("  convexport --model lenet5 --fp16 ")
