@@ -49,6 +49,7 @@ def parser() -> terminal.Parser:
     add("--verify-images", type=_count, metavar="N|all", help="labelled test images the gate measures (2000)")
     add("--out", type=Path, default=Path("bundles"), metavar="DIR", help="where the bundle goes (bundles)")
     add("--data", metavar="DIR", help="root of the data sets ($CONVEXPORT_DATA, else data)")
+    add("--triton", type=Path, metavar="DIR", help="add the bundle's models to this Triton model repository")
     add("--json", action="store_true", help="the manifest, or what the gate refused, as JSON on stdout")
     group = found.add_argument_group("TensorRT engines").add_argument
     group("--tensorrt", action=argparse.BooleanOptionalAction, help="build them (where the library is installed)")
@@ -107,11 +108,22 @@ def run(options: argparse.Namespace) -> int:
         raise BackendError(
             f"exporting needs {error.name}, which is not installed; pip install 'convexport[export,cpu]'"
         ) from error
+    if options.triton:
+        _triton(result.path, options.triton)
     if options.json:
         terminal.result(_json({"bundle": str(result.path), "seconds": result.seconds, "manifest": result.manifest}))
     else:
         _summary(result)
     return 0
+
+
+def _triton(bundle: Path, directory: Path) -> None:
+    from convexport.export.triton import write_repository
+
+    repository = write_repository(bundle, directory)
+    for note in repository.notes:
+        terminal.remark(f"triton      {note}")
+    terminal.remark(f"triton      {directory}: {', '.join(repository.models)}")
 
 
 def _options(options: argparse.Namespace) -> ExportOptions:
