@@ -149,7 +149,7 @@ def test_durations_are_for_people() -> None:
 
 
 def test_few_pixels_fool_the_network_and_each_is_needed(inputs: report.ReportInputs) -> None:
-    right = np.flatnonzero(inputs.test_logits.argmax(axis=1) == inputs.test.labels)[:4]
+    right = np.flatnonzero(inputs.test_logits.argmax(axis=1) == inputs.test.labels)[10:30]
     normalisation = inputs.header.normalisation
     for index in right:
         image, label = inputs.test.images[index], int(inputs.test.labels[index])
