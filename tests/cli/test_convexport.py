@@ -15,6 +15,7 @@ from convexport.cli.convexport import main
 from convexport.export import graph
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
+from convexport.training.models import MODELS
 from small_checkpoints import save_in, train_checkpoint
 from traced_once import to_onnx
 
@@ -40,18 +41,7 @@ def test_an_export_ends_with_its_table_and_the_next_command(
     lines = out.splitlines()
     assert code == 0
     assert lines[0] == "compared with torch float32 on digits test set, 100 of 359"
-    assert lines[1].split() == [
-        "variant",
-        "bytes",
-        "accuracy",
-        "agreement",
-        "max",
-        "|Δp|",
-        "images/s",
-        "on",
-        "this",
-        "CPU",
-    ]
+    assert lines[1] == "  variant    bytes  accuracy  agreement  max |Δp|  images/s on this CPU"
     assert [line.split()[0] for line in lines[2:4]] == ["fp32", "fp16"]
     assert lines[-2].startswith("bundle      bundles/mlp-digits-fp16  (")
     assert lines[-1] == "next: classify --bundle bundles/mlp-digits-fp16 photo.png"
@@ -101,8 +91,10 @@ def test_a_refusal_prints_every_measure_marks_the_failed_one_and_leaves_no_bundl
         (
             ["--model", "mlp"],
             4,
-            "checkpoint checkpoints/mlp-mnist.safetensors is not there; train it with: convtrain --model mlp, "
-            "or name another file with --checkpoint (there is checkpoints/mlp-digits.safetensors)",
+            (
+                "checkpoint checkpoints/mlp-mnist.safetensors is not there; train it with: convtrain --model mlp, "
+                "or name another file with --checkpoint (there is checkpoints/mlp-digits.safetensors)"
+            ),
         ),
         (
             ["--checkpoint", "none.safetensors"],
@@ -112,8 +104,7 @@ def test_a_refusal_prints_every_measure_marks_the_failed_one_and_leaves_no_bundl
         (
             [],
             2,
-            "name the network with --model, or its file with --checkpoint; known: lenet5, vgg11, vgg13, vgg16, vgg19, "
-            "softmax, mlp, cnn-mnist, cnn-fashion, cnn-cifar10, cnn-keras",
+            f"name the network with --model, or its file with --checkpoint; known: {', '.join(MODELS)}",
         ),
         (
             ["--checkpoint", "checkpoints/mlp-digits.safetensors", "--dataset", "digit"],

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from convexport.export import graph, measures, writer
 from convexport.export.gate import Refusal
+from convexport.export.limits import RECORD_SLACK
 from convexport.export.pipeline import ExportOptions, ExportResult, export_bundle
 from convexport.export.precision import Int8Options
 from convexport.export.source import Source
@@ -202,13 +203,13 @@ def test_twenty_honest_networks_of_different_seeds_pass(tmp_path: Path) -> None:
 def test_an_honest_record_is_refused_about_never_and_a_false_one_at_once() -> None:
     rng = np.random.default_rng(0)
     right = np.arange(10_000) < 9_000
-    fewest = measures.fewest_correct(10_000, 0.9, 2_000, measures.RECORD_SLACK)
+    fewest = measures.fewest_correct(10_000, 0.9, 2_000, RECORD_SLACK)
     drawn = [int(rng.choice(right, 2_000, replace=False).sum()) for _ in range(200)]
     assert min(drawn) >= fewest > 1_730
     # The whole set leaves nothing to chance: only the images that another machine may decide differently.
-    assert measures.fewest_correct(10_000, 0.9, 10_000, measures.RECORD_SLACK) == 9_000 - 21
-    assert measures.fewest_correct(360, 1.0, 360, measures.RECORD_SLACK) == 358
-    assert measures.fewest_correct(100, 0.0, 10, measures.RECORD_SLACK) == 0
+    assert measures.fewest_correct(10_000, 0.9, 10_000, RECORD_SLACK) == 9_000 - 21
+    assert measures.fewest_correct(360, 1.0, 360, RECORD_SLACK) == 358
+    assert measures.fewest_correct(100, 0.0, 10, RECORD_SLACK) == 0
 
 
 def test_the_refusal_names_the_measure_and_its_limit(lenet5: Checkpoint, tmp_path: Path) -> None:

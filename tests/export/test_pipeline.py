@@ -10,13 +10,16 @@ import msgspec
 import pytest
 import torch
 
+from convexport.export import engines, gate
+from convexport.export.engines import EngineOptions
 from convexport.export.pipeline import ExportOptions, export_bundle
 from convexport.export.precision import Int8Options
 from convexport.export.samples import stratified
 from convexport.export.source import Foreign, Source, load_checkpoint
 from convexport.runtime.bundle import open_bundle
 from convexport.runtime.classifier import Classifier
-from convexport.runtime.errors import CheckpointError, DatasetError, UsageError
+from convexport.runtime.devices import Gpu
+from convexport.runtime.errors import BackendError, CheckpointError, DatasetError, DeviceError, UsageError
 from convexport.training import datasets, models
 from convexport.training.checkpoint import Checkpoint
 from small_checkpoints import save_in, untrained
@@ -59,6 +62,47 @@ def test_what_the_bundle_says_is_what_the_export_gave(lenet5: Checkpoint, tmp_pa
     assert all(variant.images_per_second for variant in result.manifest.variants.values())
     with Classifier(result.path, device="cpu", precision="fp16") as classifier:
         assert all(golden.passed for golden in classifier.self_test())
+
+
+def test_an_engine_is_built_where_the_library_is_and_says_that_no_gpu_ran_it(
+    lenet5: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx (extra tensorrt-rtx) builds without a GPU")
+
+    def none() -> tuple[Gpu, ...]:
+        raise DeviceError("no GPU was found: none here; take --device cpu")
+
+    monkeypatch.setattr(gate, "gpus", none)
+    path = save_in(tmp_path, lenet5)
+    lines: list[str] = []
+    options = ExportOptions(
+        Source(path=path),
+        fp16=True,
+        engines=EngineOptions(flavour="tensorrt_rtx"),
+        out=tmp_path,
+    )
+    manifest = export_bundle(options, lines.append).manifest
+    (engine,) = manifest.engines
+    assert engine.file == "engines/fp16-tensorrt_rtx-8.0-8.6-8.9-12.0-12.1.plan"
+    assert engine.key.onnx_sha256 == manifest.files["model.fp16.onnx"].sha256
+    assert engine.verification is None
+    assert f"gate engine {engine.file}: not run here (no GPU was found: none here)" in lines
+
+
+def test_engines_that_cannot_be_built_are_left_out_aloud_or_end_the_export(
+    lenet5: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(flavour: str | None = None) -> None:
+        raise BackendError("TensorRT cannot be imported; pip install 'convexport[tensorrt-rtx]'")
+
+    monkeypatch.setattr(engines, "load_tensorrt", missing)
+    path = save_in(tmp_path, lenet5)
+    lines: list[str] = []
+    export_bundle(ExportOptions(Source(path=path), engines=EngineOptions(), out=tmp_path), lines.append)
+    assert "engines     left out: TensorRT cannot be imported; pip install 'convexport[tensorrt-rtx]'" in lines
+    with pytest.raises(BackendError, match=r"^TensorRT cannot be imported"):
+        export_bundle(ExportOptions(Source(path=path), engines=EngineOptions(required=True), out=tmp_path / "out"))
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_two_exports_of_one_checkpoint_have_the_same_graphs_and_golden_images(

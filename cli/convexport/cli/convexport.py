@@ -217,6 +217,13 @@ def _summary(result: ExportResult) -> None:
     header = ("variant", "bytes", "accuracy", "agreement", "max |Δp|", "images/s on this CPU")
     for line in terminal.table(header, rows):
         terminal.result(f"  {line}")
+    for engine in manifest.engines:
+        key = engine.key
+        where = "not run: no GPU of that kind here" if engine.verification is None else "run on this GPU"
+        terminal.result(
+            f"engine      {engine.file}  {manifest.files[engine.file].bytes:,} bytes, {key.precision} for compute "
+            f"capability {', '.join(key.compute_capabilities)}, {where}"
+        )
     for name, variant in manifest.variants.items():
         _flips(name, variant.verification)
     if found.accuracy is None:
@@ -241,7 +248,7 @@ def _share(value: float | None) -> str:
 def _refused(result: GateResult, *, as_json: bool) -> None:
     """What the gate measured, the failed measures marked."""
     if as_json:
-        terminal.result(_json({"refused": True, "variants": result.verifications}))
+        terminal.result(_json({"refused": True, "variants": result.everything}))
         return
     rows = [
         (
@@ -251,7 +258,7 @@ def _refused(result: GateResult, *, as_json: bool) -> None:
             f"{measure.relation} {measure.limit:.6g}",
             "passed" if measure.passed else "FAILED",
         )
-        for precision, found in result.verifications.items()
+        for precision, found in result.everything.items()
         for measure in found.measures
     ]
     for line in terminal.table(("variant", "measure", "value", "limit", ""), rows):

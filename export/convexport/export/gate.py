@@ -15,7 +15,8 @@ from typing import Any
 import msgspec
 
 from convexport.export import measures
-from convexport.export.measures import LIMITS, Reference, Served
+from convexport.export.limits import LIMITS
+from convexport.export.measures import Reference, Served
 from convexport.export.precision import ElementTypes
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.devices import gpus
@@ -37,18 +38,28 @@ class Refusal(GateRefused):
 
 @dataclass(frozen=True)
 class GateResult:
-    """What the gate measured on each variant; `rates` in images/s on the CPU, `details` for `Variant.details`."""
+    """What the gate measured on each variant, and on each engine by its file where a GPU could run it.
+
+    `rates` are images/s on the CPU, `details` go to `Variant.details`.
+    """
 
     verifications: dict[Precision, Verification]
+    engines: dict[str, Verification]
     rates: dict[Precision, float]
     details: dict[Precision, dict[str, Any]]
 
     @property
-    def failures(self) -> list[tuple[Precision, Measure]]:
+    def everything(self) -> dict[str, Verification]:
+        """Variants by precision, then engines by file."""
+        everything: dict[str, Verification] = dict(self.verifications.items())
+        return everything | self.engines
+
+    @property
+    def failures(self) -> list[tuple[str, Measure]]:
         """Every measure beyond its limit."""
         return [
-            (precision, measure)
-            for precision, verification in self.verifications.items()
+            (name, measure)
+            for name, verification in self.everything.items()
             for measure in verification.measures
             if not measure.passed
         ]
@@ -57,10 +68,10 @@ class GateResult:
         """Raises `Refusal` where a measure lies beyond its limit."""
         if not self.failures:
             return
-        precision, first = self.failures[0]
+        name, first = self.failures[0]
         more = f" and {len(self.failures) - 1} more" if len(self.failures) > 1 else ""
         raise Refusal(
-            f"the gate refused {precision}: {first.name} is {first.value:.6g}, expected {first.relation} "
+            f"the gate refused {name}: {first.name} is {first.value:.6g}, expected {first.relation} "
             f"{first.limit:.6g}{more}; no bundle was written",
             self,
         )
@@ -100,7 +111,7 @@ def judge(case: Case, progress: Progress) -> GateResult:
                 details[precision] = {"fp16_storage": emulation.details()}
             progress(f"gate {precision:<7}{summary(verifications[precision])}")
         rates = measures.images_per_second(served, case.expected.sample.images)
-    return GateResult(verifications, rates, details)
+    return GateResult(verifications, _verify_engines(case, progress), rates, details)
 
 
 def summary(found: Verification) -> str:
@@ -129,6 +140,33 @@ def _on_gpu(case: Case, stack: ExitStack, progress: Progress) -> Served | None:
         progress(f"gate fp16   not run on the GPU: {error}")
         return None
     return Served(stack.enter_context(classifier), case.expected.classes)
+
+
+def _verify_engines(case: Case, progress: Progress) -> dict[str, Verification]:
+    """The engines that were built for this machine's GPU; without one none can be loaded."""
+    verifications: dict[str, Verification] = {}
+    for engine in case.manifest.engines:
+        key = engine.key
+        try:
+            gpu = gpus()[0]
+            if gpu.compute_capability not in key.compute_capabilities:
+                continue
+            classifier = Classifier(
+                case.folder,
+                f"cuda:{gpu.index}",
+                "tensorrt",
+                key.precision,
+                measures.MAX_BATCH,
+                top=len(case.expected.classes),
+            )
+        except UnavailableError as error:
+            progress(f"gate engine {engine.file}: not run here ({str(error).partition(';')[0]})")
+            continue
+        with classifier:
+            found = _verify(case, key.precision, Served(classifier, case.expected.classes))
+        progress(f"gate engine {engine.file}: {summary(found)}")
+        verifications[engine.file] = found
+    return verifications
 
 
 def _verify(case: Case, precision: Precision, served: Served) -> Verification:

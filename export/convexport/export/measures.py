@@ -1,6 +1,6 @@
 """What the gate measures: a variant through the runtime against torch float32, and a checkpoint against its own header.
 
-Each measurement stands beside its limit in a `Measure`. The limits of every precision are one table, `LIMITS`.
+Each measurement stands beside its limit in a `Measure`. The limits are in `limits`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convexport.export.graph import fold_batch_norm
+from convexport.export.limits import (
+    COMPUTE_TYPE,
+    FALSE_ALARM,
+    FP16_HEADROOM,
+    LIMITS,
+    OTHER_COPY_SLACK,
+    RECORD_SLACK,
+    Limits,
+)
 from convexport.export.precision import ElementTypes, Fp16Emulation
 from convexport.export.samples import Sample
 from convexport.runtime.classifier import Classifier
@@ -29,36 +38,6 @@ Probabilities = NDArray[np.float32]
 Relation = Literal["<=", ">=", "=="]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a precision may differ from torch float32. Shares of 1; differences are of probabilities.
-
-    `accuracy_loss` and `disagreement` always allow one image. `rows` bounds what neighbours in a batch may change,
-    `golden` is the tolerance that devices get for the golden images (other kernels, TF32, other rounding).
-    """
-
-    accuracy_loss: float
-    disagreement: float
-    max_difference: float
-    mean_difference: float
-    rows: float
-    golden: float
-
-
-LIMITS: dict[Precision, Limits] = {
-    "fp32": Limits(0.001, 0.001, 1e-4, 1e-5, 1e-5, 1e-3),
-    "fp16": Limits(0.002, 0.005, 0.05, 0.002, 0.01, 0.02),
-    "int8": Limits(0.010, 0.030, 0.90, 0.020, 0.10, 0.15),
-}
-COMPUTE_TYPE: dict[Precision, str] = {"fp32": "FLOAT", "fp16": "FLOAT16", "int8": "INT8"}
-# Other pictures may reach twice the largest activation seen.
-FP16_HEADROOM = 2.0
-# An honest checkpoint is refused by its own header with this chance at most, a class or overall.
-FALSE_ALARM = 1e-6
-# Share of images that other hardware, or weights stored in half, may decide differently than training did.
-RECORD_SLACK = 0.002
-# Another copy of a data set (JPEG copies of CIFAR-10) costs accuracy honestly.
-OTHER_COPY_SLACK = 0.05
 MAX_BATCH = 64
 FLIPS_LISTED = 50
 # A rate is taken over at least this long.

@@ -15,6 +15,7 @@ import onnx
 from convexport.export import gate, graph, measures, precision, samples, writer
 from convexport.export.card import card
 from convexport.export.engines import EngineOptions, build_engines
+from convexport.export.limits import LIMITS
 from convexport.export.measures import Reference
 from convexport.export.precision import ElementTypes, Int8Options
 from convexport.export.source import Source, labelled_set, load_checkpoint
@@ -227,7 +228,7 @@ def _unverified(kind: Precision, variant: _Built) -> Variant:
         file=f"model.{kind}.onnx",
         opset=model.opset_import[0].version,
         ir_version=model.ir_version,
-        golden_tolerance=measures.LIMITS[kind].golden,
+        golden_tolerance=LIMITS[kind].golden,
         verification=nothing,
         details=variant.details,
     )
@@ -244,4 +245,7 @@ def _verified(manifest: Manifest, result: gate.GateResult) -> Manifest:
         )
         for kind, variant in manifest.variants.items()
     }
-    return msgspec.structs.replace(manifest, variants=variants)
+    engines = tuple(
+        msgspec.structs.replace(engine, verification=result.engines.get(engine.file)) for engine in manifest.engines
+    )
+    return msgspec.structs.replace(manifest, variants=variants, engines=engines)

@@ -77,7 +77,8 @@ def from_photographs(wanted: Input, count: int = CROPS) -> Sample:
 
     photographs = [Image.fromarray(image) for image in load_sample_images().images]
     rng = np.random.default_rng(SEED)
-    images, names = [], []
+    images: list[NDArray[np.uint8]] = []
+    names: list[str] = []
     while len(images) < count:
         position = len(images) % len(photographs)
         photograph = photographs[position]
