@@ -169,9 +169,10 @@ def test_the_network_alone_can_be_timed(cuda: FakeCudaRuntime) -> None:
         seconds = backend.measure_compute(8, 5)
         assert len(seconds) == 5
         assert all(second >= 0 for second in seconds)
-        before = len(cuda.log)
+        before, graphs = len(cuda.log), len(cuda.graphs)
         backend.measure_compute(8, 5)
         assert cuda.log[before:].count("cudaMemcpyAsync") == 0
+        assert len(cuda.graphs) == graphs
         with pytest.raises(UsageError, match="batch 17: this engine takes 1 to 16"):
             backend.measure_compute(17, 1)
 

@@ -173,6 +173,9 @@ class Slot:
                 self._cuda.graph_launch(graph, self._stream)
             self.wait()
             seconds.append(time.perf_counter() - started)
+        if graph is not None:
+            free, handle = self._owned.pop()
+            free(handle)
         return seconds
 
     def close(self) -> DeviceError | None:
