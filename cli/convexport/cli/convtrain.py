@@ -34,8 +34,8 @@ def parser() -> terminal.Parser:
     add("--model", required=True, metavar="NAME", help="lenet5, vgg11, vgg13, vgg16, vgg19, softmax, mlp, cnn-...")
     add("--dataset", metavar="NAME", help="mnist, fashion-mnist, cifar10, digits or a folder of class folders")
     add("--recipe", default="quick", metavar="quick|full", help="minutes on two cores, or the best known (quick)")
-    add("--epochs", type=_positive, metavar="N", help="in place of the recipe's")
-    add("--batch", type=_positive, metavar="N", help="in place of the recipe's")
+    add("--epochs", type=count, metavar="N", help="in place of the recipe's")
+    add("--batch", type=count, metavar="N", help="in place of the recipe's")
     add("--optimiser", metavar="NAME", help="sgd, adagrad, adam or muon, in place of the recipe's")
     add("--learning-rate", type=float, metavar="X", help="the peak, in place of the recipe's")
     add("--activation", metavar="NAME", help="relu or selu, for the VGGs")
@@ -48,7 +48,7 @@ def parser() -> terminal.Parser:
     return found
 
 
-def _positive(text: str) -> int:
+def count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not positive")

@@ -1,0 +1,167 @@
+"""The installed command `convtrain`, as a person meets it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+COMMAND = Path(sys.executable).with_name("convtrain")
+DIGITS = ("--model", "lenet5", "--dataset", "digits")
+
+
+def run(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [COMMAND, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(*DIGITS, "--epochs", "2", cwd=folder)
+
+
+def test_a_run_ends_with_its_accuracy_a_class_and_the_next_command(
+    whole: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    _, found = whole
+    assert found.returncode == 0, found.stderr
+    lines = found.stdout.splitlines()
+    assert lines[0].startswith("test accuracy ")
+    assert lines[0].endswith("% on 359 images of digits")
+    assert [line.split()[0] for line in lines[2:12]] == [str(digit) for digit in range(10)]
+    assert lines[-3:] == [
+        "checkpoint  checkpoints/lenet5-digits.safetensors",
+        "report      checkpoints/lenet5-digits/report.html",
+        "next: convexport --model lenet5 --dataset digits --fp16",
+    ]
+    # Progress is no result, and a bar is for terminals alone.
+    assert "epoch   2/2" in found.stderr
+    assert "\x1b" not in found.stderr
+
+
+def test_a_finished_run_leaves_checkpoint_and_report_and_no_state(
+    whole: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, _ = whole
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert files == {"checkpoints/lenet5-digits.safetensors", "checkpoints/lenet5-digits/report.html"}
+
+
+def test_ctrl_c_leaves_a_state_that_resumes_to_the_same_weights(
+    whole: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    # Enough epochs that the signal comes in time.
+    words = [*DIGITS, "--epochs", "40"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(
+        [COMMAND, *words], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    state = tmp_path / "checkpoints" / "lenet5-digits.state.safetensors"
+    while not state.exists() and running.poll() is None:
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 130, err
+    assert out == ""
+    assert err.splitlines()[-1].startswith("convtrain: stopped in epoch ")
+    assert err.splitlines()[-1].endswith(
+        " of 40; continue with --resume (state in checkpoints/lenet5-digits.state.safetensors)"
+    )
+
+    refused = run(*words, cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == (
+        "convtrain: an unfinished run is at checkpoints/lenet5-digits.state.safetensors; "
+        "continue it with --resume, or delete it to start anew\n"
+    )
+    assert run(*words, "--resume", cwd=tmp_path).returncode == 0
+    unbroken = tmp_path / "unbroken"
+    assert run(*words, "--out", unbroken, cwd=tmp_path).returncode == 0
+    assert digest(tmp_path / "checkpoints") == digest(unbroken)
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of the tensors alone: the header holds the time the run took."""
+    from safetensors.torch import load_file
+
+    state = load_file(folder / "lenet5-digits.safetensors")
+    return hashlib.sha256(b"".join(key.encode() + state[key].numpy().tobytes() for key in sorted(state))).hexdigest()
+
+
+def test_a_folder_of_class_folders_trains(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for name, level in (("dark", 40), ("light", 200)):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for index in range(40):
+            pixels = random.integers(level - 30, level + 30, (28, 28), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{index}.png")
+    words = ("--model", "softmax", "--dataset", "pictures", "--epochs", "3", "--batch", "16")
+    found = run(*words, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith("test accuracy 100.00% on 16 images of pictures\n")
+    assert (tmp_path / "checkpoints" / "softmax-pictures.safetensors").is_file()
+
+
+MISTAKES = [
+    (("--model", "lenet"), 2, "model 'lenet' is not known; did you mean 'lenet5'?"),
+    (("--modle", "lenet5"), 2, "the following arguments are required: --model"),
+    (("--model", "lenet5", "--epoch", "3"), 2, "option --epoch is not known; did you mean --epochs?"),
+    ((*DIGITS, "--epochs", "0"), 2, "argument --epochs: 0 is not positive"),
+    ((*DIGITS, "--epochs", "many"), 2, "argument --epochs: invalid count value: 'many'"),
+    ((*DIGITS, "--recipe", "ful"), 2, "recipe 'ful' is not known; did you mean 'full'?"),
+    ((*DIGITS, "--optimiser", "adm"), 2, "optimiser 'adm' is not known; did you mean 'adam'?"),
+    ((*DIGITS, "--device", "gpu"), 2, "device 'gpu' is not known; expected cpu, cuda or cuda:N"),
+    ((*DIGITS, "--activation", "selu"), 2, None),
+    (
+        ("--model", "lenet5", "--dataset", "minst"),
+        2,
+        "data set 'minst' is not known and no folder; did you mean 'mnist'?",
+    ),
+    (
+        (*DIGITS, "--resume"),
+        4,
+        "no state to resume at checkpoints/lenet5-digits.state.safetensors; start the training without --resume",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"), MISTAKES, ids=lambda value: " ".join(value)[-30:] if isinstance(value, tuple) else ""
+)
+def test_a_mistake_is_one_line_and_its_exit_code(
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    code: int,
+    message: str | None,
+) -> None:
+    from convexport.cli.convtrain import main
+
+    monkeypatch.chdir(tmp_path)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        found = main(list(words))
+    except SystemExit as end:
+        found = int(end.code or 0)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    captured = capfd.readouterr()
+    assert (found, captured.out) == (code, "")
+    assert "Traceback" not in captured.err
+    last = captured.err.splitlines()[-1]
+    assert last.startswith("convtrain: ")
+    if message is not None:
+        assert last == f"convtrain: {message}"
