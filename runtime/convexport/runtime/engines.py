@@ -132,13 +132,14 @@ def build_engine(onnx_bytes: bytes, options: BuildOptions, progress: BuildProgre
         raise EngineError(f"{_who(trt)} cannot start its builder: {logger.reason()}; run classify --doctor")
     # Kept in a variable: a temporary network crashes the process.
     network = builder.create_network(_strongly_typed(trt))
-    _parse(trt, network, onnx_bytes, logger, options.name)
+    parser = _parse(trt, network, onnx_bytes, logger, options.name)
     layer_types = network_types(trt, network)
     check_types(layer_types, options.precision, options.name)
     config = _configure(trt, builder, network, key, options)
     monitor = _make_monitor(trt, progress)
     config.progress_monitor = monitor
     plan = builder.build_serialized_network(network, config)
+    del parser  # it owned the weights that the network points to
     if monitor.interrupted:
         raise KeyboardInterrupt
     if plan is None:
@@ -199,7 +200,8 @@ def _targets(options: BuildOptions, module: Any) -> tuple[str, ...]:
     return asked or RTX_TARGETS
 
 
-def _parse(trt: Any, network: Any, onnx_bytes: bytes, logger: Any, name: str) -> None:
+def _parse(trt: Any, network: Any, onnx_bytes: bytes, logger: Any, name: str) -> Any:
+    """Fills the network -> the parser, which has to live as long as the network. Raises `EngineError`."""
     parser = trt.OnnxParser(network, logger)
     if parser.parse(onnx_bytes):
         inputs = [network.get_input(index) for index in range(network.num_inputs)]
@@ -208,7 +210,7 @@ def _parse(trt: Any, network: Any, onnx_bytes: bytes, logger: Any, name: str) ->
                 f"{name}: {len(inputs)} inputs ({', '.join(map(_signature, inputs)) or 'none'}), expected one, uint8 "
                 "[batch, height, width, channels]; export the model again"
             )
-        return
+        return parser
     error = parser.get_error(0)
     code = error.code().name
     if error.node_operator():
@@ -227,7 +229,8 @@ def _parse(trt: Any, network: Any, onnx_bytes: bytes, logger: Any, name: str) ->
 def _configure(trt: Any, builder: Any, network: Any, key: EngineKey, options: BuildOptions) -> Any:
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32: TF32 keeps ten bits of the mantissa
+    if hasattr(trt.BuilderFlag, "TF32"):
+        config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32: TF32 keeps ten bits of the mantissa
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the inspector can tell the types
     images = network.get_input(0)
     for low, best, high in key.profiles:
