@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from convexport.training import datasets, evaluate, models
 from convexport.training.checkpoint import FORMAT, Header
 from convexport.training.datasets import Split
 from convexport.training.evaluate import EpochRecord
-from convexport.training.report import ReportInputs
+from convexport.training.report import ReportInputs, render
 
 DIGITS_NORMALISATION = Normalisation(mean=(0.16,), std=(0.31,))
 
@@ -39,15 +41,29 @@ def header(model: str, normalisation: Normalisation, dataset: Dataset) -> Header
     )
 
 
-@cache
-def lenet5_on_digits(epochs: int = 3) -> ReportInputs:
-    """A LeNet5 after a few epochs on scikit-learn's digits: good, and with mistakes left to show. About 2 seconds."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Pictures this small gain nothing from more threads, and lose much where cores are shared."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # pictures this small gain nothing from more
+    torch.set_num_threads(1)
     try:
-        return _trained(epochs)
+        yield
     finally:
         torch.set_num_threads(threads)
+
+
+@cache
+def lenet5_on_digits() -> ReportInputs:
+    """A LeNet5 after a few epochs on scikit-learn's digits: good, and with mistakes left to show. About 2 seconds."""
+    with one_thread():
+        return _trained(epochs=3)
+
+
+@cache
+def lenet5_page() -> str:
+    """Its report."""
+    with one_thread():
+        return render(lenet5_on_digits())
 
 
 def _trained(epochs: int) -> ReportInputs:

@@ -10,12 +10,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from convexport.export.pipeline import ExportOptions, export_bundle
 from convexport.export.source import Source
 from convexport.training import datasets, evaluate
+from report_inputs import one_thread
 from small_checkpoints import save_in, train_checkpoint
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -36,12 +36,10 @@ def benchmark() -> Iterator[tuple[ModuleType, ModuleType]]:
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with checkpoints/ and bundles/ that hold a LeNet5 of the digits, and photos/ with drawn digits."""
     folder = tmp_path_factory.mktemp("artefacts")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     digits = datasets.load("digits", Path())
-    path = save_in(folder / "checkpoints", train_checkpoint("lenet5", digits, epochs=2))
-    export_bundle(ExportOptions(Source(path=path), out=folder / "bundles"))
-    torch.set_num_threads(threads)
+    with one_thread():
+        path = save_in(folder / "checkpoints", train_checkpoint("lenet5", digits, epochs=2))
+        export_bundle(ExportOptions(Source(path=path), out=folder / "bundles"))
     for place in range(6):
         label = int(digits.test.labels[place])
         file = folder / "photos" / str(label) / f"{place}.png"

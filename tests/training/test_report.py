@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,13 @@ from PIL import Image
 
 from convexport.training import evaluate, few_pixels, models, report, report_charts, report_pictures, report_sections
 from convexport.training.report_sections import percent
-from report_inputs import lenet5_on_digits, untrained
+from report_inputs import lenet5_on_digits, lenet5_page, one_thread, untrained
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +34,8 @@ def inputs() -> report.ReportInputs:
 
 
 @pytest.fixture(scope="module")
-def page(inputs: report.ReportInputs) -> str:
-    return report.render(inputs)
+def page() -> str:
+    return lenet5_page()
 
 
 def data_of(page: str) -> dict[str, Any]:
@@ -149,7 +156,7 @@ def test_durations_are_for_people() -> None:
 
 
 def test_few_pixels_fool_the_network_and_each_is_needed(inputs: report.ReportInputs) -> None:
-    right = np.flatnonzero(inputs.test_logits.argmax(axis=1) == inputs.test.labels)[10:30]
+    right = np.flatnonzero(inputs.test_logits.argmax(axis=1) == inputs.test.labels)[14:24]
     normalisation = inputs.header.normalisation
     for index in right:
         image, label = inputs.test.images[index], int(inputs.test.labels[index])
@@ -157,10 +164,10 @@ def test_few_pixels_fool_the_network_and_each_is_needed(inputs: report.ReportInp
         assert found.fooled
         assert set(found.pixels) == set(map(tuple, np.argwhere((found.changed != image).any(axis=2)).tolist()))
         assert evaluate.predict(inputs.network, found.changed[None], normalisation).argmax() != label
-        for row, column in found.pixels if len(found.pixels) > 1 else ():
-            restored = found.changed.copy()
-            restored[row, column] = image[row, column]
-            assert evaluate.predict(inputs.network, restored[None], normalisation).argmax() == label
+        restored = np.repeat(found.changed[None], len(found.pixels), axis=0)
+        for trial, (row, column) in zip(restored, found.pixels, strict=True):
+            trial[row, column] = image[row, column]
+        assert (evaluate.predict(inputs.network, restored, normalisation).argmax(axis=1) == label).all()
 
 
 def test_a_search_that_gives_up_says_so_and_keeps_its_bounds(inputs: report.ReportInputs) -> None:
