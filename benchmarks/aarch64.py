@@ -133,19 +133,20 @@ def _failure(bundle: Path, result: Comparison | Failed) -> Failed | None:
 
 
 def compare(bundle: Path, task: Task, here: Machine, there: Machine) -> Comparison:
-    """Self-test there, then the same pictures there and here."""
+    """The pictures here, then the self-test and the same pictures there."""
     with open_bundle(bundle) as opened:
         manifest = opened.manifest
         choose_variant(manifest, Device.parse("cpu"), task.precision)
     names = _pictures(manifest, task)
     options: tuple[str, ...] = ("--bundle", str(bundle), "--device", "cpu", "--backend", "onnxruntime")
     options += ("--precision", task.precision, "--format", "jsonl")
-    say(f"{bundle.name}: self-test in {task.precision} under emulation")
+    listed, asked = "\n".join(names), ("--top", str(len(manifest.classes)), "-")
+    say(f"{bundle.name}: {len(names)} pictures in {task.precision} here")
+    expected, here_s = here.run(CLASSIFY, *options, *asked, stdin=listed)
+    say(f"{bundle.name}: self-test under emulation")
     golden, self_test_s = there.run(CLASSIFY, *options, "--self-test")
-    options += ("--top", str(len(manifest.classes)), "-")
-    say(f"{bundle.name}: {len(names)} pictures under emulation")
-    found, there_s = there.run(CLASSIFY, *options, stdin="\n".join(names))
-    expected, here_s = here.run(CLASSIFY, *options, stdin="\n".join(names))
+    say(f"{bundle.name}: {len(names)} pictures under emulation (a LeNet5 takes seconds, a VGG19 many minutes)")
+    found, there_s = there.run(CLASSIFY, *options, *asked, stdin=listed)
     differing, difference = _differences(_records(expected), _records(found))
     times = (self_test_s, there_s, here_s)
     return Comparison(bundle.name, len(names), differing, difference, len(_records(golden)), *times)
@@ -155,8 +156,8 @@ def _pictures(manifest: Manifest, task: Task) -> list[str]:
     """Names of up to `task.images` pictures, evenly spread over the folder given or over the data set's test split."""
     if task.pictures is not None:
         found = [name for name in find_images([task.pictures]) if isinstance(name, str)]
-        if not found:
-            raise DatasetError(f"--pictures {task.pictures}: no picture in it")
+        if not found or not Path(task.pictures).is_dir():
+            raise DatasetError(f"--pictures {task.pictures}: no folder with pictures")
         return [str(Path(found[i]).resolve()) for i in _spread(len(found), task.images)]
     dataset, size = manifest.provenance.dataset, manifest.input
     folder = f"{dataset.name}-{size.height}x{size.width}x{size.channels}-{task.images}"
