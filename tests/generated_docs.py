@@ -1,0 +1,120 @@
+"""The parts of the pages that are made from the code, between `<!-- generated: NAME -->` and `<!-- end -->`.
+
+python tests/generated_docs.py      writes them anew; test_docs.py holds the pages against them
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from convexport.cli import classify, convexport, convtrain
+from convexport.runtime import errors
+from markdown_pages import ROOT
+
+PORTIONS = ("training", "export", "runtime", "cli")
+COLUMNS = "100"
+_PART = re.compile(r"(?<=<!-- generated: )([^\n]+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
+
+
+def modules() -> dict[str, str]:
+    """Every module by its path within the house (`runtime/backends/base.py`), and the first words of its docstring.
+
+    An `__init__.py` that holds no more than its docstring is none.
+    """
+    found = {}
+    for portion in PORTIONS:
+        root = ROOT / portion / "convexport"
+        for file in sorted(root.rglob("*.py")):
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            if len(tree.body) > 1:
+                words = (ast.get_docstring(tree) or "").split("\n\n")[0]
+                found[file.relative_to(root).as_posix()] = " ".join(words.split())
+    return found
+
+
+def error_tree() -> str:
+    """The tree as the docstring of runtime/errors.py draws it."""
+    tree = (errors.__doc__ or "").split("\n\n")[1]
+    return "\n".join(line[4:] for line in tree.splitlines())
+
+
+def gate_limits() -> str:
+    """The table of the gate's limits."""
+    from convexport.export.limits import LIMITS
+
+    header = (
+        "precision",
+        "accuracy lost",
+        "decided differently",
+        "max |Δp|",
+        "mean |Δp|",
+        "neighbours",
+        "golden images",
+    )
+    rows = [f"| {' | '.join(header)} |".replace("|Δp|", r"\|Δp\|"), "| --- |" + " ---: |" * (len(header) - 1)]
+    for precision, limit in LIMITS.items():
+        differences = (limit.max_difference, limit.mean_difference, limit.rows, limit.golden)
+        cells = [f"{limit.accuracy_loss:.1%}", f"{limit.disagreement:.1%}", *(f"{value:g}" for value in differences)]
+        rows.append(f"| {precision} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _module_table() -> str:
+    rows = [f"| {path} | {words} |" for path, words in modules().items()]
+    return "\n".join(["| module | holds |", "| --- | --- |", *rows]) + "\n"
+
+
+def _help(command: Callable[[], object]) -> Callable[[], str]:
+    def text() -> str:
+        before = os.environ.get("COLUMNS")
+        os.environ["COLUMNS"] = COLUMNS  # argparse breaks its lines by it
+        try:
+            return _block(command().format_help())  # type: ignore[attr-defined]
+        finally:
+            os.environ.pop("COLUMNS")
+            if before is not None:
+                os.environ["COLUMNS"] = before
+
+    return text
+
+
+def _block(text: str) -> str:
+    return f"```text\n{text.rstrip()}\n```\n"
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "modules": _module_table,
+    "errors": lambda: _block(error_tree()),
+    "limits": gate_limits,
+    "convtrain --help": _help(convtrain.parser),
+    "convexport --help": _help(convexport.parser),
+    "classify --help": _help(classify.parser),
+}
+
+
+def parts(text: str) -> dict[str, str]:
+    """The generated parts that a page holds now."""
+    return {match[1]: match[3] for match in _PART.finditer(text)}
+
+
+def renewed(text: str) -> str:
+    """A page with its generated parts made anew."""
+    return _PART.sub(lambda match: f"{match[1]}{match[2]}{PARTS[match[1]]()}", text)
+
+
+def main(pages: list[Path]) -> None:
+    """Writes the pages whose generated parts have changed, and says which."""
+    for page in pages:
+        old = page.read_text(encoding="utf-8")
+        new = renewed(old)
+        if new != old:
+            page.write_text(new, encoding="utf-8")
+            print(page.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main(sorted((ROOT / "docs").glob("*.md")))
