@@ -95,7 +95,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Like argparse's, but an unknown option comes with the nearest known one."""
         # Intermixed: `classify a.png --top 3 b.png` names two files.
         found, rest = self.parse_known_intermixed_args(args, namespace)

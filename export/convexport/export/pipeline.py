@@ -80,11 +80,11 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
     with writer.drafting(target) as draft:
         manifest = _draft(draft, target.name, checkpoint, built, expected)
         if options.engines is not None:
-            graphs = {name: variant.data for name, variant in built.items()}
+            graphs: dict[Precision, bytes] = {name: variant.data for name, variant in built.items()}
             engines = build_engines(draft, graphs, options.engines, progress)
             manifest = msgspec.structs.replace(manifest, engines=engines, files=dict(draft.files))
         draft.describe(manifest)
-        types = {name: variant.types for name, variant in built.items()}
+        types: dict[Precision, ElementTypes] = {name: variant.types for name, variant in built.items()}
         result = gate.judge(gate.Case(draft.path, manifest, types, checkpoint, expected, dataset), progress)
         result.refuse()
         manifest = _verified(manifest, result)

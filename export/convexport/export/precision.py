@@ -105,7 +105,7 @@ def _reader(images: NDArray[np.uint8]) -> Any:
         def set_range(self, start_index: int, end_index: int) -> None:
             self.left = iter(batches[start_index:end_index])
 
-        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:
+        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
             batch = next(self.left, None)
             return None if batch is None else {INPUT: batch}
 

@@ -140,7 +140,7 @@ class Cuda:
 
 def _bindings() -> Any:
     try:
-        from cuda.bindings import runtime
+        from cuda.bindings import runtime  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError as error:
         raise BackendError(f"cuda-bindings cannot be imported ({error}); pip install cuda-bindings") from error
     return runtime

@@ -161,7 +161,8 @@ def diverging(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     share = np.clip(values / limit, -1, 1)[..., None]
     above, below, white = np.array([196, 78, 20]), np.array([31, 94, 168]), np.array([247, 247, 247])
     colour = np.where(share >= 0, white + share * (above - white), white - share * (below - white))
-    return colour.round().astype(np.uint8)
+    rounded: NDArray[np.uint8] = colour.round().astype(np.uint8)
+    return rounded
 
 
 def _weights(weight: NDArray[np.float64]) -> NDArray[np.uint8]:

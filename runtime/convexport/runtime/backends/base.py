@@ -31,7 +31,7 @@ class Backend(ABC):
 
     @abstractmethod
     def run(self, images: Images) -> Probabilities:
-        """uint8 [N, H, W, C] -> float32 [N, K], rows summing to 1. Raises errors of `convexport.runtime.errors` only."""
+        """uint8 [N, H, W, C] -> float32 [N, K], rows summing to 1. Raises `convexport.runtime.errors` only."""
 
     def stream(self, batches: Iterable[Images]) -> Iterator[Probabilities]:
         """`run` for a sequence of batches, answers in order. A back end on a GPU overlaps copies and compute here."""
