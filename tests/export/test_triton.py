@@ -19,7 +19,9 @@ PROFILES = ((1, 1, 1), (2, 32, 32), (33, 128, 128))
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    return make_bundle(tmp_path / "tiny-noise", Input(height=12, width=10, channels=3), precisions=("fp32", "fp16"))
+    return make_bundle(
+        tmp_path / "tiny-noise-fp32-fp16", Input(height=12, width=10, channels=3), precisions=("fp32", "fp16")
+    )
 
 
 def parse(file: Path) -> Any:

@@ -1,9 +1,9 @@
 """A bundle as a model repository of NVIDIA's Triton Inference Server.
 
-    DIR/<bundle>-<precision>/config.pbtxt     input uint8 [H, W, C], dynamic batching, labels, warm-up
-                             labels.txt
-                             1/model.onnx
-    DIR/<bundle>-<precision>-tensorrt/...     the plans, one a compute capability, where the bundle holds some
+    DIR/vgg19-cifar10-fp16/config.pbtxt     input uint8 [H, W, C], dynamic batching, labels, warm-up
+                           labels.txt
+                           1/model.onnx
+    DIR/vgg19-cifar10-fp16-tensorrt/...     the plans, one a compute capability, where the bundle holds some
 
 Server: https://github.com/triton-inference-server/server; schema: model_config.proto of its repository `common`.
 Triton's TensorRT back end loads plans of the flavour `tensorrt` of its own version, and none of TensorRT for RTX.
@@ -23,6 +23,7 @@ from convexport.runtime.manifest import PRECISIONS, Engine, Manifest, Precision
 
 MAX_BATCH = 256
 QUEUE_DELAY_MICROSECONDS = 500
+_SUFFIX = rf"(-({'|'.join(PRECISIONS)}))+$"  # a bundle is named after its precisions, a model after its own
 _KINDS: dict[Precision, str] = {"fp32": "KIND_AUTO", "fp16": "KIND_GPU", "int8": "KIND_CPU"}
 
 
@@ -104,7 +105,7 @@ def _models(manifest: Manifest) -> tuple[list[_Model], tuple[str, ...]]:
     for precision in PRECISIONS:
         if precision not in manifest.variants:
             continue
-        name = f"{manifest.name}-{precision}"
+        name = f"{re.sub(_SUFFIX, '', manifest.name)}-{precision}"
         files = {"model.onnx": manifest.variants[precision].file}
         models.append(_Model(name, "onnxruntime", MAX_BATCH, _KINDS[precision], files))
         plans = [one for one in manifest.engines if one.key.precision == precision and one.key.flavour == "tensorrt"]
