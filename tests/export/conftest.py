@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from convexport.export import graph
+from convexport.export import graph, measures
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
 from small_checkpoints import coloured_digits, train_checkpoint
@@ -42,3 +42,16 @@ def coloured() -> tuple[Checkpoint, datasets.Dataset]:
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports take a trace made earlier where there is one; test_graph.py shows that its bytes are the real ones."""
     monkeypatch.setattr(graph, "to_onnx", to_onnx)
+    monkeypatch.setattr(measures, "MINIMUM_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="session")
+def fp32(lenet5: Checkpoint) -> bytes:
+    """LeNet5's graph, really traced."""
+    return graph.to_onnx(lenet5)
+
+
+@pytest.fixture(scope="session")
+def fp16(lenet5: Checkpoint) -> bytes:
+    """LeNet5's graph in half, really traced."""
+    return graph.to_onnx(lenet5, "fp16")
