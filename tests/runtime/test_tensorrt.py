@@ -216,6 +216,15 @@ def scenario(runtime: FakeCudaRuntime) -> None:
         backend.measure_compute(4, 2)
 
 
+def failure(runtime: FakeCudaRuntime) -> tuple[type[ConvexportError], str]:
+    """The scenario's one error; its traceback is let go, so that nothing lives because of it."""
+    try:
+        scenario(runtime)
+    except ConvexportError as error:
+        return type(error), str(error)
+    raise AssertionError(f"no error, though {runtime.failed} failed")
+
+
 def test_whatever_call_fails_there_is_one_clear_error_and_nothing_is_left_behind() -> None:
     whole = FakeCudaRuntime()
     scenario(whole)
@@ -224,16 +233,11 @@ def test_whatever_call_fails_there_is_one_clear_error_and_nothing_is_left_behind
     seen = set()
     for number in range(1, whole.calls + 1):
         runtime = FakeCudaRuntime(fail_at=number)
-        with pytest.raises(ConvexportError) as caught:
-            scenario(runtime)
-        assert isinstance(caught.value, (DeviceError, EngineError)), runtime.failed
-        message = str(caught.value)
+        kind, message = failure(runtime)
+        assert kind in (DeviceError, EngineError, PlanRefused), runtime.failed
         assert "\n" not in message
         assert ";" in message, f"{runtime.failed}: {message}"
-        assert not isinstance(caught.value, OutOfDeviceMemory)
         seen.add(runtime.failed)
-        caught = None  # type: ignore[assignment]
-        gc.collect()
         runtime.check_clean()
     assert seen == set(whole.log)
 
