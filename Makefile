@@ -31,7 +31,7 @@ check: $(VENV)/.installed
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.installed
-	$(BIN)/python benchmarks/cpu.py
+	$(BIN)/python benchmarks/gpu.py
 
 aarch64: $(VENV)/.installed
 	$(BIN)/python benchmarks/aarch64.py

@@ -32,6 +32,9 @@ EXAMPLES = """\
   convexport --model vgg19 --fp16 --verify-images all    the gate measures the whole test set
   convexport --checkpoint net.pth --model vgg16 --classes labels.txt \\
              --mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616 --dataset cifar10
+
+exit codes: 0 done, 2 wrong use, 4 checkpoint or data set missing or damaged, 5 library not there,
+6 the gate refused and no bundle was written, 130 interrupted
 """
 
 

@@ -24,6 +24,9 @@ EXAMPLES = """\
   convtrain --model cnn-mnist --optimiser adam --learning-rate 0.001
   convtrain --model vgg11 --dataset photos/              a folder of class folders
   torchrun --nproc-per-node 2 -m convexport.cli.convtrain --model vgg19
+
+exit codes: 0 done, 2 wrong use, 4 data set or state missing or damaged, 5 device or library not there,
+130 interrupted (continue with --resume)
 """
 
 

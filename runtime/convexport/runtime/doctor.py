@@ -143,7 +143,10 @@ def as_text(diagnosis: Diagnosis) -> list[str]:
     lines.append("")
     for fault in diagnosis.faults:
         lines += [f"fault: {fault.what}", f"       mend: {fault.mend}"]
-    return lines if diagnosis.faults else [*lines, "nothing is broken"]
+    if diagnosis.faults:
+        return lines
+    able = any(state.runs for state in diagnosis.backends)
+    return [*lines, "nothing is broken" if able else "no back end can run here"]
 
 
 def _onnxruntime_cpu(facts: Facts) -> BackendState:

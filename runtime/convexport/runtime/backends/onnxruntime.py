@@ -115,7 +115,12 @@ class OnnxRuntimeBackend(Backend):
             settings = {"device_id": str(self.device.index), "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
         providers = [(_PROVIDERS[self.device.kind], settings)]
         # Its own fallback would go to the CPU when a run fails, and print to standard output.
-        return self._ort.InferenceSession(model, options, providers=providers, enable_fallback=0)
+        # On Arm CPUs with half precision this optimizer turns FP16 graphs to channels-last, and ONNX Runtime 1.26 then
+        # finds no kernel for average pooling of opset 19 and later.
+        left_out = ["NhwcTransformer"] if self.device.kind == "cpu" and self.precision == "fp16" else []
+        return self._ort.InferenceSession(
+            model, options, providers=providers, enable_fallback=0, disabled_optimizers=left_out
+        )
 
     def _explain_fallback(self, model: bytes, threads: int | None) -> None:
         """Either CUDA could not start at all, which a session that may fall back shows, or it lacks an operator."""
