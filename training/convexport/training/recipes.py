@@ -21,7 +21,7 @@ class Recipe:
     an exponential moving average of the weights, 0 for none; the average is what is evaluated and kept.
     `validation` is the share of every class of the training set that chooses the best epoch and the temperature.
     `identity` starts same-width convolutions near the identity (dirac; Jordan 2024, airbench).
-    `source` names where it comes from, `measured` the result with n, machine and date.
+    `source` names where it comes from, `measured` the result with n, machine and date; empty where it was not measured.
     """
 
     epochs: int
@@ -68,6 +68,7 @@ _VGG_QUICK = Recipe(
     augmentation=_ALTERNATING,
     source=_VGG_SOURCE,
 )
+# Not yet run whole: with --epochs 4, VGG19 reached 86.70 % of the 10,000 test images (JPEG copies; n = 1, 2026-11-22).
 _VGG_FULL = replace(_VGG_QUICK, epochs=12)
 _DISTORTED = Augmentation(rotate=10, scale=0.1, shear=0.1, shift=2)
 _LENET_SOURCE = "LeCun et al. 1998, section III.B (distortions); one cycle of Smith and Topin 2018"
@@ -75,7 +76,13 @@ _COURSE = "the French course pages (SGD, no augmentation), with a validation spl
 
 RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
     ("lenet5", "mnist"): {
-        "quick": Recipe(epochs=5, learning_rate=0.1, weight_decay=1e-4, source=_LENET_SOURCE),
+        "quick": Recipe(
+            epochs=5,
+            learning_rate=0.1,
+            weight_decay=1e-4,
+            source=_LENET_SOURCE,
+            measured="99.08 % of 10,000 test images, n = 1, 47 s on two cores with AMX, 2026-11-22",
+        ),
         "full": Recipe(
             epochs=20,
             learning_rate=0.15,
@@ -83,6 +90,7 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
             label_smoothing=0.05,
             augmentation=_DISTORTED,
             source=_LENET_SOURCE,
+            measured="99.47 % of 10,000 test images, n = 1, two busy cores with AMX, 2026-11-22",
         ),
     },
     ("lenet5", "fashion-mnist"): {
