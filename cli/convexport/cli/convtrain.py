@@ -147,9 +147,10 @@ def _train(settings: TrainOptions, dataset: Dataset, options: argparse.Namespace
     speaks = os.environ.get("RANK", "0") == "0"
     if speaks:
         recipe = settings.recipe
+        # Before the pictures are read: what they really are is said at once.
         terminal.remark(
-            f"{settings.model} on {dataset.title}: {len(dataset.train)} training images, {recipe.epochs} epochs of "
-            f"{recipe.optimiser}, batch {recipe.batch}, seed {settings.seed}"
+            f"{settings.model} on {dataset.title} ({dataset.provenance}): {recipe.epochs} epochs of "
+            f"{recipe.optimiser}, batch {recipe.batch}, seed {settings.seed}, on {settings.device}"
         )
     steps = train(settings, dataset)
     with terminal.Bar("training" if speaks else "") as bar:
