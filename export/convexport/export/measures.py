@@ -270,7 +270,7 @@ def images_per_second(
     for _ in range(rounds):
         for precision, served in variants.items():
             seconds, count = 0.0, 0
-            while seconds < MINIMUM_SECONDS:
+            while not count or seconds < MINIMUM_SECONDS:
                 start = time.perf_counter()
                 served(batch)
                 seconds, count = seconds + time.perf_counter() - start, count + len(batch)
