@@ -1,7 +1,7 @@
 """Writes test images of a data set as PNG files, named by place and label: `00042-7.png`.
 
-    python benchmarks/images.py --dataset mnist --out build/mnist-png
-    classify build/mnist-png --bundle bundles/lenet5-mnist-fp16 --format jsonl
+python benchmarks/images.py --dataset mnist --out build/mnist-png
+classify build/mnist-png --bundle bundles/lenet5-mnist-fp16 --format jsonl
 """
 
 from __future__ import annotations

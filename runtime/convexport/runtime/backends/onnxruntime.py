@@ -117,10 +117,9 @@ class OnnxRuntimeBackend(Backend):
         # Its own fallback would go to the CPU when a run fails, and print to standard output.
         # On Arm CPUs with half precision this optimizer turns FP16 graphs to channels-last, and ONNX Runtime 1.26 then
         # finds no kernel for average pooling of opset 19 and later.
-        left_out = ["NhwcTransformer"] if self.device.kind == "cpu" and self.precision == "fp16" else []
-        return self._ort.InferenceSession(
-            model, options, providers=providers, enable_fallback=0, disabled_optimizers=left_out
-        )
+        on_cpu_in_half = self.device.kind == "cpu" and self.precision == "fp16"
+        left_out = {"disabled_optimizers": ["NhwcTransformer"]} if on_cpu_in_half else {}
+        return self._ort.InferenceSession(model, options, providers=providers, enable_fallback=0, **left_out)
 
     def _explain_fallback(self, model: bytes, threads: int | None) -> None:
         """Either CUDA could not start at all, which a session that may fall back shows, or it lacks an operator."""
