@@ -139,6 +139,7 @@ class _Run:
         self.best: dict[str, Tensor] = {}
         self.best_epoch, self.best_accuracy = -1, -1.0
         self.rate = 0.0
+        self.shown = [0.0, 0.0, 0.0]
 
     def _build(self) -> None:
         torch.manual_seed(self.options.seed)
@@ -226,8 +227,8 @@ class _Run:
     def _progress(self) -> Progress:
         # Reading the sums waits for the device: every tenth step is often enough on a GPU.
         if self.device.type == "cpu" or self.step % 10 == 0 or self.step == self.steps:
-            self._shown = self.sums.tolist()
-        loss, right, count = getattr(self, "_shown", (0.0, 0.0, 0.0))
+            self.shown = self.sums.tolist()
+        loss, right, count = self.shown
         done = self.epoch * self.steps + self.step
         left = self.seconds / done * (self.recipe.epochs * self.steps - done)
         speed = self.step * self.recipe.batch / max(self.epoch_seconds, 1e-9)
