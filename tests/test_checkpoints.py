@@ -1,0 +1,57 @@
+"""Every shipped checkpoint loads, is listed, and is as good as it says where its data set is at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from convexport.training import checkpoint, datasets, evaluate
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "checkpoints").glob("*.safetensors"))
+FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "cifar10": "cifar10-jpeg"}
+LARGEST = 45_000_000
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_checkpoint_loads_and_is_listed_with_its_accuracy(path: Path) -> None:
+    found = checkpoint.load(path)
+    found.network()
+    assert found.header.name == path.stem
+    assert found.header.git_commit is not None
+    assert not found.header.git_commit.endswith("+"), "trained from a tree with changes that no commit holds"
+    row = next(
+        line for line in (ROOT / "checkpoints" / "README.md").read_text().splitlines() if f"`{path.stem}`" in line
+    )
+    assert f"{found.header.accuracy.test:.2%}".replace("%", " %") in row
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_checkpoint_is_as_good_as_it_says(path: Path) -> None:
+    found = checkpoint.load(path)
+    name = found.header.dataset.name
+    root = next(
+        (
+            Path(root)
+            for root in (os.environ.get("CONVEXPORT_DATA"), "data", "../shared/data")
+            if root and (Path(root) / FOLDERS[name]).is_dir()
+        ),
+        None,
+    )
+    if root is None:
+        pytest.skip(f"the data set {name} is not at hand; name its root with $CONVEXPORT_DATA")
+    dataset = datasets.load(name, root)
+    assert dataset.title == found.header.dataset.title
+    logits = evaluate.predict(found.network(), dataset.test.images, found.header.normalisation)
+    probabilities = evaluate.softmax(logits, found.header.normalisation.temperature)
+    assert len(dataset.test) == found.header.accuracy.test_images
+    measured = evaluate.accuracy(probabilities, dataset.test.labels)
+    # Another machine's float32 sums may turn an image or two.
+    assert measured == pytest.approx(found.header.accuracy.test, abs=3e-4)
+
+
+def test_all_of_them_together_stay_small() -> None:
+    assert SHIPPED
+    assert sum(path.stat().st_size for path in SHIPPED) <= LARGEST
