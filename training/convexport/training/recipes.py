@@ -102,6 +102,7 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
             label_smoothing=0.05,
             augmentation=Augmentation(flip="random", translate=1, pad="zero"),
             source=_LENET_SOURCE,
+            measured="91.43 % of 10,000 test images, n = 1, 7 min 8 s on two cores with AMX, 2026-11-22",
         ),
     },
     ("lenet5", "digits"): {
