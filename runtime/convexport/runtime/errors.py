@@ -19,6 +19,8 @@ A message is one line: what, where, found against expected, what to do.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from difflib import get_close_matches
 from typing import ClassVar
 
 
@@ -32,6 +34,13 @@ class UsageError(ConvexportError):
     """Wrong use: an unknown name, options that exclude each other."""
 
     exit_code = 2
+
+    @classmethod
+    def unknown(cls, kind: str, name: str, known: Collection[str]) -> UsageError:
+        """The error for a name that is none of `known`, with the nearest one or all of them. `kind` is "recipe"."""
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+        return cls(f"{kind} {name!r} is not known; {hint}")
 
 
 class InputError(ConvexportError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,9 +24,7 @@ class Optimiser:
 
     def __init__(self, network: nn.Module, recipe: Recipe) -> None:
         if recipe.optimiser not in OPTIMISERS:
-            near = get_close_matches(recipe.optimiser, OPTIMISERS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(OPTIMISERS)}"
-            raise UsageError(f"optimiser {recipe.optimiser!r} is not known; {hint}")
+            raise UsageError.unknown("optimiser", recipe.optimiser, OPTIMISERS)
         inner = _inner_convolutions(network) if recipe.optimiser == "muon" else []
         taken = {id(parameter) for parameter in inner}
         rest = [parameter for parameter in network.parameters() if id(parameter) not in taken]

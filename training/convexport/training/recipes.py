@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from difflib import get_close_matches
 from typing import Any, Literal
 
 from convexport.runtime.errors import UsageError
@@ -17,7 +16,8 @@ class Recipe:
     """How one network is trained on one data set.
 
     `learning_rate` is the peak of one cycle: linear from `start` of it over the first `warmup` share of all steps,
-    linear to `end` of it over the rest (Smith and Topin 2018); `constant` keeps it. `average` is the decay a step of
+    linear to `end` of it over the rest (Smith and Topin 2018); `cosine` falls from the peak to 0 along half a cosine
+    (Loshchilov and Hutter 2017); `constant` keeps it. `average` is the decay a step of
     an exponential moving average of the weights, 0 for none; the average is what is evaluated and kept.
     `validation` is the share of every class of the training set that chooses the best epoch and the temperature.
     `identity` starts same-width convolutions near the identity (dirac; Jordan 2024, airbench).
@@ -32,7 +32,7 @@ class Recipe:
     weight_decay: float = 5e-4
     side_rate: float = 0.02
     muon_decay: float = 0.0
-    schedule: Literal["one-cycle", "constant"] = "one-cycle"
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
     warmup: float = 0.2
     start: float = 0.05
     end: float = 0.0
@@ -161,6 +161,4 @@ def find(model: str, dataset: str, length: str) -> Recipe:
     for name, recipe in table.items():
         if name == length:
             return recipe
-    near = get_close_matches(length, table, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(table)}"
-    raise UsageError(f"recipe {length!r} is not known; {hint}")
+    raise UsageError.unknown("recipe", length, table)
