@@ -140,6 +140,13 @@ def test_one_cycle_rises_to_its_peak_and_falls_to_its_end() -> None:
     assert all(a >= b for a, b in pairwise(rates[26:]))
 
 
+def test_a_cosine_falls_from_its_peak_through_its_half_to_nothing() -> None:
+    settings = recipe(schedule="cosine")
+    rates = [loop.cycle(settings, step, 100) for step in range(101)]
+    assert (rates[0], rates[50], rates[100]) == (1.0, pytest.approx(0.5), pytest.approx(0.0, abs=1e-12))
+    assert all(a > b for a, b in pairwise(rates))
+
+
 def test_the_average_of_constant_weights_is_those_weights() -> None:
     network = models.build("cnn-cifar10")
     averaged = models.build("cnn-cifar10")

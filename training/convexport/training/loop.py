@@ -6,6 +6,7 @@ the same bits as one that was never interrupted (same machine, same number of th
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator
 from copy import deepcopy
@@ -328,9 +329,11 @@ class _Run:
 
 
 def cycle(recipe: Recipe, step: int, steps: int) -> float:
-    """The share of the peak learning rate at `step` of `steps`: one cycle of straight lines, or always 1."""
+    """The share of the peak learning rate at `step` of `steps`, by the recipe's schedule."""
     if recipe.schedule == "constant":
         return 1.0
+    if recipe.schedule == "cosine":
+        return (1 + math.cos(math.pi * step / steps)) / 2
     rise = max(1, round(recipe.warmup * steps))
     if step < rise:
         return recipe.start + (1 - recipe.start) * step / rise
