@@ -203,7 +203,7 @@ def test_an_output_that_is_a_device_is_written_to_and_not_replaced(classify) -> 
         (["--bundel", "x"], "option --bundel is not known; did you mean --bundle?"),
         (["x", "--format", "jsnl"], "format 'jsnl' is not known; did you mean 'jsonl'?"),
         (["x", "--device", "gpu"], "device 'gpu' is not known; expected cpu, cuda or cuda:N"),
-        (["x", "--lang", "de"], "language 'de' is not in this bundle; it has en, fr"),
+        (["x", "--lang", "de"], "language 'de' is not known; known: en, fr"),
         (["x", "--top", "0"], "top 0: expected 1 or more"),
         (["x", "--batch", "-1"], "batch -1: expected 1 or more"),
         (["x", "--batch", "many"], "argument --batch: invalid int value: 'many'"),

@@ -109,7 +109,7 @@ def test_a_refusal_prints_every_measure_marks_the_failed_one_and_leaves_no_bundl
         (
             ["--checkpoint", "checkpoints/mlp-digits.safetensors", "--dataset", "digit"],
             2,
-            "data set 'digit' is not known and no folder; did you mean 'digits'?",
+            "data set or folder 'digit' is not known; did you mean 'digits'?",
         ),
         (
             ["--model", "mlp", "--dataset", "digits", "--int8", "--calibration", "entropie"],

@@ -126,7 +126,7 @@ MISTAKES = [
     (
         ("--model", "lenet5", "--dataset", "minst"),
         2,
-        "data set 'minst' is not known and no folder; did you mean 'mnist'?",
+        "data set or folder 'minst' is not known; did you mean 'mnist'?",
     ),
     (
         (*DIGITS, "--resume"),

@@ -197,7 +197,7 @@ def test_labels_come_in_the_language_asked_for(bundle: Path) -> None:
         assert record.label == FRENCH[record.index]
     with pytest.raises(UsageError) as caught:
         Classifier(bundle, language="fra")
-    assert str(caught.value) == "language 'fra' is not in this bundle; it has en, fr; did you mean fr?"
+    assert str(caught.value) == "language 'fra' is not known; did you mean 'fr'?"
 
 
 def test_dark_ink_on_light_paper_is_noted_in_the_record(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_folder_with_one_class_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         datasets.load("minst", Path("nowhere"))
-    assert str(caught.value) == "data set 'minst' is not known and no folder; did you mean 'mnist'?"
+    assert str(caught.value) == "data set or folder 'minst' is not known; did you mean 'mnist'?"
 
 
 def test_a_missing_data_set_without_a_network_says_where_it_was_looked_for(

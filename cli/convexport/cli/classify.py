@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
     """Does what was asked -> exit code."""
     warnings.filterwarnings("ignore", module="PIL")  # remarks on odd files, which are none of ours
     if options.format not in FORMATS:
-        raise terminal.suggest("format", options.format, FORMATS)
+        raise UsageError.unknown("format", options.format, FORMATS)
     if options.json and not options.doctor:
         raise UsageError("--json goes with --doctor; for records as JSON lines take --format jsonl")
     modes: dict[str, Callable[[argparse.Namespace], int]] = {

@@ -168,9 +168,9 @@ def _int8(options: argparse.Namespace) -> Int8Options:
     from convexport.export.precision import Int8Options
 
     if options.calibration not in METHODS:
-        raise terminal.suggest("calibration", options.calibration, METHODS)
+        raise UsageError.unknown("calibration", options.calibration, METHODS)
     if options.activations not in ACTIVATIONS:
-        raise terminal.suggest("activation type", options.activations, ACTIVATIONS)
+        raise UsageError.unknown("activation type", options.activations, ACTIVATIONS)
     return Int8Options(
         method=options.calibration,
         images=options.calibration_images,

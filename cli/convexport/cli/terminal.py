@@ -76,13 +76,6 @@ def _is_number(text: str) -> bool:
     return text[:1].isdigit() or text[:1] in {"-", "+", "±"} or text == ""
 
 
-def suggest(kind: str, name: str, known: Sequence[str]) -> UsageError:
-    """The error for an unknown name, with the nearest one."""
-    near = get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-    return UsageError(f"{kind} {name!r} is not known; {hint}")
-
-
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors that suggest the nearest option or choice, and help that keeps its examples."""
 

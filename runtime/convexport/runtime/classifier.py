@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -192,7 +191,5 @@ class Classifier:
 
 def _labels(languages: dict[str, tuple[str, ...]], language: str) -> tuple[str, ...]:
     if language not in languages:
-        near = difflib.get_close_matches(language, languages, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise UsageError(f"language {language!r} is not in this bundle; it has {', '.join(languages)}{hint}")
+        raise UsageError.unknown("language", language, languages)
     return languages[language]

@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -141,9 +140,7 @@ def load(name: str, root: Path, wanted: Input | None = None) -> Dataset:
         return dataset if wanted is None else _fit(dataset, wanted)
     if Path(name).is_dir():
         return _folder(Path(name), wanted or Input(height=32, width=32, channels=3))
-    near = get_close_matches(name, DATASETS, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(DATASETS)}, or a folder of class folders"
-    raise UsageError(f"data set {name!r} is not known and no folder; {hint}")
+    raise UsageError.unknown("data set or folder", name, DATASETS)
 
 
 def holdout(split: Split, share: float, seed: int) -> tuple[Split, Split]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
@@ -212,9 +211,7 @@ MODELS: dict[str, ModelEntry] = {
 def entry(name: str) -> ModelEntry:
     """The entry of `MODELS`. Raises `UsageError` with the nearest name."""
     if name not in MODELS:
-        near = get_close_matches(name, MODELS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(MODELS)}"
-        raise UsageError(f"model {name!r} is not known; {hint}")
+        raise UsageError.unknown("model", name, MODELS)
     return MODELS[name]
 
 
