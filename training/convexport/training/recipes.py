@@ -118,20 +118,20 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
     **{(name, "cifar10"): {"quick": _VGG_QUICK, "full": _VGG_FULL} for name in ("vgg11", "vgg13", "vgg16", "vgg19")},
     ("softmax", "mnist"): {
         "quick": Recipe(epochs=5, learning_rate=0.1, weight_decay=0.0, source=_COURSE),
-        "full": Recipe(epochs=30, learning_rate=0.1, weight_decay=0.0, source=_COURSE),
+        "full": Recipe(epochs=15, learning_rate=0.1, weight_decay=0.0, source=_COURSE),
     },
     ("mlp", "mnist"): {
         "quick": Recipe(epochs=5, learning_rate=0.1, weight_decay=1e-4, source=_COURSE),
-        "full": Recipe(epochs=30, learning_rate=0.1, weight_decay=1e-4, augmentation=_DISTORTED, source=_COURSE),
+        "full": Recipe(epochs=20, learning_rate=0.1, weight_decay=1e-4, augmentation=_DISTORTED, source=_COURSE),
     },
     ("cnn-mnist", "mnist"): {
         "quick": Recipe(epochs=5, learning_rate=0.05, weight_decay=1e-4, source=_COURSE),
-        "full": Recipe(epochs=30, learning_rate=0.05, weight_decay=1e-4, source=_COURSE),
+        "full": Recipe(epochs=15, learning_rate=0.05, weight_decay=1e-4, source=_COURSE),
     },
     ("cnn-fashion", "fashion-mnist"): {
         "quick": Recipe(epochs=5, learning_rate=0.05, source=_COURSE),
         "full": Recipe(
-            epochs=25,
+            epochs=20,
             learning_rate=0.05,
             label_smoothing=0.05,
             augmentation=Augmentation(flip="random", translate=1, pad="zero"),
@@ -140,11 +140,11 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
     },
     ("cnn-cifar10", "cifar10"): {
         "quick": Recipe(epochs=5, learning_rate=0.05, source=_COURSE),
-        "full": Recipe(epochs=30, learning_rate=0.05, augmentation=_ALTERNATING, source=_COURSE),
+        "full": Recipe(epochs=15, learning_rate=0.05, augmentation=_ALTERNATING, source=_COURSE),
     },
     ("cnn-keras", "cifar10"): {
         "quick": Recipe(epochs=5, learning_rate=0.05, source=_COURSE),
-        "full": Recipe(epochs=40, learning_rate=0.05, augmentation=_ALTERNATING, source=_COURSE),
+        "full": Recipe(epochs=15, learning_rate=0.05, augmentation=_ALTERNATING, source=_COURSE),
     },
 }
 
