@@ -117,8 +117,8 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
     },
     **{(name, "cifar10"): {"quick": _VGG_QUICK, "full": _VGG_FULL} for name in ("vgg11", "vgg13", "vgg16", "vgg19")},
     ("softmax", "mnist"): {
-        "quick": Recipe(epochs=5, learning_rate=0.1, weight_decay=0.0, source=_COURSE),
-        "full": Recipe(epochs=15, learning_rate=0.1, weight_decay=0.0, source=_COURSE),
+        "quick": Recipe(epochs=5, learning_rate=0.02, weight_decay=0.0, source=_COURSE),
+        "full": Recipe(epochs=15, learning_rate=0.02, weight_decay=0.0, source=_COURSE),
     },
     ("mlp", "mnist"): {
         "quick": Recipe(epochs=5, learning_rate=0.1, weight_decay=1e-4, source=_COURSE),
