@@ -257,12 +257,15 @@ def fake_onnxruntime(lead: str, runs: list[tuple[int, ...]], asked: list[dict[st
         SessionOptions=onnxruntime.SessionOptions,
         OrtValue=SimpleNamespace(ortvalue_from_shape_and_type=FakeValue),
         get_available_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"],
-        preload_dlls=lambda: asked.append({"preload": "yes"}),
+        preload_dlls=lambda: print("Failed to load libcurand.so.10") or asked.append({"preload": "yes"}),
+        set_default_logger_severity=lambda severity: asked.append({"severity": str(severity)}),
     )
 
 
 @pytest.mark.usefixtures("one_gpu")
-def test_on_cuda_batches_are_padded_to_few_shapes_and_answered_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_cuda_batches_are_padded_to_few_shapes_and_answered_in_order(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs: list[tuple[int, ...]] = []
     asked: list[dict[str, str]] = []
     monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime("CUDAExecutionProvider", runs, asked))
@@ -275,6 +278,7 @@ def test_on_cuda_batches_are_padded_to_few_shapes_and_answered_in_order(monkeypa
     assert np.array_equal(np.concatenate(answers).argmax(1), np.arange(100) % 10)
     assert {shape[0] for shape in runs} <= {1, 2, 4, 8, 16, 24}
     assert asked == [
+        {"severity": "4"},
         {"preload": "yes"},
         {
             "provider": "CUDAExecutionProvider",
@@ -284,6 +288,8 @@ def test_on_cuda_batches_are_padded_to_few_shapes_and_answered_in_order(monkeypa
             "use_tf32": "0",
         },
     ]
+    # ONNX Runtime prints the libraries it does not find; standard output is for results.
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.usefixtures("one_gpu")
@@ -293,6 +299,33 @@ def test_cuda_that_falls_back_to_the_cpu_is_refused(monkeypatch: pytest.MonkeyPa
         OnnxRuntimeBackend(b"", device=CUDA, precision="fp16")
     cause = "its CUDA or cuDNN libraries are missing or of another version; pip install 'convexport[gpu]'"
     assert str(caught.value) == f"ONNX Runtime 1.99 could not start CUDA on cuda:0: {cause}"
+
+
+@pytest.mark.usefixtures("one_gpu", "no_tensorrt")
+def test_a_missing_cudnn_shows_before_the_first_picture_so_that_auto_takes_the_cpu(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_cudnn(session: FakeSession, binding: object) -> None:
+        # As ONNX Runtime 1.31 says it, shortened: it loads cuDNN when the first convolution runs.
+        raise RuntimeError("Non-zero status code while running Conv node. Status: cuDNN is unavailable or disabled")
+
+    monkeypatch.setattr(FakeSession, "run_with_iobinding", no_cudnn)
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime("CUDAExecutionProvider", [], []))
+    message = "ONNX Runtime 1.99 on cuda:0 failed on 1 images: cuDNN cannot be loaded; pip install 'convexport[gpu]'"
+    assert str(refused(folder, device="cuda")) == message
+    import onnxruntime as fake
+
+    real = sys.modules["onnxruntime.capi"].onnxruntime_inference_collection.InferenceSession
+    on_cuda = fake.InferenceSession
+
+    def session(model: bytes, options: object, **how: object) -> object:
+        kind = on_cuda if how["providers"][0][0].startswith("CUDA") else real
+        return kind(model, options, **how)
+
+    monkeypatch.setattr(fake, "InferenceSession", session)
+    taken, *why = chosen(folder).split("; ")
+    assert taken.startswith("onnxruntime on cpu in int8")
+    assert message.partition(";")[0] in why
 
 
 @pytest.mark.usefixtures("one_gpu")

@@ -7,9 +7,11 @@ looked at, and no node may be given to another one.
 from __future__ import annotations
 
 import importlib
+import io
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import redirect_stdout
 from queue import SimpleQueue
 from typing import Any
 
@@ -59,6 +61,7 @@ class OnnxRuntimeBackend(Backend):
             self._workers = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="convexport-cuda")
             for _ in range(IN_FLIGHT):
                 self._slots.put(_Slot(self._ort, self._session, device, self._classes))
+            self._prove()
 
     def run(self, images: Images) -> Probabilities:
         """uint8 [N, H, W, C] -> float32 [N, K], at most `max_batch` of them at once."""
@@ -128,6 +131,15 @@ class OnnxRuntimeBackend(Backend):
         except self._errors as error:
             raise self._translated(error, "cannot load the graph") from error
 
+    def _prove(self) -> None:
+        """One picture: a missing cuDNN (from 1.31 on) or a GPU without kernels shows at the first run, not before."""
+        shape = self._session.get_inputs()[0].shape[1:]
+        try:
+            self._run(np.zeros((1, *shape), np.uint8))
+        except (BackendError, DeviceError):
+            self.close()
+            raise
+
     def _check_provider(self, session: Any) -> None:
         if session.get_providers()[0] != _PROVIDERS[self.device.kind]:
             raise BackendError(
@@ -161,6 +173,8 @@ class OnnxRuntimeBackend(Backend):
         where = f"ONNX Runtime {self._ort.__version__} on {self.device}"
         if "allocate memory" in reason or "out of memory" in reason.lower():
             return DeviceError(f"{where} ran out of memory; take a smaller --batch than {self.max_batch}")
+        if "cudnn is unavailable" in reason.lower():
+            return BackendError(f"{where} {what}: cuDNN cannot be loaded; pip install 'convexport[gpu]'")
         hint = "; a newer onnxruntime is needed" if "IR version" in reason or "opset" in reason.lower() else ""
         return BackendError(f"{where} {what}: {reason}{hint}")
 
@@ -212,8 +226,12 @@ def load_onnxruntime(device: Device) -> Any:
         require_gpu(device.index)
         if _PROVIDERS["cuda"] not in ort.get_available_providers():
             raise BackendError(f"onnxruntime {ort.__version__} is the build for CPUs, without CUDA; {_GPU_WHEEL}")
+        # Sessions log nothing (`_session_for`); what the library logs outside of them goes the same way, as the
+        # warning of 1.26 and later that no plug-in stands behind every `device_id`.
+        ort.set_default_logger_severity(4)
         if hasattr(ort, "preload_dlls"):
-            ort.preload_dlls()  # finds the CUDA and cuDNN libraries that pip installed
+            with redirect_stdout(io.StringIO()):  # it prints what it does not find; stdout is for results
+                ort.preload_dlls()  # finds the CUDA and cuDNN libraries that pip installed
     return ort
 
 
