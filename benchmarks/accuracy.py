@@ -20,13 +20,13 @@ from accuracy_page import SURE, Measured, Probabilities, page
 from distortions import DISTORTIONS
 from numpy.typing import NDArray
 
+from convexport.runtime import atomic
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.errors import BundleError, ConvexportError, DatasetError, InputError
 from convexport.runtime.images import find_images, load_image
 from convexport.runtime.manifest import Framing
 from convexport.runtime.records import Failure
 from convexport.training import checkpoint, datasets, evaluate
-from convexport.training.checkpoint import write_whole
 
 # What each network is shown to see how it answers to pictures of nothing it knows.
 FOREIGN = {"mnist": "fashion-mnist", "fashion-mnist": "mnist", "cifar10": "mnist", "digits": "fashion-mnist"}
@@ -54,7 +54,7 @@ def main() -> int:
         if not folders:
             raise BundleError(f"no bundle in {options.bundles}; make one with convexport, or name their folder")
         measured = [measure(folder, options) for folder in folders]
-        write_whole(options.out, page(measured, options.device).encode())
+        atomic.write(options.out, page(measured, options.device).encode())
     except ConvexportError as error:
         print(f"accuracy: {error}", file=sys.stderr)
         return error.exit_code

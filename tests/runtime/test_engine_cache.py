@@ -66,6 +66,16 @@ def test_an_engine_is_built_once_and_then_taken_from_the_cache(cache: EngineCach
     assert entry["key"]["compute_capabilities"] == ["8.9"]
 
 
+def test_an_engine_is_stored_for_its_owner_alone_whatever_the_umask(cache: EngineCache) -> None:
+    before = os.umask(0)
+    try:
+        cache.get_or_build(KEY, Builder(timing_cache=b"times"))
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in cache.folder.iterdir()} == {0o600}
+    assert cache.get(KEY) is not None
+
+
 @pytest.mark.parametrize(
     "change",
     [

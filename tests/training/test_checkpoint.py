@@ -145,17 +145,3 @@ def test_a_pickle_that_holds_more_than_tensors_is_never_run(tmp_path: Path) -> N
     torch.save({"state_dict": Bomb()}, path)
     with pytest.raises(CheckpointError, match="holds more than tensors and is not loaded, since that could run code"):
         checkpoint.load_foreign(path)
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a"
-    checkpoint.write_whole(path, b"old")
-
-    def fail(descriptor: int) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        checkpoint.write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from convexport.runtime.atomic import sync_file, sync_folder
 from convexport.runtime.bundle import MANIFEST
 from convexport.runtime.errors import BundleError, UsageError
 from convexport.runtime.manifest import File, Manifest, encode
@@ -60,7 +61,7 @@ def drafting(target: Path) -> Iterator[Draft]:
         if target.exists():
             target.rename(work / _OLD)
         draft.rename(target)
-        _sync(target.parent)
+        sync_folder(target.parent)
     except OSError as error:
         raise BundleError(f"{target}: cannot be written ({error.strerror}); mend that and export again") from error
     finally:
@@ -96,19 +97,10 @@ def _write(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        sync_file(file)
 
 
 def _sync_tree(folder: Path) -> None:
     for path in (folder, *folder.rglob("*")):
         if path.is_dir():
-            _sync(path)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            sync_folder(path)

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import stat
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from pathlib import Path
 
 import msgspec
 
+from convexport.runtime import atomic
 from convexport.runtime.engines import BuiltEngine
 from convexport.runtime.errors import EngineError
 from convexport.runtime.manifest import Engine, EngineKey, Sha256
@@ -161,11 +162,11 @@ class EngineCache:
             layer_types=built.layer_types,
             build_seconds=built.build_seconds,
         )
-        _replace(plan_file, built.plan)
+        _write(plan_file, built.plan)
         if built.timing_cache:
             seal = hashlib.sha256(built.timing_cache).hexdigest().encode()
-            _replace(self._timing_file(built.key), seal + built.timing_cache)
-        _replace(entry_file, msgspec.json.format(msgspec.json.encode(entry), indent=2) + b"\n")
+            _write(self._timing_file(built.key), seal + built.timing_cache)
+        _write(entry_file, msgspec.json.format(msgspec.json.encode(entry), indent=2) + b"\n")
 
     @contextmanager
     def _lock(self, key: EngineKey) -> Iterator[None]:
@@ -211,20 +212,6 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
         raise EngineError(f"{path} is writable to others, and an engine is code: it is not loaded; chmod go-w {path}")
 
 
-def _replace(file: Path, data: bytes) -> None:
-    """Writes a file whole or not at all: beside its place, synced, renamed."""
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}-")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).replace(file)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _write(file: Path, data: bytes) -> None:
+    # Processes that build different engines write one timing cache; what others can write is not loaded.
+    atomic.write(file, data, writer=secrets.token_hex(4), mode=0o600)

@@ -6,7 +6,6 @@ The header travels in the file's metadata under the key `convexport`. Version 1 
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from convexport.runtime import atomic
 from convexport.runtime.errors import CheckpointError
 from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalisation, Part
 from convexport.training import models
@@ -90,7 +90,7 @@ def save(path: Path, checkpoint: Checkpoint, *, half: bool = False) -> str:
     }
     header = msgspec.json.encode(checkpoint.header, order="deterministic").decode()
     data = to_bytes(state, metadata={KEY: header})
-    write_whole(path, data)
+    atomic.write(path, data)
     return hashlib.sha256(data).hexdigest()
 
 
@@ -165,23 +165,3 @@ def _state_of(value: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(value, dict) or not all(isinstance(item, Tensor) for item in value.values()):
         raise CheckpointError(f"checkpoint {path} is a {type(value).__name__}, expected a state dict of tensors")
     return {str(key).removeprefix("module."): item for key, item in value.items()}
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all: beside its place, synced with its folder, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # One name, so that what a killed writer left is overwritten and never piles up.
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
