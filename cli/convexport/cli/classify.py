@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -100,16 +100,15 @@ def _classify(options: argparse.Namespace) -> int:
     with _open(options) as classifier:
         _remark(classifier.description)
         records = classifier.classify(find_images(_names(options.inputs)))
-        with _sink(options.output) as out, nullcontext() if out.isatty() else terminal.Bar("classifying") as bar:
+        with _sink(options.output) as out, terminal.bar("classifying", shown=not out.isatty()) as update:
             out.write(csv_header(classifier.top) if options.format == "csv" else b"")
             for record, line in _lines(records, options, classifier):
                 out.write(line)
                 total += 1
                 failed += isinstance(record, Failure)
-                if bar is None:
+                if out.isatty():
                     out.flush()  # a terminal shows each answer as it comes
-                else:
-                    bar.update(0, f"{total:,}")
+                update(0, f"{total:,}")
     if failed:
         _remark(f"{failed:,} of {total:,} inputs could not be read")
     return SOME_FAILED if failed else 0
@@ -157,10 +156,10 @@ def _build_engine(options: argparse.Namespace) -> int:
     device = Device.parse("cuda" if options.device == "auto" else options.device)
     if device.kind == "cpu":
         raise UsageError("--build-engine builds for a GPU; leave out --device cpu")
-    with open_bundle(options.bundle or default_bundle()) as bundle, terminal.Bar("building") as bar:
+    with open_bundle(options.bundle or default_bundle()) as bundle, terminal.bar("building") as update:
 
         def progress(phase: str, done: int, steps: int) -> None:
-            bar.update(done / steps, phase)
+            update(done / steps, phase)
 
         precision = choose_variant(bundle.manifest, device, options.precision)
         request = EngineRequest(bundle, precision, device, options.batch, progress=progress, note=_remark)

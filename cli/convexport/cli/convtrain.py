@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from dataclasses import replace
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
             f"training needs {error.name}, which is not installed; pip install 'convexport[train]'"
         ) from error
     dataset, settings = _prepare(options, TrainOptions)
-    result = _train(settings, dataset, options)
+    result = _train(settings, dataset)
     if not result.writes:
         return 0
     target = Path(options.out) / f"{options.model}-{dataset.name}.safetensors"
@@ -138,9 +139,7 @@ def _stop_on_interrupt() -> Any:
     return lambda: bool(asked)
 
 
-def _train(settings: TrainOptions, dataset: Dataset, options: argparse.Namespace) -> TrainResult:
-    import os
-
+def _train(settings: TrainOptions, dataset: Dataset) -> TrainResult:
     from convexport.training.evaluate import EpochRecord
     from convexport.training.loop import train
 
@@ -153,7 +152,7 @@ def _train(settings: TrainOptions, dataset: Dataset, options: argparse.Namespace
             f"{recipe.optimiser}, batch {recipe.batch}, seed {settings.seed}, on {settings.device}"
         )
     steps = train(settings, dataset)
-    with terminal.Bar("training" if speaks else "") as bar:
+    with terminal.bar("training", shown=speaks) as update:
         while True:
             try:
                 event = next(steps)
@@ -168,7 +167,7 @@ def _train(settings: TrainOptions, dataset: Dataset, options: argparse.Namespace
                     f"{event.images_per_second:,.0f} images/s"
                 )
             else:
-                bar.update(_share(event), _text(event))
+                update(_share(event), _text(event))
 
 
 def _share(event: Progress) -> float:

@@ -8,16 +8,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from convexport.runtime.errors import ConvexportError, UsageError
-
-if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-    from typing_extensions import Self
 
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 
@@ -106,32 +102,16 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(UsageError.exit_code)
 
 
-class Bar:
-    """A progress bar on stderr, where that is a terminal; silent elsewhere."""
+@contextmanager
+def bar(description: str, *, shown: bool = True) -> Iterator[Callable[[float, str], None]]:
+    """A progress bar on stderr, where that is a terminal. Gives `update(share done, text behind the bar)`."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda share, text: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
 
-    def __init__(self, description: str, total: float = 1.0) -> None:
-        self._description, self._total = description, total
-        self._progress: Progress | None = None
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> Self:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
-            self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._progress.start()
-            self._task = self._progress.add_task(self._description, total=self._total, text="")
-        return self
-
-    def update(self, done: float, text: str = "") -> None:
-        """Shows `done` of the total, with `text` behind the bar."""
-        if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, text=text)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(description, total=1.0, text="")
+        yield lambda share, text: progress.update(task, completed=share, text=text)

@@ -17,16 +17,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from convexport.runtime import manifest as manifests
 from convexport.runtime.devices import Device
 from convexport.runtime.errors import BundleError
 from convexport.runtime.manifest import PRECISIONS, Manifest, Precision
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
@@ -71,12 +67,10 @@ class Bundle:
         """Closes the zip. Safe to call twice."""
         self._files.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Bundle:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _listed(self, name: str) -> manifests.File:

@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,9 +17,6 @@ from convexport.runtime.decoding import Decoded, Picture, decode
 from convexport.runtime.errors import InputError, UsageError
 from convexport.runtime.images import Source, load_image
 from convexport.runtime.records import Candidate, Failure, Prediction, Record
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 TOP = 3
 
@@ -135,12 +130,10 @@ class Classifier:
         self.backend.close()
         self.bundle.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Classifier:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def _stream(self, entries: Iterator[Decoded]) -> Iterator[Record]:
