@@ -160,7 +160,7 @@ def test_red_and_blue_swapped_are_refused_in_graph_and_checkpoint(
     coloured: tuple[Checkpoint, datasets.Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint, dataset = coloured
-    monkeypatch.setattr(datasets, "DATASETS", (*datasets.DATASETS, "coloured"))
+    monkeypatch.setitem(datasets.DATASETS, "coloured", lambda root: dataset)
     monkeypatch.setattr(datasets, "load", lambda name, root, wanted=None: dataset)
     assert export(checkpoint, tmp_path / "honest", fp16=True).manifest.variants["fp32"].verification.agreement == 1
     assert "fp32: torch accuracy, as recorded" in refused(with_red_and_blue_swapped(checkpoint), tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 from urllib.error import URLError
 
 import msgspec
@@ -35,13 +34,12 @@ def as_mnist(checkpoint: Checkpoint) -> Checkpoint:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision finds no files, and no server either."""
+    """torchvision finds no server."""
 
-    def factory(root: str, *, train: bool, download: bool) -> Any:
-        raise URLError("no network") if download else RuntimeError("Dataset not found")
+    def refuse(*arguments: object, **options: object) -> None:
+        raise URLError("no network")
 
-    module = type("module", (), {"MNIST": staticmethod(factory)})
-    monkeypatch.setattr(datasets, "_torchvision_datasets", lambda: module)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
 
 
 def test_what_the_bundle_says_is_what_the_export_gave(lenet5: Checkpoint, tmp_path: Path) -> None:
@@ -135,8 +133,8 @@ def test_without_a_labelled_set_photographs_are_compared_and_accuracy_is_quoted(
         assert found.images_kind == "512 crops of scikit-learn's sample photographs, without labels"
     assert lines[1] == (
         "images      512 crops of scikit-learn's sample photographs, without labels; accuracy is not measured: "
-        f"data set mnist is not in {tmp_path} and could not be downloaded (<urlopen error no network>); "
-        "put it there, or name its folder with --data or $CONVEXPORT_DATA"
+        f"data set MNIST is not at {tmp_path}/MNIST/raw and cannot be downloaded (no network); "
+        "put it there, or name the folder that holds MNIST/ with --data or $CONVEXPORT_DATA"
     )
     accuracy = lenet5.header.accuracy.test
     assert f"Accuracy: {accuracy:.2%} on 359 test images, measured at training, not again here." in (
@@ -147,7 +145,7 @@ def test_without_a_labelled_set_photographs_are_compared_and_accuracy_is_quoted(
 @pytest.mark.usefixtures("offline")
 def test_an_accuracy_that_was_asked_for_is_not_left_out_in_silence(lenet5: Checkpoint, tmp_path: Path) -> None:
     path = save_in(tmp_path, as_mnist(lenet5))
-    with pytest.raises(DatasetError, match=r"^data set mnist is not in "):
+    with pytest.raises(DatasetError, match=r"^data set MNIST is not at "):
         export_bundle(ExportOptions(Source(path=path), require_labels=True, out=tmp_path / "out", data=tmp_path))
     assert not (tmp_path / "out").exists()
 

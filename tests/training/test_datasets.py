@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_a_folder_with_one_class_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     with pytest.raises(DatasetError) as caught:
         datasets.load(str(tmp_path), Path("nowhere"))
-    expected = f"data set {tmp_path}: 1 class folders in {tmp_path}, expected two or more; one a class"
+    expected = f"data set {tmp_path}: class folders in {tmp_path}: 1, expected two or more, one a class"
     assert str(caught.value) == expected
 
 
@@ -90,21 +91,50 @@ def test_an_unknown_name_gets_the_nearest() -> None:
     assert str(caught.value) == "data set or folder 'minst' is not known; did you mean 'mnist'?"
 
 
-def test_a_missing_data_set_without_a_network_says_where_it_was_looked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def no_network(*arguments: object, **options: object) -> None:
+    raise URLError(OSError(-2, "Name or service not known"))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "place"), [("mnist", "MNIST", "MNIST/raw"), ("cifar10", "CIFAR10", "cifar-10-batches-py")]
+)
+def test_a_missing_data_set_without_a_network_says_where_it_belongs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, place: str
 ) -> None:
-    vision = datasets._torchvision_datasets()
-
-    def refuse(self: object) -> None:
-        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz:\n<no network>")
-
-    monkeypatch.setattr(vision.MNIST, "download", refuse)
+    datasets._torchvision_datasets()
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
     with pytest.raises(DatasetError) as caught:
-        _ = datasets.load("mnist", tmp_path).train
+        _ = datasets.load(name, tmp_path).train
     assert str(caught.value) == (
-        f"data set mnist is not in {tmp_path} and could not be downloaded "
-        "(Error downloading train-images-idx3-ubyte.gz:); "
-        "put it there, or name its folder with --data or $CONVEXPORT_DATA"
+        f"data set {kind} is not at {tmp_path / place} and cannot be downloaded "
+        "([Errno -2] Name or service not known); "
+        f"put it there, or name the folder that holds {place.split('/')[0]}/ with --data or $CONVEXPORT_DATA"
+    )
+
+
+def idx(values: np.ndarray) -> bytes:
+    """The bytes of MNIST's own format."""
+    return bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes() + values.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        (idx(np.zeros((3, 28, 28), np.uint8))[:-1], "shape '[3, 28, 28]' is invalid for input of size 2351"),
+        (idx(np.zeros((2, 28, 28), np.uint8)), "2 pictures and 3 labels"),
+        (b"x" * 99, "AssertionError"),
+    ],
+)
+def test_a_damaged_data_set_is_called_damaged(tmp_path: Path, images: bytes, reason: str) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, data in (("images-idx3", images), ("labels-idx1", idx(np.arange(3, dtype=np.uint8)))):
+        for split in ("train", "t10k"):
+            (raw / f"{split}-{name}-ubyte").write_bytes(data)
+    with pytest.raises(DatasetError) as caught:
+        _ = datasets.load("mnist", tmp_path).test
+    assert str(caught.value) == (
+        f"data set MNIST at {raw} is damaged ({reason}); delete that folder, and the next run downloads it"
     )
 
 

@@ -13,7 +13,8 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,48 +29,14 @@ from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure
 
 SplitName = Literal["train", "test"]
-DATASETS = ("mnist", "fashion-mnist", "cifar10", "digits")
 SPLIT_SEED = 0
 TEST_SHARE = 0.2
 
-DIGITS: tuple[str, ...] = tuple("0123456789")
-FASHION: tuple[str, ...] = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
-FASHION_FR: tuple[str, ...] = (
-    "T-shirt",
-    "Pantalon",
-    "Pull",
-    "Robe",
-    "Manteau",
-    "Sandale",
-    "Chemise",
-    "Basket",
-    "Sac",
-    "Bottine",
-)
-CIFAR10: tuple[str, ...] = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-CIFAR10_FR: tuple[str, ...] = (
-    "avion",
-    "voiture",
-    "oiseau",
-    "chat",
-    "cerf",
-    "chien",
-    "grenouille",
-    "cheval",
-    "bateau",
-    "camion",
-)
+DIGITS = tuple("0123456789")
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+FASHION_FR = ("T-shirt", "Pantalon", "Pull", "Robe", "Manteau", "Sandale", "Chemise", "Basket", "Sac", "Bottine")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_FR = ("avion", "voiture", "oiseau", "chat", "cerf", "chien", "grenouille", "cheval", "bateau", "camion")
 
 
 @dataclass(frozen=True)
@@ -129,14 +96,8 @@ def load(name: str, root: Path, wanted: Input | None = None) -> Dataset:
 
     Raises `UsageError` for an unknown name and `DatasetError` where the data are missing or damaged.
     """
-    loaders: dict[str, Callable[[Path], Dataset]] = {
-        "mnist": _mnist,
-        "fashion-mnist": _fashion_mnist,
-        "cifar10": _cifar10,
-        "digits": _digits,
-    }
-    if name in loaders:
-        dataset = loaders[name](root)
+    if name in DATASETS:
+        dataset = DATASETS[name](root)
         return dataset if wanted is None else _fit(dataset, wanted)
     if Path(name).is_dir():
         return _folder(Path(name), wanted or Input(height=32, width=32, channels=3))
@@ -175,7 +136,7 @@ def _folder(path: Path, wanted: Input) -> Dataset:
     base = path / "train" if split_folders else path
     names = tuple(sorted(entry.name for entry in base.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
     if len(names) < 2:
-        raise DatasetError(f"data set {path}: {len(names)} class folders in {base}, expected two or more; one a class")
+        raise DatasetError(f"data set {path}: class folders in {base}: {len(names)}, expected two or more, one a class")
     if not split_folders:
         return _by_seed(_read_classes(path, names, wanted), path, names, wanted)
 
@@ -232,7 +193,7 @@ def _grey(ink: Literal["any", "light-on-dark"]) -> Input:
 
 
 def _mnist(root: Path) -> Dataset:
-    read = _torchvision("MNIST", "mnist", root)
+    read = _torchvision("MNIST", root, "MNIST/raw")
     return Dataset(
         "mnist", "MNIST", "LeCun, Cortes, Burges", {"en": DIGITS, "fr": DIGITS}, _grey("light-on-dark"), read
     )
@@ -240,45 +201,73 @@ def _mnist(root: Path) -> Dataset:
 
 def _fashion_mnist(root: Path) -> Dataset:
     # Polarity is left alone: garments fill the picture to its border, so its brightness says nothing.
-    read = _torchvision("FashionMNIST", "fashion-mnist", root)
-    classes = {"en": FASHION, "fr": FASHION_FR}
+    read = _torchvision("FashionMNIST", root, "FashionMNIST/raw")
+    classes: dict[str, tuple[str, ...]] = {"en": FASHION, "fr": FASHION_FR}
     return Dataset("fashion-mnist", "Fashion-MNIST", "Xiao, Rasul, Vollgraf 2017", classes, _grey("any"), read)
 
 
 def _cifar10(root: Path) -> Dataset:
-    classes = {"en": CIFAR10, "fr": CIFAR10_FR}
+    classes: dict[str, tuple[str, ...]] = {"en": CIFAR10, "fr": CIFAR10_FR}
     wanted = Input(height=32, width=32, channels=3)
-    copies = root / "cifar10-jpeg"
-    if copies.is_dir() and not (root / "cifar-10-batches-py").is_dir():
+    copies, originals = root / "cifar10-jpeg", "cifar-10-batches-py"
+    if copies.is_dir() and not (root / originals).is_dir():
         provenance = "Krizhevsky 2009, JPEG copies (quality 75, chroma 4:2:0), not the original pixels"
 
         def read(split: SplitName) -> Split:
             return _read_classes(copies / split, CIFAR10, wanted)
 
         return Dataset("cifar10", "CIFAR-10, JPEG copies", provenance, classes, wanted, read)
-    return Dataset("cifar10", "CIFAR-10", "Krizhevsky 2009", classes, wanted, _torchvision("CIFAR10", "cifar10", root))
+    read_original = _torchvision("CIFAR10", root, originals)
+    return Dataset("cifar10", "CIFAR-10", "Krizhevsky 2009", classes, wanted, read_original)
 
 
-def _torchvision(kind: str, name: str, root: Path) -> Callable[[SplitName], Split]:
+DATASETS: dict[str, Callable[[Path], Dataset]] = {
+    "mnist": _mnist,
+    "fashion-mnist": _fashion_mnist,
+    "cifar10": _cifar10,
+    "digits": _digits,
+}
+
+
+def _torchvision(kind: str, root: Path, place: str) -> Callable[[SplitName], Split]:
+    """Reads torchvision's data set `kind`, whose files lie at `place` under `root`, or are downloaded to it."""
+
     def read(split: SplitName) -> Split:
-        factory = getattr(_torchvision_datasets(), kind)
-        train = split == "train"
+        factory = partial(getattr(_torchvision_datasets(), kind), str(root), train=split == "train")
         try:
             try:
-                data = factory(str(root), train=train, download=False)
-            except RuntimeError:  # torchvision's word for "not found or corrupted"
-                data = factory(str(root), train=train, download=True)
-        except (RuntimeError, OSError, ValueError, EOFError) as error:
-            reason = str(error).splitlines()[0]
+                data = factory(download=False)
+            except RuntimeError as error:
+                if "download=True" not in str(error):  # torchvision's advice where the files are not there
+                    raise
+                data = _downloaded(factory, root, place)
+            images, labels = np.asarray(data.data, dtype=np.uint8), np.asarray(data.targets, dtype=np.int64)
+            if len(images) != len(labels):
+                raise ValueError(f"{len(images):,} pictures and {len(labels):,} labels")
+        except (RuntimeError, OSError, ValueError, EOFError, AssertionError) as error:
             raise DatasetError(
-                f"data set {name} is not in {root} and could not be downloaded ({reason}); "
-                "put it there, or name its folder with --data or $CONVEXPORT_DATA"
+                f"data set {kind} at {root / place} is damaged ({_reason(error)}); "
+                "delete that folder, and the next run downloads it"
             ) from error
-        images = np.asarray(data.data, dtype=np.uint8)
-        images = images[..., None] if images.ndim == 3 else images
-        return Split(images, np.asarray(data.targets, dtype=np.int64))
+        return Split(images[..., None] if images.ndim == 3 else images, labels)
 
     return read
+
+
+def _downloaded(factory: partial[Any], root: Path, place: str) -> Any:
+    try:
+        return factory(download=True)
+    except (RuntimeError, OSError, HTTPException) as error:
+        raise DatasetError(
+            f"data set {factory.func.__name__} is not at {root / place} and cannot be downloaded ({_reason(error)}); "
+            f"put it there, or name the folder that holds {place.split('/')[0]}/ with --data or $CONVEXPORT_DATA"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The last line of a foreign message (of torchvision's list of mirrors, the last one's answer), or its class."""
+    last = str(error).strip().rpartition("\n")[2]
+    return last.removeprefix("<urlopen error ").removesuffix(">") or type(error).__name__
 
 
 _operators: Any = None
