@@ -3,23 +3,29 @@
     python benchmarks/gpu.py --bundles bundles --checkpoints checkpoints --data data --output docs/gpu-table.md
 
 Each bundle whose checkpoint is at hand takes part. Agreement: every back end and precision against torch float32 on the
-test images. Speed: torch eager and compiled in FP16, ONNX Runtime CUDA, TensorRT where it is installed, with and
-without host copies. Without a GPU the parts for the CPU run, and the page says what was left out.
+test images. Speed: torch eager and compiled in FP16, ONNX Runtime CUDA as the runtime sets it and as it might be set,
+TensorRT where it is installed, with and without host copies. Without a GPU the parts for the CPU run, and the page says
+what was left out. When --budget is spent, what is left is left out; the page is written after every batch.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import platform
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from gpu_page import Case, Page, one_line
 from gpu_speed import (
+    ORT_SETTINGS,
+    ChannelsLast,
     Runner,
     Speed,
     TorchNetwork,
@@ -36,27 +42,21 @@ from numpy.typing import NDArray
 
 from convexport.runtime import backends
 from convexport.runtime.backends import BackendRequest
-from convexport.runtime.bundle import Bundle, find_bundles, open_bundle
+from convexport.runtime.backends.base import Backend
+from convexport.runtime.bundle import find_bundles, open_bundle
 from convexport.runtime.devices import Device, gpus
 from convexport.runtime.doctor import gather
-from convexport.runtime.errors import ConvexportError, DatasetError, DeviceError, UnavailableError
+from convexport.runtime.errors import ConvexportError, DatasetError, DeviceError
 from convexport.runtime.manifest import Precision
 from convexport.training import checkpoint, datasets
 from convexport.training.checkpoint import Checkpoint
 
 BATCHES = (1, 8, 32, 128, 512, 2048)
 CPU_BATCHES = (1, 64)
-Opener = Callable[[Bundle, Precision, Device, NDArray[np.uint8]], AbstractContextManager[Runner]]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A bundle, the checkpoint it was made from, and the images it is measured on."""
-
-    bundle: Bundle
-    checkpoint: Checkpoint
-    images: NDArray[np.uint8]
-    title: str
+CUDA = Device("cuda")
+# What a contender can fail with: ours, torch's (its compiler's too) and ONNX Runtime's Python part, a missing library.
+FAILURES = (ConvexportError, RuntimeError, ImportError)
+Contender = tuple[str, bool, Callable[[], AbstractContextManager[Runner]]]
 
 
 def arguments() -> argparse.Namespace:
@@ -67,28 +67,34 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", help="root of the data sets ($CONVEXPORT_DATA, else data)")
     parser.add_argument("--images", type=int, default=10_000, help="test images for the agreement (10000)")
     parser.add_argument("--batches", type=int, nargs="+", help=f"batches ({' '.join(map(str, BATCHES))})")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each of the two parts of a measurement (1)")
-    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, which takes minutes")
+    parser.add_argument("--seconds", type=float, default=0.5, help="for each of the two parts of a measurement (0.5)")
+    parser.add_argument("--budget", type=float, default=420.0, help="seconds after which nothing new is begun (420)")
+    parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, the slowest to begin")
+    parser.add_argument("--no-cpu", action="store_true", help="on a GPU leave out the agreement of the CPU")
     parser.add_argument("--output", type=Path, help="write the page there; default: standard output")
+    parser.add_argument("--json", type=Path, help="write the measurements there as well")
     return parser.parse_args()
 
 
 def main() -> int:
     """Measures and prints."""
     options = arguments()
-    lines = [*_heading(), ""]
+    page = Page(options, time.monotonic() + options.budget, [*_heading(), ""])
     cases = list(_cases(options))
     if not cases:
         print(f"no bundle under {options.bundles} with its checkpoint under {options.checkpoints}", file=sys.stderr)
         return 4
     for case in cases:
-        lines += [f"## {case.bundle.manifest.name}", "", *_agreement(case), "", *_speed(case, options), ""]
+        page.lines += [f"## {case.bundle.manifest.name}", ""]
+        page.vain.clear()
+        _agreement(case, page)
+        _speed(case, page)
+        page.lines += [f"Left out: {name}: {why}." for name, why in page.vain.items()]
+        page.lines += [""] if page.vain else []
+        page.write()
         case.bundle.close()
-    text = "\n".join(lines)
-    if options.output:
-        options.output.write_text(text, encoding="utf-8")
-    else:
-        print(text)
+    if not options.output:
+        print("\n".join(page.lines))
     return 0
 
 
@@ -143,34 +149,56 @@ def _devices() -> list[str]:
     return ["cuda", "cpu"] if _gpu() else ["cpu"]
 
 
-def _agreement(case: Case) -> list[str]:
+def _agreement(case: Case, page: Page) -> None:
     """Every back end and precision against torch float32."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     expected = _torch_answers(case, torch.float32, _devices()[0])
-    lines = [
+    page.lines += [
         f"{len(case.images):,} images: {case.title}. Against torch float32 on {_devices()[0]}:",
         "",
         "| back end | device | precision | same label | max \\|Δp\\| |",
         "| --- | --- | --- | ---: | ---: |",
     ]
+
+    def row(name: str, device: str, precision: str, answer: Callable[[], NDArray[np.float32]]) -> None:
+        try:
+            found = answer()
+        except FAILURES as error:
+            page.lines.append(f"| {name} | {device} | {precision} | left out: {one_line(error)} | |")
+            return
+        same, far = int((expected.argmax(1) == found.argmax(1)).sum()), float(np.abs(expected - found).max())
+        page.lines.append(f"| {name} | {device} | {precision} | {same:,} of {len(found):,} | {far:.1e} |")
+        page.data.append(
+            {"bundle": case.bundle.manifest.name, "contender": name, "device": device, "precision": precision}
+            | {"images": len(found), "same": same, "difference": far}
+        )
+
     if _gpu():
-        found = _torch_answers(case, torch.float16, "cuda")
-        lines.append(_agreement_row("torch", "cuda", "fp16", expected, found))
-    for device in _devices():
-        for name in ("onnxruntime", "tensorrt") if device == "cuda" else ("onnxruntime",):
-            requests = [BackendRequest(device, name, precision) for precision in case.bundle.manifest.variants]
-            lines += [_backend_row(case, request, expected) for request in requests]
-    return lines
+        row("torch", "cuda", "fp16", lambda: _torch_answers(case, torch.float16, "cuda"))
+    for device in _devices()[: 1 if page.options.no_cpu and _gpu() else None]:
+        for precision in case.bundle.manifest.variants:
+            for name in ("onnxruntime", "tensorrt") if device == "cuda" else ("onnxruntime",):
+                request = BackendRequest(device, name, precision)
+                row(name, device, precision, partial(_answers, case, partial(_requested, case, request)))
+            if device == "cuda" and precision != "int8":
+                kind = partial(_channels_last, case, precision)
+                row("onnxruntime NHWC", device, precision, partial(_answers, case, kind))
+    page.lines.append("")
+    page.write()
 
 
-def _backend_row(case: Case, request: BackendRequest, expected: NDArray[np.float32]) -> str:
-    name, device, precision = request.backend, request.device, request.precision
-    try:
-        backend, _ = backends.create(case.bundle, request)
-    except UnavailableError as error:
-        return f"| {name} | {device} | {precision} | left out: {error} | |"
-    with backend:
-        return _agreement_row(name, device, precision, expected, backend.run(case.images))
+def _requested(case: Case, request: BackendRequest) -> Backend:
+    return backends.create(case.bundle, request)[0]
+
+
+def _channels_last(case: Case, precision: Precision) -> Backend:
+    model = case.bundle.read(case.bundle.manifest.variants[precision].file)
+    return ChannelsLast(model, device=CUDA, precision=precision, max_batch=backends.BATCHES["cuda"])
+
+
+def _answers(case: Case, make: Callable[[], Backend]) -> NDArray[np.float32]:
+    with make() as backend:
+        return backend.run(case.images)
 
 
 def _torch_answers(case: Case, dtype: torch.dtype, device: str) -> NDArray[np.float32]:
@@ -180,81 +208,76 @@ def _torch_answers(case: Case, dtype: torch.dtype, device: str) -> NDArray[np.fl
     return torch.cat(parts).numpy()
 
 
-def _agreement_row(
-    name: str, device: str, precision: str, expected: NDArray[np.float32], found: NDArray[np.float32]
-) -> str:
-    same = f"{int((expected.argmax(1) == found.argmax(1)).sum()):,} of {len(found):,}"
-    return f"| {name} | {device} | {precision} | {same} | {float(np.abs(expected - found).max()):.1e} |"
-
-
-def _speed(case: Case, options: argparse.Namespace) -> list[str]:
+def _speed(case: Case, page: Page) -> None:
     """The table of speeds, with the share of the card's measured FP16 matrix rate."""
     gpu = _gpu()
+    torch.backends.cudnn.benchmark = True  # every shape comes thousands of times
     peak = matrix_rate("cuda") if gpu else None
     flops = flops_an_image(case.checkpoint)
-    lines = [f"{flops / 1e9:.4f} GFLOP an image" + (f"; FP16 matrix product {peak / 1e12:.0f} TFLOP/s" if peak else "")]
-    lines += [
+    page.lines += [
+        f"{flops / 1e9:.4f} GFLOP an image" + (f"; FP16 matrix product {peak / 1e12:.0f} TFLOP/s" if peak else ""),
         "",
         "| contender | copies | batch | images/s | p50 ms | p99 ms | share of matrix rate |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for batch in options.batches or (BATCHES if gpu else CPU_BATCHES):
+    for batch in page.options.batches or (BATCHES if gpu else CPU_BATCHES):
         images = np.resize(case.images, (batch, *case.images.shape[1:]))
-        for speed in _gpu_speeds(case, images, options) if gpu else _cpu_speeds(case, images, options):
-            if isinstance(speed, str):
-                lines.append(speed)
-                continue
-            share = f"{speed.rate * flops / peak:.1%}" if peak else ""
-            lines.append(
+        contenders = _on_gpu(case, images, page.options) if gpu else _on_cpu(case, images)
+        for speed in _measured(contenders, batch, page):
+            share = speed.rate * flops / peak if peak else None
+            page.lines.append(
                 f"| {speed.contender} | {'with' if speed.copies else 'without'} | {batch} | {speed.rate:,.0f} | "
-                f"{speed.p50_ms:.3f} | {speed.p99_ms:.3f} | {share} |"
+                f"{speed.p50_ms:.3f} | {speed.p99_ms:.3f} | {'' if share is None else f'{share:.1%}'} |"
             )
-            print(lines[-1], file=sys.stderr, flush=True)
-    return lines
+            page.data.append({"bundle": case.bundle.manifest.name, **dataclasses.asdict(speed), "share": share})
+            print(page.lines[-1], file=sys.stderr, flush=True)
+        page.write()
+    page.lines.append("")
 
 
-def _gpu_speeds(case: Case, images: NDArray[np.uint8], options: argparse.Namespace) -> Iterator[Speed | str]:
-    precision: Precision = "fp16" if "fp16" in case.bundle.manifest.variants else "fp32"
+def _measured(contenders: Iterator[Contender], batch: int, page: Page) -> Iterator[Speed]:
+    """One after the other. What failed is not tried with the next batch; why goes to the page."""
+    for name, copies, opener in contenders:
+        if name in page.vain:
+            continue
+        if time.monotonic() > page.deadline:
+            page.vain[name] = f"--budget was spent before batch {batch}"
+            continue
+        try:
+            with opener() as runner:
+                yield measure(name, copies, batch, runner, page.options.seconds)
+        except FAILURES as error:
+            page.vain[name] = f"at batch {batch}: {one_line(error)}"
+
+
+def _on_gpu(case: Case, images: NDArray[np.uint8], options: argparse.Namespace) -> Iterator[Contender]:
+    bundle = case.bundle
+    precision: Precision = "fp16" if "fp16" in bundle.manifest.variants else "fp32"
     network = TorchNetwork(case.checkpoint, torch.float16).to("cuda").eval()
-    torches: list[tuple[str, Callable[..., torch.Tensor]]] = [("torch eager fp16", network)]
+    for copies in (True, False):
+        yield "torch eager fp16", copies, partial(torch_runner, network, images, "cuda", copies=copies)
     if not options.no_compile:
         torch.compiler.reset()
-        torches.append(("torch compiled fp16", torch.compile(network, mode="reduce-overhead", dynamic=False)))
-    for name, forward in torches:
+        compiled = torch.compile(network, mode="reduce-overhead", dynamic=False)
         for copies in (True, False):
-            runner = torch_runner(forward, images, "cuda", copies=copies)
-            yield measure(name, copies, len(images), runner, options.seconds)
-    openers: list[tuple[str, bool, Opener]] = [
-        ("ONNX Runtime CUDA", True, onnxruntime_with_copies),
-        ("ONNX Runtime CUDA", False, onnxruntime_without_copies),
-        ("TensorRT", True, tensorrt_with_copies),
-        ("TensorRT", False, tensorrt_without_copies),
-    ]
-    for name, copies, opener in openers:
-        opened = opener(case.bundle, precision, Device("cuda"), images)
-        yield _measured(f"{name} {precision}", copies, len(images), opened, options.seconds)
+            yield "torch compiled fp16", copies, partial(torch_runner, compiled, images, "cuda", copies=copies)
+    name = f"ONNX Runtime CUDA {precision}"
+    yield name, True, partial(onnxruntime_with_copies, bundle, precision, CUDA, images)
+    yield f"{name} NHWC", True, partial(onnxruntime_with_copies, bundle, precision, CUDA, images, ChannelsLast)
+    for suffix, settings in ORT_SETTINGS.items():
+        opener = partial(onnxruntime_without_copies, bundle, precision, CUDA, images, settings)
+        yield name + suffix, False, opener
+    yield f"TensorRT {precision}", True, partial(tensorrt_with_copies, bundle, precision, CUDA, images)
+    yield f"TensorRT {precision}", False, partial(tensorrt_without_copies, bundle, precision, CUDA, images)
 
 
-def _measured(
-    name: str, copies: bool, batch: int, opened: AbstractContextManager[Runner], seconds: float
-) -> Speed | str:
-    """A measurement, or the table's line that says why there is none."""
-    try:
-        with opened as runner:
-            return measure(name, copies, batch, runner, seconds)
-    except (ConvexportError, ImportError, RuntimeError) as error:
-        return f"| {name} | {'with' if copies else 'without'} | {batch} | left out: {error} | | | |"
-
-
-def _cpu_speeds(case: Case, images: NDArray[np.uint8], options: argparse.Namespace) -> Iterator[Speed | str]:
+def _on_cpu(case: Case, images: NDArray[np.uint8]) -> Iterator[Contender]:
     network = TorchNetwork(case.checkpoint, torch.float32).eval()
-    runner = torch_runner(network, images, "cpu", copies=False)
-    yield measure("torch eager fp32, CPU", True, len(images), runner, options.seconds)
+    yield "torch eager fp32, CPU", True, partial(torch_runner, network, images, "cpu", copies=False)
     for precision in case.bundle.manifest.variants:
         if precision != "fp16":  # a CPU computes it in float32
-            with onnxruntime_with_copies(case.bundle, precision, Device("cpu"), images) as runner:
-                name = f"ONNX Runtime {precision}, CPU"
-                yield measure(name, True, len(images), runner, options.seconds)
+            opener = partial(onnxruntime_with_copies, case.bundle, precision, Device("cpu"), images)
+            yield f"ONNX Runtime {precision}, CPU", True, opener
 
 
 if __name__ == "__main__":

@@ -7,22 +7,25 @@ probabilities there; "without" leaves both on the device.
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from convexport.export.graph import fold_batch_norm
 from convexport.runtime.backends.base import Backend
-from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend, load_onnxruntime
 from convexport.runtime.backends.tensorrt import EngineRequest, TensorRTBackend, open_backend
 from convexport.runtime.bundle import Bundle
 from convexport.runtime.devices import Device
+from convexport.runtime.errors import BackendError
 from convexport.runtime.manifest import Precision
 from convexport.training import models
 from convexport.training.checkpoint import Checkpoint
@@ -81,29 +84,60 @@ def backend_runner(backend: Backend, images: Images) -> Runner:
     return runner_of(lambda: backend.run(images), burst)
 
 
+class ChannelsLast(OnnxRuntimeBackend):
+    """The runtime's back end with convolutions in channels-last: what it would gain, and whether it agrees."""
+
+    cuda_settings: ClassVar[dict[str, str]] = {**OnnxRuntimeBackend.cuda_settings, "prefer_nhwc": "1"}
+
+
+# Provider options of ONNX Runtime by name: as the runtime sets them, and what might be faster.
+ORT_SETTINGS = {
+    "": OnnxRuntimeBackend.cuda_settings,
+    " NHWC": ChannelsLast.cuda_settings,
+    " NHWC, searched, graph": {
+        **ChannelsLast.cuda_settings,
+        "cudnn_conv_algo_search": "EXHAUSTIVE",
+        "enable_cuda_graph": "1",
+    },
+}
+
+
 @contextmanager
-def onnxruntime_with_copies(bundle: Bundle, precision: Precision, device: Device, images: Images) -> Iterator[Runner]:
+def onnxruntime_with_copies(
+    bundle: Bundle,
+    precision: Precision,
+    device: Device,
+    images: Images,
+    kind: type[OnnxRuntimeBackend] = OnnxRuntimeBackend,
+) -> Iterator[Runner]:
     """The runtime's ONNX Runtime back end."""
     model = bundle.read(bundle.manifest.variants[precision].file)
-    with OnnxRuntimeBackend(model, device=device, precision=precision, max_batch=len(images)) as backend:
+    with kind(model, device=device, precision=precision, max_batch=len(images)) as backend:
         yield backend_runner(backend, images)
 
 
 @contextmanager
 def onnxruntime_without_copies(
-    bundle: Bundle, precision: Precision, device: Device, images: Images
+    bundle: Bundle, precision: Precision, device: Device, images: Images, settings: dict[str, str]
 ) -> Iterator[Runner]:
     """ONNX Runtime itself with pictures and probabilities bound to device memory."""
-    import onnxruntime
-
-    options = [("CUDAExecutionProvider", {"device_id": device.index})]
-    session = onnxruntime.InferenceSession(bundle.read(bundle.manifest.variants[precision].file), providers=options)
+    ort = load_onnxruntime(device)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    providers = [("CUDAExecutionProvider", {"device_id": str(device.index), **settings})]
+    model = bundle.read(bundle.manifest.variants[precision].file)
+    state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+    try:
+        session = ort.InferenceSession(model, options, providers=providers)
+    except (state.Fail, state.EPFail, state.InvalidArgument, state.NotImplemented) as error:
+        raise BackendError(str(error)) from error
     if session.get_providers()[0] != "CUDAExecutionProvider":
-        raise RuntimeError("ONNX Runtime fell back to the CPU")
+        raise BackendError("ONNX Runtime fell back to the CPU")
     binding = session.io_binding()
-    binding.bind_ortvalue_input("images", onnxruntime.OrtValue.ortvalue_from_numpy(images, "cuda", device.index))
+    there = ort.OrtValue.ortvalue_from_numpy(images, "cuda", device.index)
+    binding.bind_ortvalue_input("images", there)
     shape = (len(images), len(bundle.manifest.classes))
-    result = onnxruntime.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cuda", device.index)
+    result = ort.OrtValue.ortvalue_from_shape_and_type(shape, np.float32, "cuda", device.index)
     binding.bind_ortvalue_output("probabilities", result)
 
     yield runner_of(lambda: session.run_with_iobinding(binding))
@@ -133,7 +167,10 @@ def _tensorrt(bundle: Bundle, precision: Precision, device: Device, batch: int) 
 
 
 class TorchNetwork(nn.Module):
-    """uint8 [N, H, W, C] -> probabilities float32 [N, K]: what the graph computes, in torch, in `dtype`."""
+    """uint8 [N, H, W, C] -> probabilities float32 [N, K]: what the graph computes, in torch, in `dtype`.
+
+    In half batch norm is folded, as it is in the graph; in float32 the network is the checkpoint's own.
+    """
 
     mean: Tensor
     std: Tensor
@@ -141,7 +178,8 @@ class TorchNetwork(nn.Module):
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         super().__init__()
         normalisation = checkpoint.header.normalisation
-        self.network = checkpoint.network().to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = fold_batch_norm(checkpoint.network()) if dtype is torch.float16 else checkpoint.network()
+        self.network = network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype, self.temperature = dtype, normalisation.temperature
         self.register_buffer("mean", torch.tensor(normalisation.mean))
         self.register_buffer("std", torch.tensor(normalisation.std))
@@ -152,7 +190,8 @@ class TorchNetwork(nn.Module):
         return torch.softmax(logits.float() / self.temperature, dim=1)
 
 
-def torch_runner(network: Callable[[Tensor], Tensor], images: Images, device: str, *, copies: bool) -> Runner:
+@contextmanager
+def torch_runner(network: Callable[[Tensor], Tensor], images: Images, device: str, *, copies: bool) -> Iterator[Runner]:
     """torch, with pinned host memory where there is a GPU."""
     gpu = device.startswith("cuda")
     host = torch.from_numpy(np.ascontiguousarray(images))
@@ -170,20 +209,23 @@ def torch_runner(network: Callable[[Tensor], Tensor], images: Images, device: st
         if gpu:
             torch.cuda.synchronize()
 
-    return runner_of(lambda: burst(1), burst)
+    yield runner_of(lambda: burst(1), burst)
 
 
-def matrix_rate(device: str, size: int = 8192, repeats: int = 20) -> float:
-    """FLOP/s of a product of two FP16 matrices [size, size]: the median of `repeats`, on random numbers."""
+def matrix_rate(device: str, size: int = 8192, repeats: int = 50) -> float:
+    """FLOP/s of a product of two FP16 matrices [size, size]: the median of `repeats`, on random numbers.
+
+    As many products before the first that counts let the clock rise.
+    """
     left, right = (torch.randn(size, size, device=device, dtype=torch.float16) for _ in range(2))
-    times = []
-    for _ in range(repeats + 3):
+    result = left @ right
+
+    def product() -> None:
+        torch.mm(left, right, out=result)
         torch.cuda.synchronize()
-        started = time.perf_counter()
-        left @ right
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - started)
-    return 2 * size**3 / float(np.median(times[3:]))
+
+    times = [timed(product) for _ in range(2 * repeats)]
+    return 2 * size**3 / float(np.median(times[repeats:]))
 
 
 def flops_an_image(checkpoint: Checkpoint) -> int:

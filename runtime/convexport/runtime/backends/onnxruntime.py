@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stdout
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -39,6 +39,8 @@ class OnnxRuntimeBackend(Backend):
     """
 
     name = "onnxruntime"
+    # TF32 would be a precision that nobody asked for; an exhaustive search takes seconds for every shape.
+    cuda_settings: ClassVar[dict[str, str]] = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
 
     def __init__(
         self, model: bytes, *, device: Device, precision: str, max_batch: int = 64, threads: int | None = None
@@ -114,8 +116,7 @@ class OnnxRuntimeBackend(Backend):
         settings: dict[str, str] = {}
         if self.device.kind == "cuda":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if strict else "0")
-            # TF32 would be a precision that nobody asked for; an exhaustive search takes seconds for every shape.
-            settings = {"device_id": str(self.device.index), "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
+            settings = {"device_id": str(self.device.index), **self.cuda_settings}
         providers = [(_PROVIDERS[self.device.kind], settings)]
         # Its own fallback would go to the CPU when a run fails, and print to standard output.
         # On Arm CPUs with half precision this optimizer turns FP16 graphs to channels-last, and ONNX Runtime 1.26 then
