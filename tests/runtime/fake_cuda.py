@@ -322,7 +322,7 @@ class FakeContext:
         self.rows = 0
         self.workspace: tuple[int, int] | None = None
         self.addresses: dict[str, int] = {}
-        self.ran: set[int] = set()
+        self.settled = False
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         self.profile = profile
@@ -339,7 +339,7 @@ class FakeContext:
         low, high = self.engine.plan["profiles"][self.profile]
         assert low <= shape[0] <= high, f"{shape[0]} rows in a profile for {low} to {high}"
         assert list(shape[1:]) == list(self.engine.plan["shape"])
-        self.rows = shape[0]
+        self.rows, self.settled = shape[0], False
         return self._step("set_input_shape")
 
     def set_tensor_address(self, name: str, address: int) -> bool:
@@ -351,8 +351,9 @@ class FakeContext:
             return False
         runtime, plan, rows = self.engine.trt.runtime, self.engine.plan, self.rows
         assert self.workspace is not None
-        assert runtime.streams[stream].recorded is None or rows in self.ran, "recorded before it has run once"
-        self.ran.add(rows)
+        # TensorRT's rule: a shape that was set is settled by an execution that is not recorded.
+        assert runtime.streams[stream].recorded is None or self.settled, "recorded before it has run once"
+        self.settled = True
         pixels = (self.addresses["images"], rows * int(np.prod(plan["shape"])))
         result = (self.addresses["probabilities"], rows * plan["classes"] * 4)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from convexport.runtime.backends.tensorrt import TensorRTBackend, TensorRTOptions
-from convexport.runtime.backends.tensorrt_slot import PlanRefused
+from convexport.runtime.backends.tensorrt_slot import LoadedEngine, PlanRefused
 from convexport.runtime.cuda import Cuda, OutOfDeviceMemory
 from convexport.runtime.engine_cache import Plan
 from convexport.runtime.errors import BackendError, ConvexportError, DeviceError, EngineError, UsageError
@@ -74,6 +74,20 @@ def test_a_second_batch_is_under_way_before_the_first_is_waited_for(cuda: FakeCu
         work = [name for name in cuda.log[before:] if name in ("cudaGraphLaunch", "cudaStreamSynchronize")]
     launch, wait = "cudaGraphLaunch", "cudaStreamSynchronize"
     assert work == [launch, launch, wait, launch, wait, wait]
+
+
+def test_an_error_that_was_overcome_does_not_explain_the_next_one(cuda: FakeCudaRuntime) -> None:
+    engine = LoadedEngine(FakeTensorRT(cuda), plan())
+    engine.logger.log("error", "[defaultAllocator.cpp::allocate::57] Error Code 1: Cuda Runtime (out of memory)")
+    first = engine.error("no execution context")
+    assert isinstance(first, OutOfDeviceMemory)
+    engine.logger.log("error", "[api.cpp::set::9] Error Code 3: API Usage Error (profile 7 is not there)")
+    second = engine.error("optimization profile 7 not set")
+    assert (type(second), str(second)) == (
+        EngineError,
+        "the bundle's engines/a.plan: optimization profile 7 not set: profile 7 is not there; "
+        "use --backend onnxruntime, or see classify --doctor",
+    )
 
 
 def test_the_fixed_batch_sizes_run_as_one_graph_launch(cuda: FakeCudaRuntime) -> None:

@@ -74,6 +74,12 @@ class LoadedEngine:
         self.expect(context.set_optimization_profile_async(profile, stream), f"optimization profile {profile} not set")
         return context
 
+    def bind(self, context: Any, workspace: tuple[int, int], tensors: tuple[int, int]) -> None:
+        """Gives a context its workspace (address, bytes) and the addresses of images and probabilities, for good."""
+        context.set_device_memory(*workspace)
+        self.expect(context.set_tensor_address(self.images, tensors[0]), "no address for the images")
+        self.expect(context.set_tensor_address(self.probabilities, tensors[1]), "no address for the result")
+
     def capturable(self, context: Any, stream: int) -> bool:
         """RTX says whether it can be recorded, once its kernels are compiled; `tensorrt` can."""
         return bool(context.is_stream_capturable(stream)) if hasattr(context, "is_stream_capturable") else True
@@ -84,6 +90,7 @@ class LoadedEngine:
 
     def error(self, what: str) -> EngineError | DeviceError:
         reason = self.logger.reason()
+        self.logger.errors.clear()  # an error that was overcome must not explain the next one
         if "outofmemory" in reason.lower().replace(" ", ""):
             return OutOfDeviceMemory(f"{self._origin}: {what}: {reason}; take a smaller --batch")
         return EngineError(f"{self._origin}: {what}: {reason}; use --backend onnxruntime, or see classify --doctor")
@@ -105,6 +112,7 @@ class Slot:
         self._owned: list[tuple[Callable[[Any], None], Any]] = []
         self._contexts: dict[int, Any] = {}
         self._graphs: dict[int, Any] = {}
+        self._shapes: dict[int, int] = {}
         self._stream = 0
         self._rows = 0
         self._idle = True
@@ -127,7 +135,7 @@ class Slot:
         for index in used:
             self._contexts[index] = engine.make_context(index, self._stream)
             self._own(index, self._contexts.pop)  # a context goes before the memory that it computes in
-            self._contexts[index].set_device_memory(workspace, workspace_bytes)
+            engine.bind(self._contexts[index], (workspace, workspace_bytes), (self._device_images, self._device_rows))
         for index in used:
             rows = min(engine.profiles[index][1], self._max_batch)
             self._enqueue(rows)
@@ -214,9 +222,13 @@ class Slot:
         self._cuda.copy_to_host(self._host_rows, self._device_rows, rows * self._row_bytes, self._stream)
 
     def _compute(self, rows: int) -> None:
-        engine, context = self._engine, self._contexts[self._profile(rows)]
+        engine, profile = self._engine, self._profile(rows)
+        context = self._contexts[profile]
+        # Only a new shape is told: what a change leaves to be done is done at the next execution, which must not be
+        # one that is being recorded.
+        if self._shapes.get(profile) != rows:
+            self._shapes.pop(profile, None)
+            engine.expect(context.set_input_shape(engine.images, (rows, *engine.shape)), f"batch {rows} not taken")
+            self._shapes[profile] = rows
         self._idle = False
-        engine.expect(context.set_input_shape(engine.images, (rows, *engine.shape)), f"batch {rows} not taken")
-        engine.expect(context.set_tensor_address(engine.images, self._device_images), "no address for the images")
-        engine.expect(context.set_tensor_address(engine.probabilities, self._device_rows), "no address for the result")
         engine.expect(context.execute_async_v3(self._stream), f"batch {rows} failed")
