@@ -7,17 +7,18 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from convexport.cli import terminal
+from convexport.runtime import atomic
 from convexport.runtime.errors import BundleError, GateRefused, UsageError
 
 if TYPE_CHECKING:
     from convexport.runtime.classifier import Classifier, GoldenResult
-    from convexport.runtime.records import Record
+    from convexport.runtime.records import Failure, Record
 
 PROGRAM = "classify"
 FORMATS = ("text", "jsonl", "csv")
@@ -80,6 +81,8 @@ def run(options: argparse.Namespace) -> int:
         if getattr(options, name):
             if options.inputs:
                 raise UsageError(f"--{name.replace('_', '-')} takes no inputs, found {options.inputs[0]!r}")
+            if options.format == "csv":
+                raise UsageError(f"--{name.replace('_', '-')} has no form csv; leave --format out")
             return mode(options)
     if not options.inputs:
         raise UsageError(f"no picture was named; name files, folders or globs, see {PROGRAM} --help")
@@ -93,13 +96,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _classify(options: argparse.Namespace) -> int:
-    from convexport.runtime.images import find_images
     from convexport.runtime.records import Failure, csv_header
 
     total = failed = 0
     with _open(options) as classifier:
         _remark(classifier.description)
-        records = classifier.classify(find_images(_names(options.inputs)))
+        records = classifier.classify(_pictures(options.inputs))
         with _sink(options.output) as out, terminal.bar("classifying", shown=not out.isatty()) as update:
             out.write(csv_header(classifier.top) if options.format == "csv" else b"")
             for record, line in _lines(records, options, classifier):
@@ -135,9 +137,9 @@ def _info(options: argparse.Namespace) -> int:
     import msgspec
 
     from convexport.cli.describe import describe
-    from convexport.runtime.bundle import default_bundle, open_bundle
+    from convexport.runtime.bundle import open_bundle
 
-    with open_bundle(options.bundle or default_bundle()) as bundle, _sink(options.output) as out:
+    with open_bundle(_bundle(options)) as bundle, _sink(options.output) as out:
         if options.format == "jsonl":
             out.write(msgspec.json.encode(bundle.manifest, order="deterministic") + b"\n")
         else:
@@ -148,7 +150,7 @@ def _info(options: argparse.Namespace) -> int:
 
 def _build_engine(options: argparse.Namespace) -> int:
     from convexport.runtime.backends.tensorrt import EngineRequest, build_ahead
-    from convexport.runtime.bundle import choose_variant, default_bundle, open_bundle
+    from convexport.runtime.bundle import choose_variant, open_bundle
     from convexport.runtime.devices import Device
 
     if options.backend == "onnxruntime":
@@ -156,7 +158,7 @@ def _build_engine(options: argparse.Namespace) -> int:
     device = Device.parse("cuda" if options.device == "auto" else options.device)
     if device.kind == "cpu":
         raise UsageError("--build-engine builds for a GPU; leave out --device cpu")
-    with open_bundle(options.bundle or default_bundle()) as bundle, terminal.bar("building") as update:
+    with open_bundle(_bundle(options)) as bundle, terminal.bar("building") as update:
 
         def progress(phase: str, done: int, steps: int) -> None:
             update(done / steps, phase)
@@ -190,12 +192,11 @@ def _remark(text: str) -> None:
 
 
 def _open(options: argparse.Namespace) -> Classifier:
-    from convexport.runtime.bundle import default_bundle
     from convexport.runtime.classifier import TOP, Classifier
 
     default_top = 1 if options.format == "text" else TOP
     return Classifier(
-        options.bundle or default_bundle(),
+        _bundle(options),
         options.device,
         options.backend,
         options.precision,
@@ -208,13 +209,29 @@ def _open(options: argparse.Namespace) -> Classifier:
     )
 
 
-def _names(inputs: Iterable[str]) -> Iterator[str]:
-    """The inputs, with the lines of standard input in the place of `-`."""
+def _bundle(options: argparse.Namespace) -> str | Path:
+    from convexport.runtime.bundle import default_bundle
+
+    # An empty name, as of a shell's variable that is not set, is a mistake and not the default.
+    return default_bundle() if options.bundle is None else options.bundle
+
+
+def _pictures(inputs: Iterable[str]) -> Iterator[str | Failure]:
+    """What the inputs name, with the lines of standard input in the place of `-`."""
+    from convexport.runtime.errors import InputError
+    from convexport.runtime.images import find_images
+    from convexport.runtime.records import Failure
+
     for name in inputs:
-        if name == "-":
-            yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
-        else:
-            yield name
+        if name != "-":
+            yield from find_images([name])
+            continue
+        found = False
+        for line in filter(None, (line.rstrip("\r\n") for line in sys.stdin)):
+            found = True
+            yield from find_images([line])
+        if not found:
+            yield Failure.of("-", InputError("-: standard input names no picture", kind="empty"))
 
 
 def _lines(
@@ -258,30 +275,19 @@ def _golden_table(results: list[GoldenResult]) -> bytes:
 @contextmanager
 def _sink(output: str | None) -> Iterator[IO[bytes]]:
     """Where results go: standard output, or a file that appears under its name only when it is complete."""
+    with terminal.writing("standard output" if output is None else f"--output {output}"), _opened(output) as out:
+        yield out
+        out.flush()
+
+
+def _opened(output: str | None) -> AbstractContextManager[IO[bytes]]:
     if output is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
+        return nullcontext(sys.stdout.buffer)
     place = Path(output)
     # A device or a pipe is written to as it is: renaming would put a file in its place.
-    special = place.exists() and not place.is_file()
-    target = place if special else place.with_name(f".{place.name}.{os.getpid()}.part")
-    try:
-        out = target.open("wb")
-    except OSError as error:
-        raise UsageError(f"--output {output}: cannot be written ({error.strerror})") from error
-    try:
-        with out:
-            yield out
-            out.flush()
-            if not special:
-                os.fsync(out.fileno())
-        if not special:
-            target.replace(place)
-    except BaseException:
-        if not special:
-            target.unlink(missing_ok=True)
-        raise
+    if place.exists() and not place.is_file():
+        return place.open("wb")
+    return atomic.replacing(place, writer=f".{os.getpid()}")
 
 
 if __name__ == "__main__":

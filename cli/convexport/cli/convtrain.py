@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -41,7 +42,7 @@ def parser() -> terminal.Parser:
     add("--epochs", type=count, metavar="N", help="in place of the recipe's")
     add("--batch", type=count, metavar="N", help="in place of the recipe's")
     add("--optimiser", metavar="NAME", help="sgd, adagrad, adam or muon, in place of the recipe's")
-    add("--learning-rate", type=float, metavar="X", help="the peak, in place of the recipe's")
+    add("--learning-rate", type=rate, metavar="X", help="the peak, in place of the recipe's")
     add("--activation", metavar="NAME", help="relu or selu, for the VGGs")
     add("--seed", type=int, default=0, metavar="N", help="0")
     add("--device", default="auto", metavar="cpu|cuda", help="auto: cuda where it is there")
@@ -56,6 +57,13 @@ def count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{value} is not positive and finite")
     return value
 
 

@@ -22,19 +22,38 @@ def guard(program: str, command: Callable[[], int]) -> int:
     """Runs `command`; one of our errors becomes one line on stderr and its documented exit code."""
     try:
         code = command()
-        sys.stdout.flush()
+        with writing("standard output"):
+            sys.stdout.flush()
         return code
     except ConvexportError as error:
         remark(f"{program}: {error}")
+        _let_go_of_stdout()
         return error.exit_code
     except KeyboardInterrupt:
         remark(f"{program}: interrupted")
         return 130
     except BrokenPipeError:
-        # The reader of our stdout went away (`classify ... | head`): nobody is left to tell, and Python's own flush at
-        # exit must not complain either.
+        _let_go_of_stdout()
+        return 0  # the reader of our stdout went away (`classify ... | head`): nobody is left to tell
+
+
+@contextmanager
+def writing(where: str) -> Iterator[None]:
+    """Raises `UsageError` where what is written inside finds no room or no right to be."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UsageError(f"{where}: cannot be written ({error.strerror}); make room, or name another place") from error
+
+
+def _let_go_of_stdout() -> None:
+    """Python's own flush at exit must not complain of a stdout that takes nothing more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def remark(text: str) -> None:
@@ -44,7 +63,8 @@ def remark(text: str) -> None:
 
 def result(text: str) -> None:
     """A line on stdout: results and nothing else."""
-    print(text)
+    with writing("standard output"):
+        print(text)
 
 
 def paint(text: str, colour: str, stream: IO[str] | None = None) -> str:

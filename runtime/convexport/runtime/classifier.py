@@ -71,10 +71,9 @@ class Classifier:
         self.bundle = open_bundle(path)
         self.manifest = self.bundle.manifest
         self.labels = _labels(self.manifest.labels, language)
-        if top < 1:
-            raise UsageError(f"top {top}: expected 1 or more")
-        if workers < 0:
-            raise UsageError(f"workers {workers}: expected 0 or more")
+        for name, value, least in (("top", top, 1), ("threads", threads, 1), ("workers", workers, 0)):
+            if value is not None and value < least:
+                raise UsageError(f"{name} {value}: expected {least} or more")
         self.workers = workers
         self.top = min(top, len(self.labels))
         if isinstance(backend, Backend):

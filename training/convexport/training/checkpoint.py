@@ -90,8 +90,18 @@ def save(path: Path, checkpoint: Checkpoint, *, half: bool = False) -> str:
     }
     header = msgspec.json.encode(checkpoint.header, order="deterministic").decode()
     data = to_bytes(state, metadata={KEY: header})
-    atomic.write(path, data)
+    write(path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def write(path: Path, data: bytes) -> None:
+    """A file of a run, whole or not at all. Raises `CheckpointError` where it cannot be written."""
+    try:
+        atomic.write(path, data)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written ({error.strerror}); make room, or name another folder with --out"
+        ) from error
 
 
 def load(path: Path) -> Checkpoint:

@@ -15,10 +15,9 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from convexport.runtime import atomic
 from convexport.training import evaluate
 from convexport.training import report_sections as sections
-from convexport.training.checkpoint import Header
+from convexport.training.checkpoint import Header, write
 from convexport.training.report_sections import ReportInputs
 
 __all__ = ["ReportInputs", "render", "write_report"]
@@ -28,7 +27,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def write_report(path: Path, inputs: ReportInputs) -> None:
     """Writes the report to `path`, whole or not at all. The same inputs always give the same bytes."""
-    atomic.write(path, render(inputs).encode())
+    write(path, render(inputs).encode())
 
 
 def render(inputs: ReportInputs) -> str:

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import torch
 
+from convexport.runtime.errors import CheckpointError
 from convexport.runtime.manifest import Accuracy
 from convexport.runtime.manifest import Dataset as DatasetFacts
 from convexport.training import evaluate
@@ -20,7 +21,15 @@ from convexport.training.report import ReportInputs
 
 
 def make_checkpoint(options: TrainOptions, dataset: Dataset, result: TrainResult) -> Checkpoint:
-    """The run as a checkpoint: temperature fitted on the validation split, accuracies on the untouched test set."""
+    """The run as a checkpoint: temperature fitted on the validation split, accuracies on the untouched test set.
+
+    Raises `CheckpointError` where the training has diverged.
+    """
+    if not (np.isfinite(result.test_logits).all() and np.isfinite(result.validation_logits).all()):
+        raise CheckpointError(
+            f"the training has diverged: its network gives no finite numbers; delete {options.state}, and train again "
+            "with a lower --learning-rate"
+        )
     temperature = evaluate.fit_temperature(result.validation_logits, result.validation.labels)
     classes = dataset.classes["en"]
     labels = dataset.test.labels

@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from convexport.runtime import atomic
 from convexport.runtime.errors import CheckpointError, UsageError
+from convexport.training.checkpoint import write
 from convexport.training.evaluate import EpochRecord
 
 FORMAT = 1
@@ -43,7 +43,7 @@ class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 def save(path: Path, place: Place, tensors: dict[str, Tensor]) -> None:
     """Writes the state whole or not at all: a kill at any instant leaves this state or the one before."""
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    atomic.write(path, to_bytes(plain, metadata={KEY: msgspec.json.encode(place).decode()}))
+    write(path, to_bytes(plain, metadata={KEY: msgspec.json.encode(place).decode()}))
 
 
 def load(path: Path, run: dict[str, Any]) -> tuple[Place, dict[str, Tensor]]:
