@@ -83,10 +83,10 @@ def test_an_error_that_was_overcome_does_not_explain_the_next_one(cuda: FakeCuda
     assert isinstance(first, OutOfDeviceMemory)
     engine.logger.log("error", "[api.cpp::set::9] Error Code 3: API Usage Error (profile 7 is not there)")
     second = engine.error("optimization profile 7 not set")
-    assert (type(second), str(second)) == (
-        EngineError,
+    assert type(second) is EngineError
+    assert str(second) == (
         "the bundle's engines/a.plan: optimization profile 7 not set: profile 7 is not there; "
-        "use --backend onnxruntime, or see classify --doctor",
+        "use --backend onnxruntime, or see classify --doctor"
     )
 
 

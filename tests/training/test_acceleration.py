@@ -58,3 +58,14 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(UsageError) as unknown:
         acceleration.resolve("gpu")
     assert str(unknown.value) == "device 'gpu' is not known; expected cpu, cuda or cuda:N"
+
+
+def test_on_a_gpu_kernels_are_searched_for_and_float32_does_not_mean_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "benchmark", False)
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    acceleration.prepare(nn.Identity(), FAST)
+    assert (cudnn.benchmark, cudnn.allow_tf32) == (False, True)
+    acceleration.prepare(nn.Identity(), Acceleration(torch.device("cuda:0"), None, False, False, False))
+    assert (cudnn.benchmark, cudnn.allow_tf32) == (True, False)
+    assert not torch.backends.cuda.matmul.allow_tf32
