@@ -119,6 +119,23 @@ MISTAKES = [
     (("--model", "lenet5", "--epoch", "3"), 2, "option --epoch is not known; did you mean --epochs?"),
     ((*DIGITS, "--epochs", "0"), 2, "argument --epochs: 0 is not positive"),
     ((*DIGITS, "--epochs", "many"), 2, "argument --epochs: invalid count value: 'many'"),
+    ((*DIGITS, "--learning-rate", "nan"), 2, "argument --learning-rate: nan is not positive and finite"),
+    (
+        (*DIGITS, "--epochs", "1", "--out", "/proc/out"),
+        4,
+        (
+            "/proc/out/lenet5-digits.state.safetensors cannot be written (No such file or directory); "
+            "make room, or name another folder with --out"
+        ),
+    ),
+    (
+        ("--model", "softmax", "--dataset", "digits", "--epochs", "1", "--learning-rate", "1e30"),
+        4,
+        (
+            "the training has diverged: its network gives no finite numbers; delete "
+            "checkpoints/softmax-digits.state.safetensors, and train again with a lower --learning-rate"
+        ),
+    ),
     ((*DIGITS, "--recipe", "ful"), 2, "recipe 'ful' is not known; did you mean 'full'?"),
     ((*DIGITS, "--optimiser", "adm"), 2, "optimiser 'adm' is not known; did you mean 'adam'?"),
     ((*DIGITS, "--device", "gpu"), 2, "device 'gpu' is not known; expected cpu, cuda or cuda:N"),

@@ -18,7 +18,7 @@ from convexport.runtime.errors import BundleError, GateRefused, UsageError
 
 if TYPE_CHECKING:
     from convexport.runtime.classifier import Classifier, GoldenResult
-    from convexport.runtime.records import Failure, Record
+    from convexport.runtime.records import Record
 
 PROGRAM = "classify"
 FORMATS = ("text", "jsonl", "csv")
@@ -96,12 +96,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _classify(options: argparse.Namespace) -> int:
+    from convexport.runtime.images import find_images
     from convexport.runtime.records import Failure, csv_header
 
     total = failed = 0
     with _open(options) as classifier:
         _remark(classifier.description)
-        records = classifier.classify(_pictures(options.inputs))
+        records = classifier.classify(find_images(_names(options.inputs)))
         with _sink(options.output) as out, terminal.bar("classifying", shown=not out.isatty()) as update:
             out.write(csv_header(classifier.top) if options.format == "csv" else b"")
             for record, line in _lines(records, options, classifier):
@@ -111,6 +112,8 @@ def _classify(options: argparse.Namespace) -> int:
                 if out.isatty():
                     out.flush()  # a terminal shows each answer as it comes
                 update(0, f"{total:,}")
+    if not total:
+        _remark("standard input named no picture")
     if failed:
         _remark(f"{failed:,} of {total:,} inputs could not be read")
     return SOME_FAILED if failed else 0
@@ -216,22 +219,13 @@ def _bundle(options: argparse.Namespace) -> str | Path:
     return default_bundle() if options.bundle is None else options.bundle
 
 
-def _pictures(inputs: Iterable[str]) -> Iterator[str | Failure]:
-    """What the inputs name, with the lines of standard input in the place of `-`."""
-    from convexport.runtime.errors import InputError
-    from convexport.runtime.images import find_images
-    from convexport.runtime.records import Failure
-
+def _names(inputs: Iterable[str]) -> Iterator[str]:
+    """The inputs, with the lines of standard input in the place of `-`."""
     for name in inputs:
-        if name != "-":
-            yield from find_images([name])
-            continue
-        found = False
-        for line in filter(None, (line.rstrip("\r\n") for line in sys.stdin)):
-            found = True
-            yield from find_images([line])
-        if not found:
-            yield Failure.of("-", InputError("-: standard input names no picture", kind="empty"))
+        if name == "-":
+            yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
+        else:
+            yield name
 
 
 def _lines(
