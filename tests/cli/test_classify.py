@@ -164,6 +164,7 @@ def test_no_name_on_standard_input_is_no_record_and_no_mistake(classify, monkeyp
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     said = classify("-", "--format", "csv", "--top", "1")
     assert (said.code, len(said.out.splitlines())) == (0, 1)
+    assert said.last == "classify: standard input named no picture"
 
 
 def test_the_output_file_appears_whole_and_standard_output_stays_empty(classify, place: Path) -> None:
@@ -193,6 +194,15 @@ def test_an_output_that_is_a_device_is_written_to_and_not_replaced(classify) -> 
     assert not Path("/dev/null").is_file()
 
 
+def test_a_full_disk_is_one_line_and_exit_code_2(classify) -> None:
+    said = classify("images", "--output", "/dev/full")
+    why = "cannot be written (No space left on device); make room, or name another place"
+    assert (said.code, said.last) == (2, f"classify: --output /dev/full: {why}")
+    with Path("/dev/full").open("wb") as full:
+        found = subprocess.run([*COMMAND, "--info"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (found.returncode, found.stderr.splitlines()[-1]) == (2, f"classify: standard output: {why}")
+
+
 # Wrong use
 
 
@@ -207,7 +217,12 @@ def test_an_output_that_is_a_device_is_written_to_and_not_replaced(classify) -> 
         (["x", "--top", "0"], "top 0: expected 1 or more"),
         (["x", "--batch", "-1"], "batch -1: expected 1 or more"),
         (["x", "--batch", "many"], "argument --batch: invalid int value: 'many'"),
-        (["x", "--output", "no/such/folder"], "--output no/such/folder: cannot be written (No such file or directory)"),
+        (["x", "--threads", "0"], "threads 0: expected 1 or more"),
+        (
+            ["x", "--output", "no/such/folder"],
+            "--output no/such/folder: cannot be written (No such file or directory); make room, or name another place",
+        ),
+        (["--info", "--format", "csv"], "--info has no form csv; leave --format out"),
         (["--info", "x"], "--info takes no inputs, found 'x'"),
         (["--self-test", "x"], "--self-test takes no inputs, found 'x'"),
     ],
@@ -218,6 +233,11 @@ def test_wrong_use_is_one_line_and_exit_code_2(classify, arguments: list[str], l
 
 
 # Bundles
+
+
+def test_an_empty_name_of_a_bundle_is_not_the_default(classify) -> None:
+    said = classify("images", "--bundle", "")
+    assert (said.code, said.last) == (4, "classify: manifest.json: no such file; is this the folder of a bundle?")
 
 
 def test_a_missing_bundle_names_those_there_are(classify) -> None:
