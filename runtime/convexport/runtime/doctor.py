@@ -24,6 +24,7 @@ _PACKAGES = re.compile(
     r"nvidia-(cudnn|cuda-runtime|cublas|cufft|curand)(-cu\d+)?"
 )
 _MODULES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cuda.bindings.runtime")
+_ONNXRUNTIME_WHEELS = ("onnxruntime", "onnxruntime-gpu")
 _RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
@@ -57,6 +58,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     packages: dict[str, str] = {}
     modules: dict[str, Module] = {}
 
+    def module(self, name: str) -> Module:
+        """How a library imports here."""
+        return self.modules.get(name, Module(error="not looked for"))
+
 
 class BackendState(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a back end runs on a device; else why not, and what mends it (None where nothing does)."""
@@ -81,6 +86,10 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     facts: Facts
     backends: tuple[BackendState, ...]
     faults: tuple[Fault, ...]
+
+
+# Why a back end does not run, and what mends it (None where nothing does); None where it runs.
+_Against = tuple[str, str | None] | None
 
 
 def diagnose() -> Diagnosis:
@@ -111,10 +120,10 @@ def judge(facts: Facts) -> Diagnosis:
     return Diagnosis(
         facts=facts,
         backends=(
-            _onnxruntime_cpu(facts),
-            _onnxruntime_cuda(facts),
-            _tensorrt(facts, "tensorrt", "tensorrt"),
-            _tensorrt(facts, "tensorrt_rtx", "tensorrt-rtx"),
+            _state("onnxruntime", "cpu", _against_onnxruntime_cpu(facts)),
+            _state("onnxruntime", "cuda", _against_onnxruntime_cuda(facts)),
+            _state("tensorrt", "cuda", _against_tensorrt(facts, "tensorrt")),
+            _state("tensorrt_rtx", "cuda", _against_tensorrt(facts, "tensorrt_rtx")),
         ),
         faults=_faults(facts),
     )
@@ -149,106 +158,84 @@ def as_text(diagnosis: Diagnosis) -> list[str]:
     return [*lines, "nothing is broken" if able else "no back end can run here"]
 
 
-def _onnxruntime_cpu(facts: Facts) -> BackendState:
-    module = facts.modules.get("onnxruntime", Module(error="not looked for"))
+def _state(backend: str, device: str, against: _Against) -> BackendState:
+    reason, mend = against or (None, None)
+    return BackendState(backend=backend, device=device, runs=against is None, reason=reason, mend=mend)
+
+
+def _against_onnxruntime_cpu(facts: Facts) -> _Against:
+    module = facts.module("onnxruntime")
     if module.version:
-        return BackendState(backend="onnxruntime", device="cpu", runs=True)
-    return BackendState(
-        backend="onnxruntime",
-        device="cpu",
-        runs=False,
-        reason=f"onnxruntime cannot be imported: {module.error}",
-        mend="pip install 'convexport[cpu]'",
-    )
+        return None
+    return f"onnxruntime cannot be imported: {module.error}", "pip install 'convexport[cpu]'"
 
 
-def _onnxruntime_cuda(facts: Facts) -> BackendState:
-    def no(reason: str, mend: str | None) -> BackendState:
-        return BackendState(backend="onnxruntime", device="cuda", runs=False, reason=reason, mend=mend)
-
+def _against_onnxruntime_cuda(facts: Facts) -> _Against:
     if not facts.gpus:
-        return no(facts.gpu_error or "no GPU was found", None)
-    module = facts.modules.get("onnxruntime", Module(error="not looked for"))
+        return facts.gpu_error or "no GPU was found", None
+    module = facts.module("onnxruntime")
     if not module.version:
-        return no(f"onnxruntime cannot be imported: {module.error}", "pip install 'convexport[gpu]'")
+        return f"onnxruntime cannot be imported: {module.error}", "pip install 'convexport[gpu]'"
     if "CUDAExecutionProvider" not in module.providers:
-        return no(
-            f"onnxruntime {module.version} is the build for CPUs",
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'convexport[gpu]'",
-        )
+        return f"onnxruntime {module.version} is the build for CPUs", _reinstall_onnxruntime("gpu")
     needed = 13 if _numbers(module.version) >= (1, 27) else 12
     if facts.driver_cuda and int(facts.driver_cuda.split(".")[0]) < needed:
-        return no(
+        return (
             f"onnxruntime-gpu {module.version} needs CUDA {needed}, the driver knows CUDA up to {facts.driver_cuda}",
             "pip install 'onnxruntime-gpu[cuda,cudnn]<1.27', or a newer driver",
         )
-    if not facts.cudnn:
-        return no("cuDNN was not found", "pip install 'onnxruntime-gpu[cuda,cudnn]'")
-    return BackendState(backend="onnxruntime", device="cuda", runs=True)
+    return None if facts.cudnn else ("cuDNN was not found", "pip install 'onnxruntime-gpu[cuda,cudnn]'")
 
 
-def _tensorrt(facts: Facts, name: str, extra: str) -> BackendState:
-    def no(reason: str, mend: str | None) -> BackendState:
-        return BackendState(backend=name, device="cuda", runs=False, reason=reason, mend=mend)
-
-    install = f"pip install 'convexport[{extra}]'"
-    module = facts.modules.get(name, Module(error="not looked for"))
+def _against_tensorrt(facts: Facts, name: str) -> _Against:
+    install = f"pip install 'convexport[{name.replace('_', '-')}]'"
+    module = facts.module(name)
     builds = "; it builds engines here all the same" if module.version and name == "tensorrt_rtx" else ""
     if not facts.gpus:
-        return no((facts.gpu_error or "no GPU was found") + builds, None)
+        return (facts.gpu_error or "no GPU was found") + builds, None
     if not module.version:
-        return no(f"{name} cannot be imported: {module.error}", install)
+        return f"{name} cannot be imported: {module.error}", install
     if name == "tensorrt" and _numbers(module.version) < (10,):
-        return no(f"tensorrt {module.version}, expected 10.0 or newer", install)
-    bindings = facts.modules.get("cuda.bindings.runtime", Module(error="not looked for"))
+        return f"tensorrt {module.version}, expected 10.0 or newer", install
+    bindings = facts.module("cuda.bindings.runtime")
     if not bindings.version:
-        return no(f"cuda-bindings cannot be imported: {bindings.error}", "pip install cuda-bindings")
+        return f"cuda-bindings cannot be imported: {bindings.error}", "pip install cuda-bindings"
     unknown = [card for card in facts.gpus if card.compute_capability not in _RTX_CAPABILITIES]
     if name == "tensorrt_rtx" and len(unknown) == len(facts.gpus):
-        return no(
-            f"TensorRT for RTX has no kernels for compute capability {unknown[0].compute_capability}",
-            "pip install 'convexport[tensorrt]'",
-        )
-    return BackendState(backend=name, device="cuda", runs=True)
+        reason = f"TensorRT for RTX has no kernels for compute capability {unknown[0].compute_capability}"
+        return reason, "pip install 'convexport[tensorrt]'"
+    return None
 
 
 def _faults(facts: Facts) -> tuple[Fault, ...]:
     faults = []
-    extra = "gpu" if facts.gpus else "cpu"
-    wheels = [name for name in ("onnxruntime", "onnxruntime-gpu") if name in facts.packages]
-    module = facts.modules.get("onnxruntime", Module())
+    mends = {
+        ("tensorrt", "tensorrt"): "pip install --force-reinstall 'convexport[tensorrt]'",
+        ("tensorrt_rtx", "tensorrt-rtx"): "pip install --force-reinstall 'convexport[tensorrt-rtx]'",
+    }
+    wheels = [f"{name} {facts.packages[name]}" for name in _ONNXRUNTIME_WHEELS if name in facts.packages]
     if len(wheels) == 2:
-        versions = " and ".join(f"{name} {facts.packages[name]}" for name in wheels)
-        faults.append(
-            Fault(
-                f"{versions} share one folder, and removing one breaks the other",
-                f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'convexport[{extra}]'",
-            )
-        )
-    elif wheels and module.error:
-        faults.append(
-            Fault(
-                f"{wheels[0]} {facts.packages[wheels[0]]} is installed and cannot be imported: {module.error}",
-                f"pip install --force-reinstall --no-deps {wheels[0]}=={facts.packages[wheels[0]]}",
-            )
-        )
-    for name, package in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt-rtx")):
-        error = facts.modules.get(name, Module()).error
+        what = f"{' and '.join(wheels)} share one folder, and removing one breaks the other"
+        faults.append(Fault(what, _reinstall_onnxruntime("gpu" if facts.gpus else "cpu")))
+    elif wheels:
+        name, _, version = wheels[0].partition(" ")
+        mends = {("onnxruntime", name): f"pip install --force-reinstall --no-deps {name}=={version}"} | mends
+    for (module, package), mend in mends.items():
+        error = facts.module(module).error
         if package in facts.packages and error:
-            faults.append(
-                Fault(
-                    f"{package} {facts.packages[package]} is installed and cannot be imported: {error}",
-                    f"pip install --force-reinstall 'convexport[{package}]'",
-                )
-            )
+            what = f"{package} {facts.packages[package]} is installed and cannot be imported: {error}"
+            faults.append(Fault(what, mend))
     if facts.nvidia_hardware and not facts.gpus:
-        mend = (
-            "start the container with --gpus all"
-            if facts.driver
-            else "install NVIDIA's driver (docs/gpu-server.md), then restart"
+        container, bare = (
+            "start the container with --gpus all",
+            "install NVIDIA's driver (docs/gpu-server.md), then restart",
         )
-        faults.append(Fault(f"there is NVIDIA hardware, but {facts.gpu_error}", mend))
+        faults.append(Fault(f"there is NVIDIA hardware, but {facts.gpu_error}", container if facts.driver else bare))
     return tuple(faults)
+
+
+def _reinstall_onnxruntime(extra: str) -> str:
+    return f"pip uninstall -y {' '.join(_ONNXRUNTIME_WHEELS)} && pip install 'convexport[{extra}]'"
 
 
 def _cards() -> tuple[tuple[Card, ...], str | None]:
