@@ -47,18 +47,15 @@ MAX_BYTES = 512 << 20
 GAP = 3
 
 _FILTER = Image.Resampling.BICUBIC
-_PLUGINS = (
-    (b"\x89PNG\r\n\x1a\n", "Png", "PngImageFile"),
-    (b"\xff\xd8\xff", "Jpeg", "JpegImageFile"),
-    (b"RIFF", "WebP", "WebPImageFile"),
-    (b"BM", "Bmp", "BmpImageFile"),
-    (b"GIF8", "Gif", "GifImageFile"),
-    (b"II*\0", "Tiff", "TiffImageFile"),
-    (b"MM\0*", "Tiff", "TiffImageFile"),
-    (b"II+\0", "Tiff", "TiffImageFile"),
-    (b"MM\0+", "Tiff", "TiffImageFile"),
-)
-_ARRAY_MODES = frozenset({1, 2, 3, 4})
+# Pillow's plug-ins by their modules' names, and the first bytes of the files that each reads.
+_PLUGINS: dict[str, bytes | tuple[bytes, ...]] = {
+    "Png": b"\x89PNG\r\n\x1a\n",
+    "Jpeg": b"\xff\xd8\xff",
+    "WebP": b"RIFF",
+    "Bmp": b"BM",
+    "Gif": b"GIF8",
+    "Tiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+}
 _WIDE = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 _RANGES = {"I": (255, 65535, 2**32 - 1), "F": (1, 255, 65535)}
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
@@ -185,7 +182,7 @@ def _check_size(width: int, height: int, name: str) -> None:
 
 def _from_array(array: Pixels, name: str) -> Image.Image:
     channels = array.shape[2] if array.ndim == 3 else 1
-    if array.dtype != np.uint8 or array.ndim not in {2, 3} or channels not in _ARRAY_MODES or not array.size:
+    if array.dtype != np.uint8 or array.ndim not in {2, 3} or not 1 <= channels <= 4 or not array.size:
         found = f"an array of {array.dtype} {list(array.shape)}"
         raise InputError(f"{name}: {found}, expected uint8 [H, W] or [H, W, 1 to 4]", kind="unsupported")
     squeezed = array[:, :, 0] if array.ndim == 3 and channels == 1 else array
@@ -224,13 +221,12 @@ def _open(data: bytes, name: str) -> Image.Image:
     """
     if not data:
         raise InputError(f"{name}: the file is empty", kind="empty")
-    for signature, module, plugin in _PLUGINS:
-        if data.startswith(signature) and (module != "WebP" or data[8:12] == b"WEBP"):
-            if module == "Png":  # the header tells even where no pixel follows it
+    for kind, signature in _PLUGINS.items():
+        if data.startswith(signature) and (kind != "WebP" or data[8:12] == b"WEBP"):
+            if kind == "Png":  # the header tells even where no pixel follows it
                 _check_size(int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"), name)
-            opener = getattr(import_module(f"PIL.{module}ImagePlugin"), plugin)
-            image: Image.Image = opener(BytesIO(data))
-            return image
+            plugin = getattr(import_module(f"PIL.{kind}ImagePlugin"), f"{kind}ImageFile")
+            return plugin(BytesIO(data))  # type: ignore[no-any-return]
     raise InputError(f"{name}: not a picture (it begins {data[:12]!r}), expected {KINDS}", kind="unreadable")
 
 
@@ -301,9 +297,8 @@ def _frame(image: Image.Image, input: Input, *, fill: int) -> Image.Image:
     scale = min(input.width / width, input.height / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     canvas = Image.new(image.mode, target, fill if image.mode == "L" else (fill, fill, fill))
-    canvas.paste(
-        image.resize(size, _FILTER, reducing_gap=GAP), ((target[0] - size[0]) // 2, (target[1] - size[1]) // 2)
-    )
+    corner = ((target[0] - size[0]) // 2, (target[1] - size[1]) // 2)
+    canvas.paste(image.resize(size, _FILTER, reducing_gap=GAP), corner)
     return canvas
 
 
