@@ -145,3 +145,14 @@ def test_a_pickle_that_holds_more_than_tensors_is_never_run(tmp_path: Path) -> N
     torch.save({"state_dict": Bomb()}, path)
     with pytest.raises(CheckpointError, match="holds more than tensors and is not loaded, since that could run code"):
         checkpoint.load_foreign(path)
+
+
+def test_a_state_dict_in_the_place_of_a_checkpoint_is_told_what_it_lacks(tmp_path: Path) -> None:
+    path = tmp_path / "net.pth"
+    torch.save({}, path)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(path)
+    assert str(caught.value) == (
+        f"checkpoint {path} is none of convexport's; for a state dict made elsewhere give --model, --classes, --mean "
+        "and --std with it"
+    )

@@ -85,6 +85,20 @@ def test_a_folder_with_one_class_is_refused(tmp_path: Path) -> None:
     assert str(caught.value) == expected
 
 
+def test_train_and_test_of_other_classes_are_refused(tmp_path: Path) -> None:
+    for name in ("train/cat", "train/dog", "test/cat", "test/cow"):
+        (tmp_path / name).mkdir(parents=True)
+    with pytest.raises(DatasetError) as caught:
+        datasets.load(str(tmp_path), Path("nowhere"))
+    expected = f"data set {tmp_path}: test/ has the classes cat, cow, expected those of train/, cat, dog"
+    assert str(caught.value) == expected
+
+
+def test_the_folder_one_stands_in_has_a_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert datasets.load(".", Path("nowhere")).name == folder.name
+
+
 def test_an_unknown_name_gets_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         datasets.load("minst", Path("nowhere"))

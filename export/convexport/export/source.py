@@ -62,7 +62,7 @@ def _by_name(source: Source) -> Path:
             f"name the network with --model, or its file with --checkpoint; known: {', '.join(models.MODELS)}"
         )
     dataset = source.dataset or models.entry(source.model).dataset
-    path = source.folder / f"{source.model}-{Path(dataset).name}.safetensors"
+    path = source.folder / f"{source.model}-{Path(dataset).absolute().name}.safetensors"
     if path.is_file():
         return path
     there = sorted(file.stem for file in source.folder.glob("*.safetensors"))
@@ -90,7 +90,7 @@ def _foreign(source: Source, facts: Foreign) -> Checkpoint:
         )
     arguments = {"classes": len(facts.classes), "channels": channels}
     state = _without_needless_biases(load_foreign(source.path), models.build(source.model, arguments).state_dict())
-    name = f"{source.model}-{Path(source.dataset).name if source.dataset else source.path.stem}"
+    name = f"{source.model}-{Path(source.dataset).absolute().name if source.dataset else source.path.stem}"
     header = Header(
         format=FORMAT,
         name=name,

@@ -23,6 +23,7 @@ from convexport.training import models
 
 FORMAT = 1
 KEY = "convexport"
+_FOREIGN = "for a state dict made elsewhere give --model, --classes, --mean and --std with it"
 
 
 class Header(Part, frozen=True, kw_only=True):
@@ -108,6 +109,8 @@ def load(path: Path) -> Checkpoint:
     """Reads a checkpoint. Raises `CheckpointError`: missing, damaged, foreign, of another format."""
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} is not there; train one with convtrain, or check the path")
+    if path.suffix in {".pth", ".pt"}:
+        raise CheckpointError(f"checkpoint {path} is none of convexport's; {_FOREIGN}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -115,10 +118,7 @@ def load(path: Path) -> Checkpoint:
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged ({error}); train it again") from error
     if KEY not in metadata:
-        raise CheckpointError(
-            f"checkpoint {path} has no convexport header; for a state dict made elsewhere give "
-            "--model, --classes, --mean and --std with it"
-        )
+        raise CheckpointError(f"checkpoint {path} has no convexport header; {_FOREIGN}")
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
     return Checkpoint(_header(metadata[KEY], path), state, hashlib.sha256(path.read_bytes()).hexdigest())
 

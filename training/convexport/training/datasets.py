@@ -134,23 +134,34 @@ def _fit(dataset: Dataset, wanted: Input) -> Dataset:
 def _folder(path: Path, wanted: Input) -> Dataset:
     split_folders = (path / "train").is_dir() and (path / "test").is_dir()
     base = path / "train" if split_folders else path
-    names = tuple(sorted(entry.name for entry in base.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    names = _class_folders(base)
     if len(names) < 2:
         raise DatasetError(f"data set {path}: class folders in {base}: {len(names)}, expected two or more, one a class")
+    if split_folders and _class_folders(path / "test") != names:
+        theirs = ", ".join(_class_folders(path / "test"))
+        raise DatasetError(
+            f"data set {path}: test/ has the classes {theirs}, expected those of train/, {', '.join(names)}"
+        )
     if not split_folders:
         return _by_seed(_read_classes(path, names, wanted), path, names, wanted)
 
     def read(split: SplitName) -> Split:
         return _read_classes(path / split, names, wanted)
 
-    return Dataset(path.name, path.name, "a folder of class folders", {"en": names}, wanted, read)
+    name = path.absolute().name  # that of `.` is empty
+    return Dataset(name, name, "a folder of class folders", {"en": names}, wanted, read)
+
+
+def _class_folders(path: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
 
 
 def _by_seed(whole: Split, path: Path, names: tuple[str, ...], wanted: Input) -> Dataset:
     train, test = holdout(whole, TEST_SHARE, SPLIT_SEED)
     provenance = f"a folder of class folders, {TEST_SHARE:.0%} of each class kept for the test by seed {SPLIT_SEED}"
     splits: dict[SplitName, Split] = {"train": train, "test": test}
-    return Dataset(path.name, path.name, provenance, {"en": names}, wanted, splits.__getitem__)
+    name = path.absolute().name
+    return Dataset(name, name, provenance, {"en": names}, wanted, splits.__getitem__)
 
 
 def _read_classes(path: Path, names: tuple[str, ...], wanted: Input) -> Split:
