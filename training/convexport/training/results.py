@@ -31,17 +31,6 @@ def make_checkpoint(options: TrainOptions, dataset: Dataset, result: TrainResult
             "with a lower --learning-rate"
         )
     temperature = evaluate.fit_temperature(result.validation_logits, result.validation.labels)
-    classes = dataset.classes["en"]
-    labels = dataset.test.labels
-    probabilities = evaluate.softmax(result.test_logits, temperature)
-    accuracy = Accuracy(
-        test=evaluate.accuracy(probabilities, labels),
-        test_images=len(labels),
-        validation=evaluate.accuracy(evaluate.softmax(result.validation_logits), result.validation.labels),
-        per_class=evaluate.per_class(probabilities, labels, classes),
-        calibration_error=evaluate.calibration(probabilities, labels).error,
-        calibration_error_before=evaluate.calibration(evaluate.softmax(result.test_logits), labels).error,
-    )
     header = Header(
         format=FORMAT,
         name=f"{options.model}-{dataset.name}",
@@ -54,7 +43,7 @@ def make_checkpoint(options: TrainOptions, dataset: Dataset, result: TrainResult
             name=dataset.name, title=dataset.title, provenance=dataset.provenance, sha256=dataset.train.sha256
         ),
         recipe=options.recipe.describe() | {"ran": result.acceleration, "best_epoch": result.best_epoch},
-        accuracy=accuracy,
+        accuracy=_accuracy(dataset, result, temperature),
         seed=options.seed,
         versions={"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()},
         git_commit=_git_commit(),
@@ -62,6 +51,19 @@ def make_checkpoint(options: TrainOptions, dataset: Dataset, result: TrainResult
         training_seconds=round(result.seconds, 1),
     )
     return Checkpoint(header, dict(result.network.state_dict()))
+
+
+def _accuracy(dataset: Dataset, result: TrainResult, temperature: float) -> Accuracy:
+    labels = dataset.test.labels
+    probabilities = evaluate.softmax(result.test_logits, temperature)
+    return Accuracy(
+        test=evaluate.accuracy(probabilities, labels),
+        test_images=len(labels),
+        validation=evaluate.accuracy(result.validation_logits, result.validation.labels),
+        per_class=evaluate.per_class(probabilities, labels, dataset.classes["en"]),
+        calibration_error=evaluate.calibration(probabilities, labels).error,
+        calibration_error_before=evaluate.calibration(evaluate.softmax(result.test_logits), labels).error,
+    )
 
 
 def report_inputs(made: Checkpoint, dataset: Dataset, result: TrainResult) -> ReportInputs:
