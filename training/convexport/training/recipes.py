@@ -69,6 +69,9 @@ _VGG_QUICK = Recipe(
 )
 # No label smoothing: one temperature does not mend what it does to confidence (docs/experiments.md).
 _VGG_FULL = replace(_VGG_QUICK, epochs=8)
+_VGG19_MEASURED = (
+    "88.63 % of 10,000 test images (JPEG copies), n = 1, 73 min 16 s on two shared cores with AMX, 2026-11-22"
+)
 _DISTORTED = Augmentation(rotate=10, scale=0.1, shear=0.1, shift=2)
 _LENET_SOURCE = "LeCun et al. 1998, section III.B (distortions); one cycle of Smith and Topin 2018"
 _COURSE = "the French course pages (SGD, no augmentation), with a validation split and one cycle"
@@ -115,7 +118,8 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
             augmentation=Augmentation(rotate=10, scale=0.1, shift=1),
         ),
     },
-    **{(name, "cifar10"): {"quick": _VGG_QUICK, "full": _VGG_FULL} for name in ("vgg11", "vgg13", "vgg16", "vgg19")},
+    **{(name, "cifar10"): {"quick": _VGG_QUICK, "full": _VGG_FULL} for name in ("vgg11", "vgg13", "vgg16")},
+    ("vgg19", "cifar10"): {"quick": _VGG_QUICK, "full": replace(_VGG_FULL, measured=_VGG19_MEASURED)},
     ("softmax", "mnist"): {
         "quick": Recipe(epochs=5, learning_rate=0.02, weight_decay=0.0, source=_COURSE),
         "full": Recipe(epochs=15, learning_rate=0.02, weight_decay=0.0, source=_COURSE),
