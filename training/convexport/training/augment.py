@@ -55,9 +55,9 @@ def _mix(state: Tensor) -> Tensor:
 
 def uniform(seed: int, epoch: int, index: Tensor, draws: int) -> Tensor:
     """float32 [N, draws] in [0, 1), a function of (seed, epoch, index) alone. `index` is int64 [N]."""
-    base = torch.tensor(_signed(seed * 0x9E3779B97F4A7C15 + epoch * 0xD1B54A32D192ED03), dtype=torch.int64)
+    base = _signed(seed * 0x9E3779B97F4A7C15 + epoch * 0xD1B54A32D192ED03)
     draw = torch.arange(1, draws + 1, device=index.device) * _signed(0x9E3779B97F4A7C15)
-    state = _mix(_mix(base.to(index.device) + index * _signed(0xA0761D6478BD642F))[:, None] + draw[None, :])
+    state = _mix(_mix(index * _signed(0xA0761D6478BD642F) + base)[:, None] + draw[None, :])
     return ((state >> 40) & 0xFFFFFF).to(torch.float32) / float(1 << 24)
 
 

@@ -167,12 +167,14 @@ class _Run:
     def finish_epoch(self) -> Generator[Progress | EpochRecord, None, None]:
         """The steps that are left of this epoch, then its validation."""
         self.runner.train()
-        order = torch.from_numpy(np.random.default_rng((self.options.seed, self.epoch)).permutation(len(self.labels)))
+        shuffled = np.random.default_rng((self.options.seed, self.epoch)).permutation(len(self.labels))
+        # Once an epoch: a copy a step would make a GPU wait each time.
+        order = torch.from_numpy(shuffled).to(self.device)
         saved = time.monotonic()
         while self.step < self.steps:
             started = time.monotonic()
             rows = order[self.step * self.recipe.batch : (self.step + 1) * self.recipe.batch]
-            self._step(rows[self.group.rank :: self.group.world].to(self.device))
+            self._step(rows[self.group.rank :: self.group.world])
             self.step += 1
             elapsed = time.monotonic() - started
             self.seconds += elapsed
@@ -213,7 +215,8 @@ class _Run:
             done = self.epoch * self.steps + self.step
             average_into(self.averaged, self.network, min(recipe.average, (1 + done) / (10 + done)))
         right = (logits.argmax(1) == labels).sum()
-        self.sums += torch.stack([loss.detach() * len(rows), right, torch.tensor(len(rows))]).to(self.sums)
+        count = torch.full_like(right, len(rows))  # on the device: a tensor from the CPU would not stack with the others
+        self.sums += torch.stack([loss.detach() * len(rows), right, count]).to(self.sums)
 
     def _cutmix(self, images: Tensor) -> tuple[Tensor, Tensor, float]:
         share = self.recipe.augmentation.cutmix
