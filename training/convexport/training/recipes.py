@@ -98,13 +98,11 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
     ("lenet5", "fashion-mnist"): {
         "quick": Recipe(epochs=5, learning_rate=0.1, weight_decay=1e-4, source=_LENET_SOURCE),
         "full": Recipe(
-            epochs=40,
+            epochs=60,
             learning_rate=0.1,
-            weight_decay=5e-4,
-            label_smoothing=0.05,
+            weight_decay=1e-4,
             augmentation=Augmentation(flip="random", translate=1, pad="zero"),
             source=_LENET_SOURCE,
-            measured="91.43 % of 10,000 test images, n = 1, 7 min 8 s on two cores with AMX, 2026-11-22",
         ),
     },
     ("lenet5", "digits"): {
