@@ -168,7 +168,7 @@ def test_an_identity_start_passes_channels_through() -> None:
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         finish(options(tmp_path, recipe=replace(recipe(), batch=1024)), digits())
-    assert str(caught.value) == "batch 1024 is larger than the 233 training images"
+    assert str(caught.value) == "batch 1024 is larger than the 233 training images; take a smaller --batch"
 
 
 def test_normalisation_is_measured_on_the_training_pictures() -> None:

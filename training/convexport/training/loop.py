@@ -125,7 +125,9 @@ class _Run:
         train_split, self.validation = holdout(dataset.train, recipe.validation, VALIDATION_SEED)
         self.steps = len(train_split) // recipe.batch
         if self.steps == 0:
-            raise UsageError(f"batch {recipe.batch} is larger than the {len(train_split)} training images")
+            raise UsageError(
+                f"batch {recipe.batch} is larger than the {len(train_split)} training images; take a smaller --batch"
+            )
         self.description = self._describe(dataset)
         self.normalisation = measured_normalisation(train_split)
         self.mean = torch.tensor(self.normalisation.mean, device=device)
@@ -215,7 +217,9 @@ class _Run:
             done = self.epoch * self.steps + self.step
             average_into(self.averaged, self.network, min(recipe.average, (1 + done) / (10 + done)))
         right = (logits.argmax(1) == labels).sum()
-        count = torch.full_like(right, len(rows))  # on the device: a tensor from the CPU would not stack with the others
+        count = torch.full_like(
+            right, len(rows)
+        )  # on the device: a tensor from the CPU would not stack with the others
         self.sums += torch.stack([loss.detach() * len(rows), right, count]).to(self.sums)
 
     def _cutmix(self, images: Tensor) -> tuple[Tensor, Tensor, float]:
