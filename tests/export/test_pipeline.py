@@ -6,10 +6,14 @@ from pathlib import Path
 from urllib.error import URLError
 
 import msgspec
+import numpy as np
+import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from convexport.export import engines, gate
+from convexport.export import engines, gate, precision
+from convexport.export.card import card
 from convexport.export.engines import EngineOptions
 from convexport.export.pipeline import ExportOptions, export_bundle
 from convexport.export.precision import Int8Options
@@ -18,7 +22,14 @@ from convexport.export.source import Foreign, Source, load_checkpoint
 from convexport.runtime.bundle import open_bundle
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.devices import Gpu
-from convexport.runtime.errors import BackendError, CheckpointError, DatasetError, DeviceError, UsageError
+from convexport.runtime.errors import (
+    BackendError,
+    CheckpointError,
+    DatasetError,
+    DeviceError,
+    EngineError,
+    UsageError,
+)
 from convexport.training import datasets, models
 from convexport.training.checkpoint import Checkpoint
 from small_checkpoints import save_in, untrained
@@ -85,6 +96,94 @@ def test_an_engine_is_built_where_the_library_is_and_says_that_no_gpu_ran_it(
     assert engine.key.onnx_sha256 == manifest.files["model.fp16.onnx"].sha256
     assert engine.verification is None
     assert f"gate engine {engine.file}: not run here (no GPU was found: none here)" in lines
+
+
+def test_int8_brings_an_engine_and_the_measured_graph_it_was_built_from(lenet5: Checkpoint, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx (extra tensorrt-rtx) builds without a GPU")
+    path = save_in(tmp_path, lenet5)
+    options = ExportOptions(
+        Source(path=path),
+        fp16=True,
+        int8=Int8Options(images=32),
+        engines=EngineOptions(flavour="tensorrt_rtx"),
+        out=tmp_path,
+    )
+    manifest = export_bundle(options).manifest
+    variant = manifest.variants["int8"]
+    graph = variant.engine_graph
+    assert graph is not None
+    assert (variant.file, graph.file, variant.engine_file) == ("model.int8.onnx",) + ("engines/int8.onnx",) * 2
+    assert [engine.key.precision for engine in manifest.engines] == ["fp16", "int8"]
+    engine = manifest.engines[1]
+    assert engine.file == "engines/int8-tensorrt_rtx-8.0-8.6-8.9-12.0-12.1.plan"
+    assert engine.key.onnx_sha256 == manifest.files[graph.file].sha256 != manifest.files[variant.file].sha256
+    assert (engine.layer_types["convolution"], engine.layer_types["matrix_multiply"]) == ({"int8": 3}, {"int8": 2})
+    assert graph.verification.method == ("runtime",)
+    assert graph.verification.accuracy is not None
+    assert graph.verification.max_abs_difference != variant.verification.max_abs_difference
+    assert all(measure.passed for measure in graph.verification.measures)
+    assert "layers of another precision" in [measure.name for measure in graph.verification.measures]
+    assert f"| int8 for TensorRT | {manifest.files[graph.file].bytes:,} bytes |" in card(manifest)
+
+
+def test_an_int8_engine_that_cannot_be_built_is_left_out_aloud_or_ends_the_export(
+    lenet5: Checkpoint, tmp_path: Path
+) -> None:
+    version = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx builds without a GPU").__version__
+    path = save_in(tmp_path, lenet5)
+    lines: list[str] = []
+
+    def options(place: str, *, required: bool) -> ExportOptions:
+        turing = EngineOptions(required, "tensorrt_rtx", ("7.5",))
+        return ExportOptions(
+            Source(path=path), fp16=True, int8=Int8Options(images=16), engines=turing, out=tmp_path / place
+        )
+
+    manifest = export_bundle(options("first", required=False), lines.append).manifest
+    reason = (
+        f"engines/int8.onnx: tensorrt_rtx {version} built no int8 engine for compute capability 7.5: Cannot compile "
+        "operation 'node_linear' for Turing (SM75): FP32 GEMM is not supported; take another precision or other targets"
+    )
+    assert f"engine      int8 left out: {reason}" in lines
+    assert [engine.key.precision for engine in manifest.engines] == ["fp16"]
+    assert "engines/int8.onnx" in manifest.files  # another flavour may take it, on the device
+    with pytest.raises(EngineError) as caught:
+        export_bundle(options("second", required=True))
+    assert str(caught.value) == reason
+    assert list((tmp_path / "second").iterdir()) == []
+
+
+def test_who_wants_no_tensorrt_gets_no_graph_for_it(lenet5: Checkpoint, tmp_path: Path) -> None:
+    path = save_in(tmp_path, lenet5)
+    manifest = export_bundle(ExportOptions(Source(path=path), int8=Int8Options(images=16), out=tmp_path)).manifest
+    assert manifest.variants["int8"].engine_graph is None
+    assert not [name for name in manifest.files if name.startswith("engines/")]
+
+
+def test_a_graph_for_tensorrt_beyond_a_limit_is_refused_by_its_name(
+    lenet5: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = precision.int8_for_tensorrt
+
+    def wrong(fp32: bytes, images: NDArray[np.uint8], options: Int8Options) -> bytes:
+        """The first product's scale a hundred times too large: everything in front of it becomes 0."""
+        model = onnx.load_from_string(right(fp32, images, options))
+        first = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
+        (scale,) = [value for value in model.graph.initializer if value.name == first.input[1]]
+        scale.CopyFrom(onnx.numpy_helper.from_array(100 * onnx.numpy_helper.to_array(scale), scale.name))
+        return bytes(model.SerializeToString())
+
+    monkeypatch.setattr(precision, "int8_for_tensorrt", wrong)
+    path = save_in(tmp_path, lenet5)
+    options = ExportOptions(
+        Source(path=path), int8=Int8Options(images=16), engines=EngineOptions(), out=tmp_path / "out"
+    )
+    with pytest.raises(
+        gate.Refusal, match=r"^the gate refused int8 for TensorRT: accuracy is 0\.\d+, expected >= "
+    ) as caught:
+        export_bundle(options)
+    assert {name for name, _ in caught.value.result.failures} == {"int8 for TensorRT"}
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_engines_that_cannot_be_built_are_left_out_aloud_or_end_the_export(

@@ -13,7 +13,14 @@ import torch
 from torch import nn
 
 from convexport.export import graph
-from convexport.export.precision import Fp16Emulation, Int8Options, element_types, int8, weight_storage
+from convexport.export.precision import (
+    Fp16Emulation,
+    Int8Options,
+    element_types,
+    int8,
+    int8_for_tensorrt,
+    weight_storage,
+)
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
 from small_checkpoints import untrained
@@ -30,9 +37,10 @@ def test_every_calibration_gives_the_same_bytes_twice_and_says_nothing(
 ) -> None:
     fp32 = graph.to_onnx(lenet5)
     options = Int8Options(method=method)
-    first = int8(fp32, images(), options)
-    assert first == int8(fp32, images(), options)
-    assert element_types(first).compute == {"INT8": 5}
+    for make in (int8, int8_for_tensorrt):
+        first = make(fp32, images(), options)
+        assert first == make(fp32, images(), options)
+        assert element_types(first).compute == {"INT8": 5}
     assert capfd.readouterr() == ("", "")
 
 
@@ -61,12 +69,52 @@ def test_weights_have_a_scale_a_channel_and_excluded_nodes_stay_float(lenet5: Ch
     assert scales["network.3.weight_scale"] == [16]
 
 
+@pytest.mark.usefixtures("traced_once")
+def test_the_graph_for_tensorrt_is_symmetric_and_quantises_what_the_products_read_alone(lenet5: Checkpoint) -> None:
+    fp32 = graph.to_onnx(lenet5)
+    # `activations` is of the graph for CPUs: TensorRT takes one type only.
+    data = int8_for_tensorrt(fp32, images(), Int8Options(activations="uint8"))
+    model = onnx.load_from_string(data)
+    values = {value.name: onnx.numpy_helper.to_array(value) for value in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type in {"QuantizeLinear", "DequantizeLinear"}:
+            zero = values[node.input[2]]
+            assert zero.dtype == np.int8
+            assert not zero.any()
+    products = [node for node in model.graph.node if node.op_type in {"Conv", "Gemm"}]
+    made_by = {output: node.op_type for node in model.graph.node for output in node.output}
+    assert {made_by[source] for node in products for source in node.input[:2]} == {"DequantizeLinear"}
+    assert {values[node.input[2]].dtype for node in products} == {np.dtype(np.float32)}
+    quantised = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert len(quantised) == len(products)
+    assert not {made_by[node.input[0]] for node in quantised} & {"Conv", "Gemm"}
+    before = {item.key: item.value for item in onnx.load_from_string(fp32).metadata_props}
+    assert {item.key: item.value for item in model.metadata_props} == {**before, "convexport.precision": "int8"}
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_both_int8_graphs_answer_as_the_fp32_one_does(lenet5: Checkpoint) -> None:
+    fp32 = graph.to_onnx(lenet5)
+    answers = []
+    for data in (fp32, int8(fp32, images(), Int8Options()), int8_for_tensorrt(fp32, images(), Int8Options())):
+        session = onnxruntime.InferenceSession(data, quiet(), providers=["CPUExecutionProvider"])
+        answers.append(np.asarray(session.run(None, {"images": images(200)[40:]})[0]))
+    for found in answers[1:]:
+        assert float(np.mean(found.argmax(1) == answers[0].argmax(1))) > 0.98
+        assert 0 < float(np.abs(found - answers[0]).max()) < 0.15
+
+
+def quiet() -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return options
+
+
 def test_a_vgg_runs_in_8_bit_kernels_from_the_first_convolution_to_the_last_layer(tmp_path: Path) -> None:
     fp32 = graph.to_onnx(untrained("vgg11"))
     pictures = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
-    options = onnxruntime.SessionOptions()
+    options = quiet()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    options.log_severity_level = 3
     onnxruntime.InferenceSession(int8(fp32, pictures, Int8Options()), options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert kinds.count("QLinearConv") == 8

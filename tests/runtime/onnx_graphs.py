@@ -55,22 +55,24 @@ def float_input() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def quantised(model: bytes) -> bytes:
-    """QDQ around the convolution as TensorRT takes it: int8 with zero points of 0, the bias in float."""
+def quantised(
+    model: bytes, tensors: tuple[str, ...] = ("inner", "kernel", "flat", "weight"), *, zero: object = np.int8(0)
+) -> bytes:
+    """QDQ in front of both products, or on some of their operands, as TensorRT takes it: int8, zero points of 0, biases
+    in float. `zero` is another zero point."""
     import onnx
 
     graph_model = onnx.load_from_string(model)
     graph = graph_model.graph
-    zero = numpy_helper.from_array(np.array(0, np.int8), "zero")
-    graph.initializer.extend([zero, numpy_helper.from_array(np.array(0.02, np.float32), "step")])
-    conv = next(node for node in graph.node if node.op_type == "Conv")
-    position = list(graph.node).index(conv)
-    for name in ("inner", "kernel"):
-        for operator, source, target in (
-            ("QuantizeLinear", name, f"{name}_q"),
-            ("DequantizeLinear", f"{name}_q", f"{name}_dq"),
-        ):
-            graph.node.insert(position, helper.make_node(operator, [source, "step", "zero"], [target]))
-            position += 1
-    conv.input[0], conv.input[1] = "inner_dq", "kernel_dq"
+    step = numpy_helper.from_array(np.array(0.02, np.float32), "step")
+    graph.initializer.extend([numpy_helper.from_array(np.asarray(zero), "zero"), step])
+    for product in [node for node in graph.node if node.op_type in ("Conv", "MatMul")]:
+        for index, name in enumerate(product.input):
+            if name not in tensors:
+                continue
+            position = list(graph.node).index(product)
+            pair = (("QuantizeLinear", name, f"{name}_q"), ("DequantizeLinear", f"{name}_q", f"{name}_dq"))
+            for place, (operator, source, target) in enumerate(pair, position):
+                graph.node.insert(place, helper.make_node(operator, [source, "step", "zero"], [target], name=target))
+            product.input[index] = f"{name}_dq"
     return bytes(graph_model.SerializeToString())

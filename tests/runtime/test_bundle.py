@@ -103,7 +103,7 @@ def test_a_file_that_changes_after_opening_is_not_read(folder: Path) -> None:
 
 def test_a_manifest_of_another_format_is_refused_in_clear_words(folder: Path) -> None:
     change_manifest(folder, format=99)
-    expected = f"{folder}/manifest.json: format 99, but this convexport reads format 1; update convexport"
+    expected = f"{folder}/manifest.json: format 99, but this convexport reads format 2; update convexport"
     assert refusal(folder) == expected
 
 
@@ -112,7 +112,7 @@ def test_an_enormous_manifest_is_not_parsed(folder: Path) -> None:
     assert refusal(folder) == f"{folder}/manifest.json: more than 16,777,216 bytes; export the bundle again"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"format": "1"}', b'{"format": 1}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"format": "2"}', b'{"format": 2}'])
 def test_a_manifest_that_is_none_is_refused(folder: Path, content: bytes) -> None:
     (folder / "manifest.json").write_bytes(content)
     assert refusal(folder).startswith(f"{folder}/manifest.json: ")

@@ -17,6 +17,7 @@ from convexport.runtime.devices import Gpu
 from convexport.runtime.engine_types import check_types, engine_types
 from convexport.runtime.engines import BuildOptions, build_engine, load_tensorrt, plan_targets, profiles, readable
 from convexport.runtime.errors import BackendError, DeviceError, EngineError, UsageError
+from convexport.runtime.manifest import Precision
 from runtime.fake_cuda import FakeTensorRT
 from runtime.onnx_graphs import convolution, float_input, quantised
 
@@ -79,8 +80,62 @@ def test_turing_takes_a_plan_of_its_own_in_fp16() -> None:
 def test_int8_is_built_from_a_qdq_graph() -> None:
     rtx()
     built = build_engine(quantised(convolution()), BuildOptions("int8", batches=(1, 8)))
-    assert built.layer_types["quantize"] == {"int8": 2}
-    assert built.layer_types["dequantize"] == {"fp32": 2}
+    assert built.key.precision == "int8"
+    assert built.layer_types["convolution"] == {"int8": 1}
+    assert built.layer_types["convolution weights"] == {"fp32": 1}  # the bias
+    assert built.layer_types["matrix_multiply"] == {"int8": 1}
+    assert built.layer_types["quantize"] == {"int8": 4}
+    assert built.layer_types["dequantize"] == {"fp32": 4}
+
+
+@pytest.mark.parametrize(
+    ("tensors", "left"),
+    [
+        ((), "convolution"),
+        (("inner", "flat", "weight"), "convolution"),
+        (("kernel", "flat", "weight"), "convolution"),
+        (("inner", "kernel", "flat"), "matrix multiply"),
+        (("inner", "kernel", "weight"), "matrix multiply"),
+    ],
+)
+def test_an_int8_engine_with_a_product_of_floats_is_refused(tensors: tuple[str, ...], left: str) -> None:
+    rtx()
+    model = quantised(convolution(), tensors)
+    assert refusal(model, BuildOptions("int8", name="engines/int8.onnx")) == (
+        f"engines/int8.onnx: an int8 engine was asked for, but 1 of its {left} tensors are fp32; "
+        "build it from the int8 variant"
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_int8_graph_makes_no_engine_of_another_precision(precision: Precision) -> None:
+    rtx()
+    assert refusal(quantised(convolution()), BuildOptions(precision, name="model.onnx")) == (
+        f"model.onnx: an {precision} engine was asked for, but 1 of its convolution tensors are int8; "
+        f"build it from the {precision} variant"
+    )
+
+
+@pytest.mark.parametrize("zero", [np.int8(3), np.uint8(3)])
+def test_an_asymmetric_int8_graph_is_refused_with_the_form_that_is_taken(zero: object) -> None:
+    version = rtx().__version__
+    message = refusal(quantised(convolution(), zero=zero), BuildOptions("int8", name="model.int8.onnx"))
+    assert message.startswith(
+        f"model.int8.onnx: tensorrt_rtx {version} refuses node 'inner_q' (operator QuantizeLinear): "
+    )
+    assert message.endswith(
+        "; it takes int8 with zero points of 0 and float biases only, as convexport --int8 writes it to "
+        "engines/int8.onnx"
+    )
+
+
+def test_turing_takes_no_int8_out_of_a_float32_graph() -> None:
+    version = rtx().__version__
+    options = BuildOptions("int8", compute_capabilities=("7.5",), name="engines/int8.onnx")
+    assert refusal(quantised(convolution()), options) == (
+        f"engines/int8.onnx: tensorrt_rtx {version} built no int8 engine for compute capability 7.5: Cannot compile "
+        "operation 'dense' for Turing (SM75): FP32 GEMM is not supported; take another precision or other targets"
+    )
 
 
 def test_a_target_that_cannot_take_the_precision_gives_tensorrts_reason() -> None:
@@ -122,10 +177,6 @@ def test_an_fp16_engine_with_fp32_convolutions_is_refused() -> None:
         "model.fp32.onnx: an fp32 engine was asked for, but 1 of its convolution tensors are fp16; "
         "build it from the fp32 variant"
     )
-    assert refusal(convolution(), BuildOptions("int8", name="model.int8.onnx")) == (
-        "model.int8.onnx: an int8 engine was asked for, but the graph has no DequantizeLinear node; "
-        "build it from the int8 variant (convexport --int8)"
-    )
 
 
 def test_weights_and_matrix_products_count_as_well() -> None:
@@ -133,7 +184,10 @@ def test_weights_and_matrix_products_count_as_well() -> None:
         check_types({"convolution": {"fp16": 1}, "convolution weights": {"fp32": 2}}, "fp16", "x")
     with pytest.raises(EngineError, match="1 of its matrix multiply tensors are fp32"):
         check_types({"matrix_multiply": {"fp16": 3, "fp32": 1}}, "fp16", "x")
+    with pytest.raises(EngineError, match="3 of its convolution tensors are fp16"):
+        check_types({"convolution": {"fp16": 3, "int8": 5}}, "int8", "x")
     check_types({"convolution": {"fp16": 1}, "elementwise": {"fp32": 3}, "softmax": {"fp32": 1}}, "fp16", "x")
+    check_types({"convolution": {"int8": 1}, "convolution weights": {"fp32": 1}}, "int8", "x")
 
 
 @pytest.mark.parametrize("model", [b"", b"xx", b"no onnx at all", convolution()[:400]])

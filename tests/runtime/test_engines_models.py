@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from convexport.runtime.engines import BuildOptions, build_engine
@@ -13,6 +14,8 @@ pytest.importorskip("tensorrt_rtx", reason="needs the extra tensorrt-rtx")
 torch = pytest.importorskip("torch", reason="needs the extra export")
 
 from convexport.export.graph import to_onnx  # noqa: E402
+from convexport.export.precision import Int8Options, int8, int8_for_tensorrt  # noqa: E402
+from convexport.runtime.errors import EngineError  # noqa: E402
 from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalisation  # noqa: E402
 from convexport.training import models  # noqa: E402
 from convexport.training.checkpoint import FORMAT, Checkpoint, Header  # noqa: E402
@@ -27,10 +30,18 @@ def graph() -> Callable[[str, str], bytes]:
 
     def make(name: str, precision: str) -> bytes:
         if (name, precision) not in made:
-            made[name, precision] = to_onnx(checkpoint(name), precision)  # type: ignore[arg-type]
+            if precision == "int8":
+                made[name, precision] = int8_for_tensorrt(make(name, "fp32"), pictures(name), Int8Options())
+            else:
+                made[name, precision] = to_onnx(checkpoint(name), precision)  # type: ignore[arg-type]
         return made[name, precision]
 
     return make
+
+
+def pictures(name: str) -> np.ndarray:
+    shape = SHAPES[name]
+    return np.random.default_rng(0).integers(0, 256, (16, shape.height, shape.width, shape.channels), dtype=np.uint8)
 
 
 def checkpoint(name: str) -> Checkpoint:
@@ -73,6 +84,28 @@ def test_the_networks_build_in_their_precision_for_any_batch(
         assert without_numbers(again) == without_numbers(built.plan)
     else:
         assert again == built.plan
+
+
+@pytest.mark.parametrize("name", ["lenet5", "vgg11"])
+def test_the_networks_build_in_int8_for_any_batch(name: str, graph: Callable[[str, str], bytes]) -> None:
+    model = graph(name, "int8")
+    built = build_engine(model, BuildOptions("int8"))
+    assert built.layer_types["convolution"] == {"int8": CONVOLUTIONS[name]}
+    assert built.layer_types["matrix_multiply"].keys() == {"int8"}
+    # Biases; VGG11's are zeros as they are drawn, and the exporter leaves those out.
+    assert built.layer_types.get("convolution weights") == {"lenet5": {"fp32": 3}, "vgg11": None}[name]
+    assert built.key.compute_capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
+    assert built.key.profiles == ((1, 1, 1), (2, 32, 32), (33, 256, 256))
+    if name == "vgg11":  # its weights outweigh the code: 8 bits each
+        assert 9_220_000 < len(built.plan) < 0.9 * len(graph(name, "fp16"))
+
+
+def test_the_int8_graph_for_cpus_makes_no_engine(graph: Callable[[str, str], bytes]) -> None:
+    for_cpus = int8(graph("lenet5", "fp32"), pictures("lenet5"), Int8Options())
+    with pytest.raises(
+        EngineError, match=r"refuses node 'network\.\d+\.bias_DequantizeLinear' .* input has type Int32"
+    ):
+        build_engine(for_cpus, BuildOptions("int8"))
 
 
 def without_numbers(plan: bytes) -> bytes:

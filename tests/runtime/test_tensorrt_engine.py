@@ -21,7 +21,7 @@ from convexport.runtime.cuda import Cuda
 from convexport.runtime.devices import Device, Gpu
 from convexport.runtime.engine_cache import EngineCache
 from convexport.runtime.errors import BackendError, BundleError, DeviceError, EngineError
-from convexport.runtime.manifest import Engine, EngineKey, File, Input, decode, encode
+from convexport.runtime.manifest import Engine, EngineGraph, EngineKey, File, Input, Precision, decode, encode
 from runtime.bundles import make_bundle
 from runtime.fake_cuda import FakeCudaRuntime, FakeTensorRT, classify, fake_plan
 
@@ -39,8 +39,8 @@ class Workshop:
         self.notes: list[str] = []
         self.known: set[str] = set()
 
-    def request(self, **more: Any) -> EngineRequest:
-        return EngineRequest(open_bundle(self.bundle), "fp16", note=self.notes.append, **more)
+    def request(self, precision: Precision = "fp16", **more: Any) -> EngineRequest:
+        return EngineRequest(open_bundle(self.bundle), precision, note=self.notes.append, **more)
 
     def key(self, **changes: object) -> EngineKey:
         onnx = hashlib.sha256((self.bundle / "model.fp16.onnx").read_bytes()).hexdigest()
@@ -68,6 +68,20 @@ class Workshop:
         )
         path.write_bytes(encode(manifest))
         self.known.add(file.sha256)
+
+    def add_int8(self, graph: bytes | None) -> None:
+        """Gives the bundle an int8 variant, and `graph` as what TensorRT takes in its place."""
+        path = self.bundle / "manifest.json"
+        manifest = decode(path.read_bytes())
+        variant, files = manifest.variants["fp32"], manifest.files
+        if graph is not None:
+            (self.bundle / "engines").mkdir()
+            (self.bundle / "engines/int8.onnx").write_bytes(graph)
+            engine_graph = EngineGraph(file="engines/int8.onnx", verification=variant.verification)
+            variant = msgspec.structs.replace(variant, engine_graph=engine_graph)
+            files = {**files, engine_graph.file: File(bytes=len(graph), sha256=hashlib.sha256(graph).hexdigest())}
+        variants = {**manifest.variants, "int8": variant}
+        path.write_bytes(encode(msgspec.structs.replace(manifest, variants=variants, files=files)))
 
     def cached_plan(self) -> Path:
         (plan,) = (self.cache / "engines").glob("*.plan")
@@ -239,6 +253,27 @@ def test_who_may_not_build_takes_what_is_there_or_hears_how_to_build(workshop: W
     )
     build_ahead(workshop.request())
     workshop.classify_pictures(may_build=False)
+
+
+def test_an_int8_engine_is_built_from_the_graph_that_the_bundle_holds_for_tensorrt(workshop: Workshop) -> None:
+    workshop.add_int8(b"an ONNX graph that TensorRT takes")
+    plan = build_ahead(workshop.request(precision="int8"))
+    assert plan.key.onnx_sha256 == hashlib.sha256(b"an ONNX graph that TensorRT takes").hexdigest()
+    assert workshop.notes == ["building a tensorrt engine from engines/int8.onnx; later starts take it from the cache"]
+    workshop.add_engine(fake_plan(), workshop.key(precision="int8", onnx_sha256=plan.key.onnx_sha256))
+    assert workshop.classify_pictures(precision="int8") == "the bundle's engines/0.plan"
+
+
+def test_an_int8_variant_for_cpus_alone_never_reaches_tensorrt(workshop: Workshop) -> None:
+    workshop.add_int8(None)
+    for may_build in (True, False):
+        with pytest.raises(EngineError) as caught:
+            open_backend(workshop.request(precision="int8", may_build=may_build))
+        assert str(caught.value) == (
+            "tiny: its int8 variant is quantised for CPUs, and it holds no int8 graph for TensorRT; take --precision "
+            "fp16, or export it again with --int8 and without --no-tensorrt"
+        )
+    assert workshop.trt.builds == 0
 
 
 def test_without_a_gpu_nothing_is_built(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def parser() -> terminal.Parser:
     add("--dataset", metavar="NAME", help="what it was trained on, if not the network's usual one; a name or a folder")
     add("--checkpoint", type=Path, metavar="FILE", help="checkpoints/MODEL-DATASET.safetensors, or a .pth")
     add("--fp16", action="store_true", help="an FP16 variant, for GPUs")
-    add("--int8", action="store_true", help="an INT8 variant, for CPUs, calibrated on training images")
+    add("--int8", action="store_true", help="an INT8 variant, calibrated on training images")
     add("--verify-images", type=_count, metavar="N|all", help="labelled test images the gate measures (2000)")
     add("--out", type=Path, default=Path("bundles"), metavar="DIR", help="where the bundle goes (bundles)")
     add("--data", metavar="DIR", help="root of the data sets ($CONVEXPORT_DATA, else data)")
@@ -204,13 +204,13 @@ def _summary(result: ExportResult) -> None:
     found = manifest.variants["fp32"].verification
     terminal.result(f"compared with torch float32 on {found.images_kind}")
     rows = []
-    for name, variant in manifest.variants.items():
-        check = variant.verification
-        rate = variant.images_per_second
+    for name, graph in manifest.graphs.items():
+        check = graph.verification
+        rate = manifest.variants[name].images_per_second if name in manifest.variants else None
         rows.append(
             (
                 name,
-                f"{manifest.files[variant.file].bytes:,}",
+                f"{manifest.files[graph.file].bytes:,}",
                 _share(check.accuracy),
                 _share(check.agreement),
                 f"{check.max_abs_difference:.2g}",
@@ -227,8 +227,8 @@ def _summary(result: ExportResult) -> None:
             f"engine      {engine.file}  {manifest.files[engine.file].bytes:,} bytes, {key.precision} for compute "
             f"capability {', '.join(key.compute_capabilities)}, {where}"
         )
-    for name, variant in manifest.variants.items():
-        _flips(name, variant.verification)
+    for name, graph in manifest.graphs.items():
+        _flips(name, graph.verification)
     if found.accuracy is None:
         from convexport.export.card import recorded
 

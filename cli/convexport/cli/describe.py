@@ -5,7 +5,7 @@ from __future__ import annotations
 from convexport.cli.terminal import table
 from convexport.cli.text_lines import printable
 from convexport.runtime.bundle import Bundle
-from convexport.runtime.manifest import Engine, Manifest, Variant
+from convexport.runtime.manifest import Engine, EngineGraph, Manifest, Variant
 
 _FRAMING = {
     "crop": "the middle of the picture, scaled",
@@ -19,7 +19,7 @@ def describe(bundle: Bundle) -> list[str]:
     manifest = bundle.manifest
     lines = [f"{name:<12}  {value}" for name, value in _facts(manifest)]
     headers = ("variant", "file", "MB", "accuracy", "agreement", "max |Δp|", "measured on", "by")
-    lines += ["", *table(headers, [_variant(name, variant, manifest) for name, variant in manifest.variants.items()])]
+    lines += ["", *table(headers, [_graph(name, graph, manifest) for name, graph in manifest.graphs.items()])]
     if manifest.engines:
         lines += [
             "",
@@ -53,12 +53,12 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     return facts
 
 
-def _variant(name: str, variant: Variant, manifest: Manifest) -> tuple[str, ...]:
-    gate = variant.verification
+def _graph(name: str, graph: Variant | EngineGraph, manifest: Manifest) -> tuple[str, ...]:
+    gate = graph.verification
     return (
         name,
-        variant.file,
-        _megabytes(manifest, variant.file),
+        graph.file,
+        _megabytes(manifest, graph.file),
         "-" if gate.accuracy is None else _percent(gate.accuracy),
         _percent(gate.agreement),
         f"{gate.max_abs_difference:.1e}",

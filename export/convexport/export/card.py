@@ -10,7 +10,12 @@ FRAMING = {
     "pad": "the longer side is scaled and the rest is black",
     "stretch": "both sides are scaled",
 }
-RUNS_ON = {"fp32": "CPU", "fp16": "GPU", "int8": "CPU, where it was measured faster than fp32"}
+RUNS_ON = {
+    "fp32": "CPU",
+    "fp16": "GPU",
+    "int8": "CPU, where it was measured faster than fp32",
+    "int8 for TensorRT": "GPU, in engines built from it",
+}
 
 
 def card(manifest: Manifest) -> str:
@@ -63,11 +68,11 @@ def _variants(manifest: Manifest) -> list[str]:
         "| variant | size | accuracy | agreement with torch | largest difference of a probability | for |",
         "| --- | ---: | ---: | ---: | ---: | --- |",
     ]
-    for precision, variant in manifest.variants.items():
-        found = variant.verification
+    for name, graph in manifest.graphs.items():
+        found = graph.verification
         lines.append(
-            f"| {precision} | {manifest.files[variant.file].bytes:,} bytes | {accuracy_text(found)} | "
-            f"{found.agreement:.2%} | {found.max_abs_difference:.2g} | {RUNS_ON[precision]} |"
+            f"| {name} | {manifest.files[graph.file].bytes:,} bytes | {accuracy_text(found)} | "
+            f"{found.agreement:.2%} | {found.max_abs_difference:.2g} | {RUNS_ON[name]} |"
         )
     return lines
 

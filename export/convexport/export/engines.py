@@ -1,21 +1,21 @@
-"""TensorRT engines of a draft: of its fp16 variant where there is one, else of fp32. Built here, kept raw."""
+"""TensorRT engines of a draft: of its best precision for a GPU, and of INT8 where it has that. Built here, kept raw."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from convexport.export.writer import Draft
 from convexport.runtime.engines import BuildOptions, BuiltEngine, build_engine, load_tensorrt, plan_targets
 from convexport.runtime.errors import BackendError, DeviceError, EngineError
-from convexport.runtime.manifest import Engine, Precision
+from convexport.runtime.manifest import Engine, Precision, Variant
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Which engines. `required` ends the export where none can be built, in place of a line that says why.
+    """Which engines. `required` ends the export where one of them cannot be built, in place of a line that says why.
 
     `flavour` None takes what is installed, `compute_capabilities` empty what one plan can hold.
     """
@@ -26,26 +26,41 @@ class EngineOptions:
 
 
 def build_engines(
-    draft: Draft, graphs: dict[Precision, bytes], options: EngineOptions, progress: Progress
+    draft: Draft, variants: dict[Precision, Variant], options: EngineOptions, progress: Progress
 ) -> tuple[Engine, ...]:
-    """Builds and writes the engines. Raises `BackendError` or `EngineError` where they are required."""
-    precision: Precision = "fp16" if "fp16" in graphs else "fp32"
+    """Builds and writes the engines of the fp16 variant, else of fp32, and of int8 where there is one.
+
+    Raises `BackendError`, `DeviceError` or `EngineError` where they are required.
+    """
     try:
         load_tensorrt(options.flavour)
-        # A flavour that is not RTX builds for this machine's GPU when no target is named.
-        targets = plan_targets(options.compute_capabilities) or ((),)
-        built = [_build(graphs[precision], precision, options.flavour, target) for target in targets]
-    except (BackendError, DeviceError, EngineError) as error:
+    except BackendError as error:
         if options.required:
             raise
         progress(f"engines     left out: {error}")
         return ()
-    return tuple(_write(draft, engine, progress) for engine in built)
+    wanted: tuple[Precision, ...] = ("fp16" if "fp16" in variants else "fp32", "int8")
+    engines: list[Engine] = []
+    for precision in wanted:
+        if precision in variants:
+            engines += _build(draft, precision, variants[precision].engine_file, options, progress)
+    return tuple(engines)
 
 
-def _build(graph: bytes, precision: Precision, flavour: str | None, targets: tuple[str, ...]) -> BuiltEngine:
-    name = f"model.{precision}.onnx"
-    return build_engine(graph, BuildOptions(precision, flavour, compute_capabilities=targets, name=name))
+def _build(draft: Draft, precision: Precision, graph: str, options: EngineOptions, progress: Progress) -> list[Engine]:
+    """The engines of one precision, all or none."""
+    # A flavour that is not RTX builds for this machine's GPU when no target is named.
+    targets = plan_targets(options.compute_capabilities) or ((),)
+    common = BuildOptions(precision, options.flavour, name=graph)
+    data = (draft.path / graph).read_bytes()
+    try:
+        built = [build_engine(data, replace(common, compute_capabilities=target)) for target in targets]
+    except (DeviceError, EngineError) as error:
+        if options.required:
+            raise
+        progress(f"engine      {precision} left out: {error}")
+        return []
+    return [_write(draft, engine, progress) for engine in built]
 
 
 def _write(draft: Draft, built: BuiltEngine, progress: Progress) -> Engine:

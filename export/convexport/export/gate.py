@@ -18,8 +18,9 @@ from convexport.export import measures
 from convexport.export.limits import LIMITS
 from convexport.export.measures import Reference, Served
 from convexport.export.precision import ElementTypes
+from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from convexport.runtime.classifier import Classifier
-from convexport.runtime.devices import gpus
+from convexport.runtime.devices import Device, gpus
 from convexport.runtime.errors import DeviceError, GateRefused, UnavailableError
 from convexport.runtime.manifest import Manifest, Measure, Precision, Verification
 from convexport.training.checkpoint import Checkpoint
@@ -38,20 +39,23 @@ class Refusal(GateRefused):
 
 @dataclass(frozen=True)
 class GateResult:
-    """What the gate measured on each variant, and on each engine by its file where a GPU could run it.
+    """What the gate measured on each variant, on the graph that TensorRT takes in its place, and on each engine by its
+    file where a GPU could run it.
 
     `rates` are images/s on the CPU, `details` go to `Variant.details`.
     """
 
     verifications: dict[Precision, Verification]
+    engine_graphs: dict[Precision, Verification]
     engines: dict[str, Verification]
     rates: dict[Precision, float]
     details: dict[Precision, dict[str, Any]]
 
     @property
     def everything(self) -> dict[str, Verification]:
-        """Variants by precision, then engines by file."""
+        """Variants by precision, their graphs for TensorRT, then engines by file."""
         everything: dict[str, Verification] = dict(self.verifications.items())
+        everything |= {f"{precision} for TensorRT": found for precision, found in self.engine_graphs.items()}
         return everything | self.engines
 
     @property
@@ -81,12 +85,12 @@ class GateResult:
 class Case:
     """What stands before the gate: a draft of a bundle, and the checkpoint with torch's answers that it must match.
 
-    `dataset` is None where no labelled test set is at hand.
+    `types` are those of each ONNX file by its name; `dataset` is None where no labelled test set is at hand.
     """
 
     folder: Path
     manifest: Manifest
-    types: dict[Precision, ElementTypes]
+    types: dict[str, ElementTypes]
     checkpoint: Checkpoint
     expected: Reference
     dataset: Dataset | None
@@ -103,7 +107,8 @@ def judge(case: Case, progress: Progress) -> GateResult:
             served[precision] = Served(classifier, case.expected.classes)
         for precision, variant in served.items():
             runner = _on_gpu(case, stack, progress) if precision == "fp16" else None
-            verifications[precision] = _verify(case, precision, runner or variant)
+            file = case.manifest.variants[precision].file
+            verifications[precision] = _verify(case, precision, runner or variant, file)
             if precision == "fp16":
                 verifications[precision], emulation = measures.with_fp16_storage(
                     verifications[precision], case.checkpoint, case.expected
@@ -111,7 +116,8 @@ def judge(case: Case, progress: Progress) -> GateResult:
                 details[precision] = {"fp16_storage": emulation.details()}
             progress(f"gate {precision:<7}{summary(verifications[precision])}")
         rates = measures.images_per_second(served, case.expected.sample.images)
-    return GateResult(verifications, _verify_engines(case, progress), rates, details)
+    graphs = _verify_engine_graphs(case, progress)
+    return GateResult(verifications, graphs, _verify_engines(case, progress), rates, details)
 
 
 def summary(found: Verification) -> str:
@@ -142,6 +148,21 @@ def _on_gpu(case: Case, stack: ExitStack, progress: Progress) -> Served | None:
     return Served(stack.enter_context(classifier), case.expected.classes)
 
 
+def _verify_engine_graphs(case: Case, progress: Progress) -> dict[Precision, Verification]:
+    """The graphs that TensorRT takes in place of a variant, run by ONNX Runtime: the same numbers in 8 bits."""
+    verifications: dict[Precision, Verification] = {}
+    for precision, variant in case.manifest.variants.items():
+        if variant.engine_graph is None:
+            continue
+        model = (case.folder / variant.engine_file).read_bytes()
+        cpu = OnnxRuntimeBackend(model, device=Device("cpu"), precision=precision, max_batch=measures.MAX_BATCH)
+        classes = case.expected.classes
+        with Classifier(case.folder, backend=cpu, batch=measures.MAX_BATCH, top=len(classes)) as classifier:
+            verifications[precision] = _verify(case, precision, Served(classifier, classes), variant.engine_file)
+        progress(f"gate {precision} for TensorRT: {summary(verifications[precision])}")
+    return verifications
+
+
 def _verify_engines(case: Case, progress: Progress) -> dict[str, Verification]:
     """The engines that were built for this machine's GPU; without one none can be loaded."""
     verifications: dict[str, Verification] = {}
@@ -163,14 +184,15 @@ def _verify_engines(case: Case, progress: Progress) -> dict[str, Verification]:
             progress(f"gate engine {engine.file}: not run here ({str(error).partition(';')[0]})")
             continue
         with classifier:
-            found = _verify(case, key.precision, Served(classifier, case.expected.classes))
+            served = Served(classifier, case.expected.classes)
+            found = _verify(case, key.precision, served, case.manifest.variants[key.precision].engine_file)
         progress(f"gate engine {engine.file}: {summary(found)}")
         verifications[engine.file] = found
     return verifications
 
 
-def _verify(case: Case, precision: Precision, served: Served) -> Verification:
-    found = measures.verify(precision, served, case.expected, case.types[precision])
+def _verify(case: Case, precision: Precision, served: Served, file: str) -> Verification:
+    found = measures.verify(precision, served, case.expected, case.types[file])
     extra: list[Measure] = []
     if case.manifest.golden:
         files = [case.folder / golden.file for golden in case.manifest.golden]

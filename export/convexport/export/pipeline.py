@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,17 @@ from convexport.export.precision import ElementTypes, Int8Options
 from convexport.export.source import Source, labelled_set, load_checkpoint
 from convexport.runtime.bundle import open_bundle
 from convexport.runtime.errors import DatasetError
-from convexport.runtime.manifest import FORMAT, Golden, Manifest, Model, Precision, Provenance, Variant, Verification
+from convexport.runtime.manifest import (
+    FORMAT,
+    EngineGraph,
+    Golden,
+    Manifest,
+    Model,
+    Precision,
+    Provenance,
+    Variant,
+    Verification,
+)
 from convexport.training import models
 from convexport.training.checkpoint import Checkpoint
 from convexport.training.datasets import Dataset
@@ -59,11 +69,12 @@ class ExportResult:
 
 @dataclass(frozen=True)
 class _Built:
-    """One variant's file, and what is known of it before the gate."""
+    """One ONNX file, and what is known of it before the gate. `engine_graph` is what TensorRT takes in its place."""
 
     data: bytes
     types: ElementTypes
     details: dict[str, Any] = field(default_factory=dict)
+    engine_graph: _Built | None = None
 
 
 def export_bundle(options: ExportOptions, progress: Progress = lambda line: None) -> ExportResult:
@@ -80,11 +91,10 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
     with writer.drafting(target) as draft:
         manifest = _draft(draft, target.name, checkpoint, built, expected)
         if options.engines is not None:
-            graphs: dict[Precision, bytes] = {name: variant.data for name, variant in built.items()}
-            engines = build_engines(draft, graphs, options.engines, progress)
+            engines = build_engines(draft, manifest.variants, options.engines, progress)
             manifest = msgspec.structs.replace(manifest, engines=engines, files=dict(draft.files))
         draft.describe(manifest)
-        types: dict[Precision, ElementTypes] = {name: variant.types for name, variant in built.items()}
+        types = {file: found.types for file, found in _files(built).items()}
         result = gate.judge(gate.Case(draft.path, manifest, types, checkpoint, expected, dataset), progress)
         result.refuse()
         manifest = _verified(manifest, result)
@@ -146,24 +156,50 @@ def _build(
     checkpoint: Checkpoint, dataset: Dataset | None, options: ExportOptions, progress: Progress
 ) -> dict[Precision, _Built]:
     """Every variant's file, fp32 first."""
-    files: dict[Precision, tuple[bytes, dict[str, Any]]] = {"fp32": (graph.to_onnx(checkpoint), {})}
+    built: dict[Precision, _Built] = {"fp32": _built(graph.to_onnx(checkpoint))}
     if options.fp16:
-        files["fp16"] = (graph.to_onnx(checkpoint, "fp16"), {})
+        built["fp16"] = _built(graph.to_onnx(checkpoint, "fp16"))
     if options.int8 is not None:
         if dataset is None:
             raise DatasetError(
                 "int8 is calibrated on training images, and there are none; name their folder with --data"
             )
-        chosen = samples.stratified(dataset.train.labels, options.int8.images)
-        details = {"calibration": msgspec.to_builtins(options.int8), "calibrated_on": f"{dataset.title} training set"}
-        files["int8"] = (precision.int8(files["fp32"][0], dataset.train.images[chosen], options.int8), details)
-    built: dict[Precision, _Built] = {}
-    for name, (data, details) in files.items():
-        types = precision.element_types(data)
-        built[name] = _Built(data, types, {"element_types": msgspec.to_builtins(types), **details})
-        weights = ", ".join(f"{count} {kind}" for kind, count in types.compute.items())
-        progress(f"{name:<12}{len(data):,} bytes, layers: {weights}")
+        built["int8"] = _int8(built["fp32"].data, dataset, options.int8, for_tensorrt=options.engines is not None)
+    for name, variant in built.items():
+        progress(f"{name:<12}{_size_and_layers(variant)}")
+        if variant.engine_graph:
+            progress(f"{'':<12}{_size_and_layers(variant.engine_graph)}, for TensorRT")
     return built
+
+
+def _built(data: bytes, **details: Any) -> _Built:
+    types = precision.element_types(data)
+    return _Built(data, types, {"element_types": msgspec.to_builtins(types), **details})
+
+
+def _int8(fp32: bytes, dataset: Dataset, options: Int8Options, *, for_tensorrt: bool) -> _Built:
+    """The graph for CPUs, and with it the one that TensorRT takes, calibrated on the same images."""
+    images = dataset.train.images[samples.stratified(dataset.train.labels, options.images)]
+    details = {"calibration": msgspec.to_builtins(options), "calibrated_on": f"{dataset.title} training set"}
+    found = _built(precision.int8(fp32, images, options), **details)
+    if not for_tensorrt:
+        return found
+    return replace(found, engine_graph=_built(precision.int8_for_tensorrt(fp32, images, options)))
+
+
+def _size_and_layers(built: _Built) -> str:
+    layers = ", ".join(f"{count} {kind}" for kind, count in built.types.compute.items())
+    return f"{len(built.data):,} bytes, layers: {layers}"
+
+
+def _files(built: dict[Precision, _Built]) -> dict[str, _Built]:
+    """Every ONNX file by its place in the bundle."""
+    files = {f"model.{kind}.onnx": variant for kind, variant in built.items()}
+    return files | {_engine_file(kind): found.engine_graph for kind, found in built.items() if found.engine_graph}
+
+
+def _engine_file(kind: Precision) -> str:
+    return f"engines/{kind}.onnx"
 
 
 def _draft(
@@ -171,8 +207,8 @@ def _draft(
 ) -> Manifest:
     """Writes the graphs, labels and golden images -> a manifest without measurements, for the runtime to open."""
     header = checkpoint.header
-    for kind, variant in built.items():
-        draft.write(f"model.{kind}.onnx", variant.data)
+    for file, found in _files(built).items():
+        draft.write(file, found.data)
     draft.write("labels.txt", "".join(f"{label}\n" for label in header.classes["en"]).encode())
     golden = []
     for number, row in enumerate(samples.golden_rows(expected.probabilities, expected.sample.images, header.input)):
@@ -212,6 +248,7 @@ def _provenance(checkpoint: Checkpoint) -> Provenance:
 
 def _unverified(kind: Precision, variant: _Built) -> Variant:
     model = onnx.load_from_string(variant.data)
+    engine_graph = variant.engine_graph
     nothing = Verification(
         method=("not-run",),
         backend="none",
@@ -231,6 +268,9 @@ def _unverified(kind: Precision, variant: _Built) -> Variant:
         golden_tolerance=LIMITS[kind].golden,
         verification=nothing,
         details=variant.details,
+        engine_graph=EngineGraph(file=_engine_file(kind), verification=nothing, details=engine_graph.details)
+        if engine_graph
+        else None,
     )
 
 
@@ -242,6 +282,8 @@ def _verified(manifest: Manifest, result: gate.GateResult) -> Manifest:
             verification=result.verifications[kind],
             images_per_second=result.rates[kind],
             details={**variant.details, **result.details.get(kind, {})},
+            engine_graph=variant.engine_graph
+            and msgspec.structs.replace(variant.engine_graph, verification=result.engine_graphs[kind]),
         )
         for kind, variant in manifest.variants.items()
     }

@@ -1,13 +1,15 @@
 """FP16 and INT8 variants, and what FP16 storage does to every tensor.
 
-FP16 lives in the graph (`graph.to_onnx(checkpoint, "fp16")`): the network in half inside a float32 shell. INT8 is a QDQ
-graph made from the fp32 one by onnxruntime's static quantisation: the front shell stays float, weights are signed and
-have a scale a channel. A CPU computes an FP16 graph in float32, so what FP16 does is found by `Fp16Emulation`.
+FP16 lives in the graph (`graph.to_onnx(checkpoint, "fp16")`): the network in half inside a float32 shell. A CPU
+computes it in float32, so what FP16 does is found by `Fp16Emulation`. INT8 is a QDQ graph made from the fp32 one by
+onnxruntime's static quantisation: the front shell stays float, weights are signed and have a scale a channel. It has
+two forms, since TensorRT refuses what makes a CPU fast (docs/decisions/0011).
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import tempfile
 from collections import Counter
@@ -34,11 +36,15 @@ CALIBRATION_BATCH = 16
 QUANTISED = ("Conv", "Gemm", "MaxPool", "AveragePool", "Reshape", "Relu", "Tanh", "Selu")
 # Where the arithmetic is: these nodes must compute in the precision that the variant is named for.
 COMPUTE = ("Conv", "Gemm", "MatMul")
+# TensorRT's parser takes zero points of 0 and float biases only. Only what the products read is quantised: TensorRT
+# computes bias, activation and pooling with the product that they follow, and a quantisation between would part them.
+FOR_TENSORRT = {"ActivationSymmetric": True, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": [*COMPUTE]}
 
 
 @dataclass(frozen=True)
 class Int8Options:
-    """How the INT8 variant is calibrated. `images` training pictures; `exclude` names nodes that stay float."""
+    """How INT8 is calibrated. `images` training pictures; `exclude` names nodes that stay float; `activations` is the
+    type of those in the graph for CPUs."""
 
     method: CalibrationMethod = "minmax"
     images: int = 256
@@ -48,7 +54,19 @@ class Int8Options:
 
 
 def int8(fp32: bytes, images: NDArray[np.uint8], options: Int8Options) -> bytes:
-    """The QDQ variant of an fp32 graph, calibrated on `images` uint8 [N, H, W, C]; always the same bytes."""
+    """The QDQ variant of an fp32 graph for CPUs, calibrated on `images` uint8 [N, H, W, C]; always the same bytes."""
+    return _quantised(fp32, images, options, operators=QUANTISED, extra={})
+
+
+def int8_for_tensorrt(fp32: bytes, images: NDArray[np.uint8], options: Int8Options) -> bytes:
+    """As `int8`, symmetric: the graph that TensorRT takes and builds its INT8 engines from."""
+    signed = dataclasses.replace(options, activations="int8")
+    return _quantised(fp32, images, signed, operators=COMPUTE, extra=FOR_TENSORRT)
+
+
+def _quantised(
+    fp32: bytes, images: NDArray[np.uint8], options: Int8Options, *, operators: tuple[str, ...], extra: dict[str, Any]
+) -> bytes:
     from onnxruntime import quantization as q
 
     methods = {
@@ -61,7 +79,7 @@ def int8(fp32: bytes, images: NDArray[np.uint8], options: Int8Options) -> bytes:
     # Shapes are inferred and batch norms folded already, which is all that the library's own preparation would do.
     set_properties(model, {**properties, "onnx.quant.pre_process": "onnxruntime.quant"})
     # A stride of one batch bounds the memory that calibration takes.
-    extra: dict[str, Any] = {"CalibStridedMinMax": 1}
+    extra = {"CalibStridedMinMax": 1, **extra}
     if options.method == "percentile":
         extra["CalibPercentile"] = options.percentile
     with tempfile.TemporaryDirectory(prefix="convexport-") as folder:
@@ -75,7 +93,7 @@ def int8(fp32: bytes, images: NDArray[np.uint8], options: Int8Options) -> bytes:
                 per_channel=True,
                 activation_type=q.QuantType.QUInt8 if options.activations == "uint8" else q.QuantType.QInt8,
                 weight_type=q.QuantType.QInt8,
-                op_types_to_quantize=list(QUANTISED),
+                op_types_to_quantize=list(operators),
                 nodes_to_exclude=list(options.exclude),
                 calibrate_method=methods[options.method],
                 extra_options=extra,

@@ -13,33 +13,44 @@ _COMPUTE = ("convolution", "deconvolution", "matrix_multiply")
 
 
 def network_types(trt: Any, network: Any) -> dict[str, dict[str, int]]:
-    """Element types of every layer's outputs and weights: {"convolution": {"fp16": 8}, "convolution weights": ...}."""
+    """Element types of every layer's outputs and weights: {"convolution": {"fp16": 8}, "convolution weights": ...}.
+
+    A convolution or matrix product is `int8` where both of its operands come from 8 bits, whatever type the graph
+    gives its output: so explicit quantisation writes it, and from that TensorRT makes one operation in 8 bits.
+    """
     counts: dict[str, Counter[str]] = {}
-    for index in range(network.num_layers):
-        layer = network.get_layer(index)
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    eight_bit = {layer.get_output(0).name for layer in layers if _dequantises(layer)}
+    for layer in layers:
         kind = layer.type.name.lower()
+        quantised = kind in _COMPUTE and _multiplies(layer, eight_bit)
         for output in range(layer.num_outputs):
-            counts.setdefault(kind, Counter())[type_name(layer.get_output(output).dtype)] += 1
+            found = "int8" if quantised else type_name(layer.get_output(output).dtype)
+            counts.setdefault(kind, Counter())[found] += 1
         if kind in ("convolution", "deconvolution"):
             # The parser hands out bare ILayers; NVIDIA's own tools look at the weights in this way.
             layer.__class__ = trt.IConvolutionLayer if kind == "convolution" else trt.IDeconvolutionLayer
             for weights in (layer.kernel, layer.bias):
-                if weights.size:  # an INT8 kernel is no weight of the layer but comes from a DequantizeLinear
+                if weights.size:  # an INT8 kernel is no weight of the layer but its second operand
                     counts.setdefault(f"{kind} weights", Counter())[type_name(weights.dtype)] += 1
     return {kind: dict(sorted(counts[kind].items())) for kind in sorted(counts)}
 
 
+def _dequantises(layer: Any) -> bool:
+    return layer.type.name == "DEQUANTIZE" and type_name(layer.get_input(0).dtype) == "int8"
+
+
+def _multiplies(layer: Any, tensors: set[str]) -> bool:
+    """Whether both operands are among `tensors`. A layer with weights of its own has one operand only."""
+    operands = [layer.get_input(index) for index in range(layer.num_inputs)][:2]
+    return len(operands) == 2 and all(operand is not None and operand.name in tensors for operand in operands)
+
+
 def check_types(layer_types: dict[str, dict[str, int]], precision: str, name: str) -> None:
     """Raises `EngineError` where the parsed network does not compute in the precision that was asked for."""
-    if precision == "int8":
-        if "dequantize" not in layer_types:
-            raise EngineError(
-                f"{name}: an int8 engine was asked for, but the graph has no DequantizeLinear node; "
-                "build it from the int8 variant (convexport --int8)"
-            )
-        return
     for kind in _COMPUTE:
-        for what in (kind, f"{kind} weights"):
+        # In INT8 the weights that are left to a layer are its biases: float, beside sums of 32 bits.
+        for what in (kind,) if precision == "int8" else (kind, f"{kind} weights"):
             for found, count in layer_types.get(what, {}).items():
                 if found != precision:
                     raise EngineError(

@@ -118,8 +118,9 @@ def engine_key(onnx_sha256: str, options: BuildOptions, module: Any) -> EngineKe
 def build_engine(onnx_bytes: bytes, options: BuildOptions, progress: BuildProgress | None = None) -> BuiltEngine:
     """ONNX bytes (input `images`, uint8 [batch, H, W, C]) -> a plan. Raises `EngineError` with the node or the reason.
 
-    The same bytes, options and version of TensorRT for RTX give the same plan, byte for byte in fp16. In fp32 with a
-    range of batches the builder numbers names inside the plan (`__mye1234`) by memory addresses; nothing else moves.
+    INT8 wants a symmetric graph: the parser takes unsigned activations for signed ones where all zero points are 0. The
+    same bytes, options and version of TensorRT for RTX give the same plan, byte for byte in fp16. In fp32 with a range
+    of batches, and in int8, the builder numbers names inside the plan (`__mye1234`) by memory addresses.
     """
     if options.precision not in get_args(Precision):
         raise UsageError(f"precision {options.precision!r} is not known; expected {', '.join(get_args(Precision))}")
@@ -218,7 +219,7 @@ def _parse(trt: Any, network: Any, onnx_bytes: bytes, logger: Any, name: str) ->
         if error.node_operator() in ("QuantizeLinear", "DequantizeLinear"):
             raise EngineError(
                 f"{name}: {_who(trt)} refuses {node}: {readable(error.desc())}; it takes int8 with zero points of 0 "
-                "and float biases only; use the fp16 variant, or --backend onnxruntime"
+                "and float biases only, as convexport --int8 writes it to engines/int8.onnx"
             )
         if code.startswith("UNSUPPORTED") or "Plugin not found" in error.desc():
             raise EngineError(f"{name}: {_who(trt)} does not support {node}; use --backend onnxruntime")

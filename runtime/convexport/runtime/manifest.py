@@ -1,6 +1,6 @@
 """The manifest of a bundle: every fact a reader needs, as strict, versioned structs. No I/O here.
 
-`decode` checks the format version before anything else, and every error names the key's path. Version 1 is described,
+`decode` checks the format version before anything else, and every error names the key's path. Version 2 is described,
 with an example, in docs/format.md.
 """
 
@@ -12,7 +12,7 @@ import msgspec
 
 from convexport.runtime.errors import BundleError
 
-FORMAT = 1
+FORMAT = 2
 
 Precision = Literal["fp32", "fp16", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -101,11 +101,23 @@ class Verification(Part, frozen=True, kw_only=True):
     flips_total: int = 0
 
 
+class EngineGraph(Part, frozen=True, kw_only=True):
+    """The ONNX file that TensorRT takes in place of a `Variant.file` that it refuses, measured as a variant is.
+
+    INT8 has one: a CPU is fastest with unsigned activations, TensorRT takes signed ones with zero points of 0 only.
+    """
+
+    file: str
+    verification: Verification
+    details: dict[str, Any] = {}
+
+
 class Variant(Part, frozen=True, kw_only=True):
     """One ONNX file. `golden_tolerance` is the largest |Δp| a device may show on the golden images.
 
     `images_per_second` were measured through the runtime at export (CPU, batch as given), so that the runtime can
-    choose int8 where it was faster; None where it was not measured.
+    choose int8 where it was faster; None where it was not measured. `engine_graph` is None where `file` serves
+    TensorRT as well.
     """
 
     file: str
@@ -115,10 +127,19 @@ class Variant(Part, frozen=True, kw_only=True):
     images_per_second: float | None = None
     verification: Verification
     details: dict[str, Any] = {}
+    engine_graph: EngineGraph | None = None
+
+    @property
+    def engine_file(self) -> str:
+        """The ONNX file that engines are built from."""
+        return self.engine_graph.file if self.engine_graph else self.file
 
 
 class EngineKey(Part, frozen=True, kw_only=True):
-    """Everything an engine depends on: two engines with one key are interchangeable."""
+    """Everything an engine depends on: two engines with one key are interchangeable.
+
+    `onnx_sha256` is that of the bundle's file it was built from, so any device can build it again.
+    """
 
     onnx_sha256: Sha256
     flavour: Literal["tensorrt", "tensorrt_rtx"]
@@ -129,7 +150,8 @@ class EngineKey(Part, frozen=True, kw_only=True):
 
 
 class Engine(Part, frozen=True, kw_only=True):
-    """One TensorRT plan. `layer_types` counts the element types of the parsed network's layer outputs and weights."""
+    """One TensorRT plan. `layer_types` counts the element types of the parsed network's layer outputs and weights; a
+    convolution or matrix product of two operands that were 8 bits wide counts as `int8`."""
 
     file: str
     key: EngineKey
@@ -205,6 +227,16 @@ class Manifest(Part, frozen=True, kw_only=True):
         """The model's own (English) label of every class."""
         return self.labels["en"]
 
+    @property
+    def graphs(self) -> dict[str, Variant | EngineGraph]:
+        """Every ONNX file by what people call it: the variants by precision, each followed by `... for TensorRT`."""
+        found: dict[str, Variant | EngineGraph] = {}
+        for precision, variant in self.variants.items():
+            found[precision] = variant
+            if variant.engine_graph:
+                found[f"{precision} for TensorRT"] = variant.engine_graph
+        return found
+
 
 class _Version(msgspec.Struct):
     format: int
@@ -253,6 +285,7 @@ def _check(manifest: Manifest, where: str) -> None:
         if len(values) != channels:
             refuse(f"$.normalisation.{key}", f"{len(values)} values", f"{channels}")
     named = [(f"$.variants.{name}.file", variant.file) for name, variant in manifest.variants.items()]
+    named += [(f"$.variants.{name}.engine_graph.file", found.engine_file) for name, found in manifest.variants.items()]
     named += [(f"$.engines[{index}].file", engine.file) for index, engine in enumerate(manifest.engines)]
     named += [(f"$.golden[{index}].file", golden.file) for index, golden in enumerate(manifest.golden)]
     for path, file in named:

@@ -31,7 +31,7 @@ from convexport.runtime.engines import (
     load_tensorrt,
 )
 from convexport.runtime.errors import BackendError, DeviceError, EngineError, UsageError
-from convexport.runtime.manifest import Precision
+from convexport.runtime.manifest import Manifest, Precision
 
 if TYPE_CHECKING:
     from convexport.runtime.bundle import Bundle
@@ -221,6 +221,21 @@ def build_ahead(request: EngineRequest) -> Plan:
     return from_bundle(request.bundle.manifest.engines, search.key, search.read) or search.cached()
 
 
+def _graph(manifest: Manifest, precision: Precision) -> str:
+    """The file that engines are built from. Raises `EngineError` where the bundle has none that TensorRT takes.
+
+    The parser is not left to refuse an INT8 graph for CPUs: unsigned activations whose zero points are all 0 it takes
+    for signed ones, without a word.
+    """
+    variant = manifest.variants[precision]
+    if precision == "int8" and variant.engine_graph is None:
+        raise EngineError(
+            f"{manifest.name}: its int8 variant is quantised for CPUs, and it holds no int8 graph for TensorRT; "
+            "take --precision fp16, or export it again with --int8 and without --no-tensorrt"
+        )
+    return variant.engine_file
+
+
 class _Search:
     """One request with the key of the engine that this machine wants."""
 
@@ -228,7 +243,7 @@ class _Search:
         gpu = require_gpu(request.device.index)
         self._request = request
         self._module = load_tensorrt(request.flavour)
-        self._onnx = request.bundle.manifest.variants[request.precision].file
+        self._onnx = _graph(request.bundle.manifest, request.precision)
         largest = max(BATCHES[-1], request.max_batch or 0)
         self._options = BuildOptions(
             precision=request.precision,
