@@ -19,6 +19,9 @@ demo: $(VENV)/.installed
 	$(BIN)/classify --bundle $(DEMO)/bundles/lenet5-digits-fp16 --self-test
 	$(BIN)/python benchmarks/images.py --dataset digits --count 10 --out $(DEMO)/images
 	$(BIN)/classify $(DEMO)/images --bundle $(DEMO)/bundles/lenet5-digits-fp16
+	$(BIN)/convexport --model vgg19 --fp16 --out $(DEMO)/bundles
+	$(BIN)/classify --bundle $(DEMO)/bundles/vgg19-cifar10-fp16 --self-test
+	$(BIN)/classify --bundle $(DEMO)/bundles/vgg19-cifar10-fp16 --info
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
