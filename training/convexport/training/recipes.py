@@ -103,6 +103,7 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
             weight_decay=1e-4,
             augmentation=Augmentation(flip="random", translate=1, pad="zero"),
             source=_LENET_SOURCE,
+            measured="91.78 % of 10,000 test images, n = 1, 16 min 21 s on two shared cores with AMX, 2026-11-22",
         ),
     },
     ("lenet5", "digits"): {
@@ -118,9 +119,10 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
     },
     **{(name, "cifar10"): {"quick": _VGG_QUICK, "full": _VGG_FULL} for name in ("vgg11", "vgg13", "vgg16")},
     ("vgg19", "cifar10"): {"quick": _VGG_QUICK, "full": replace(_VGG_FULL, measured=_VGG19_MEASURED)},
+    # Its temperature hardly helps, so it must be fitted on many images in order not to harm.
     ("softmax", "mnist"): {
-        "quick": Recipe(epochs=5, learning_rate=0.02, weight_decay=0.0, source=_COURSE),
-        "full": Recipe(epochs=15, learning_rate=0.02, weight_decay=0.0, source=_COURSE),
+        "quick": Recipe(epochs=5, learning_rate=0.02, weight_decay=0.0, validation=0.15, source=_COURSE),
+        "full": Recipe(epochs=15, learning_rate=0.02, weight_decay=0.0, validation=0.15, source=_COURSE),
     },
     ("mlp", "mnist"): {
         "quick": Recipe(epochs=5, learning_rate=0.1, weight_decay=1e-4, source=_COURSE),
