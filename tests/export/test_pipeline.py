@@ -30,6 +30,7 @@ from convexport.runtime.errors import (
     EngineError,
     UsageError,
 )
+from convexport.runtime.manifest import Manifest
 from convexport.training import datasets, models
 from convexport.training.checkpoint import Checkpoint
 from small_checkpoints import save_in, untrained
@@ -151,6 +152,22 @@ def test_an_int8_engine_that_cannot_be_built_is_left_out_aloud_or_ends_the_expor
         export_bundle(options("second", required=True))
     assert str(caught.value) == reason
     assert list((tmp_path / "second").iterdir()) == []
+
+
+def test_a_node_that_is_asked_to_stay_float_passes_the_gate_and_an_unknown_one_is_named(
+    lenet5: Checkpoint, tmp_path: Path
+) -> None:
+    path = save_in(tmp_path, lenet5)
+
+    def exported(node: str) -> Manifest:
+        int8 = Int8Options(images=16, exclude=(node,))
+        return export_bundle(ExportOptions(Source(path=path), int8=int8, out=tmp_path)).manifest
+
+    types = exported("node_linear_1").variants["int8"].details["element_types"]
+    assert (types["compute"], types["kept"]) == ({"FLOAT": 1, "INT8": 4}, 1)
+    with pytest.raises(UsageError) as caught:
+        exported("node_linaer_1")
+    assert str(caught.value) == "node 'node_linaer_1' is not known; did you mean 'node_linear_1'?"
 
 
 def test_who_wants_no_tensorrt_gets_no_graph_for_it(lenet5: Checkpoint, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def verify(precision: Precision, served: Served, expected: Reference, types: Ele
     limits = LIMITS[precision]
     sample = expected.sample
     found = served(list(sample.images))
-    wrong_type = sum(types.compute.values()) - types.compute.get(COMPUTE_TYPE[precision], 0)
+    wrong_type = sum(types.compute.values()) - types.compute.get(COMPUTE_TYPE[precision], 0) - types.kept
     measures = [
         *_agreement(found, expected, limits),
         _measure("rows changed by neighbours", neighbours(served, sample.images), "<=", limits.rows),

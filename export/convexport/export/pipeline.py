@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -172,8 +172,8 @@ def _build(
     return built
 
 
-def _built(data: bytes, **details: Any) -> _Built:
-    types = precision.element_types(data)
+def _built(data: bytes, kept: Collection[str] = (), **details: Any) -> _Built:
+    types = precision.element_types(data, kept)
     return _Built(data, types, {"element_types": msgspec.to_builtins(types), **details})
 
 
@@ -181,10 +181,10 @@ def _int8(fp32: bytes, dataset: Dataset, options: Int8Options, *, for_tensorrt: 
     """The graph for CPUs, and with it the one that TensorRT takes, calibrated on the same images."""
     images = dataset.train.images[samples.stratified(dataset.train.labels, options.images)]
     details = {"calibration": msgspec.to_builtins(options), "calibrated_on": f"{dataset.title} training set"}
-    found = _built(precision.int8(fp32, images, options), **details)
+    found = _built(precision.int8(fp32, images, options), options.exclude, **details)
     if not for_tensorrt:
         return found
-    return replace(found, engine_graph=_built(precision.int8_for_tensorrt(fp32, images, options)))
+    return replace(found, engine_graph=_built(precision.int8_for_tensorrt(fp32, images, options), options.exclude))
 
 
 def _size_and_layers(built: _Built) -> str:

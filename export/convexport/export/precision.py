@@ -13,7 +13,7 @@ import dataclasses
 import io
 import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convexport.export.graph import INPUT, set_properties
+from convexport.runtime.errors import UsageError
 
 FP16_MAX = 65504.0
 FP16_SMALLEST_NORMAL = 2.0**-14
@@ -75,6 +76,10 @@ def _quantised(
         "entropy": q.CalibrationMethod.Entropy,
     }
     model = onnx.load_from_string(fp32)
+    products = [node.name for node in model.graph.node if node.op_type in COMPUTE]
+    for name in options.exclude:
+        if name not in {node.name for node in model.graph.node}:
+            raise UsageError.unknown("node", name, products)
     properties = {item.key: item.value for item in model.metadata_props}
     # Shapes are inferred and batch norms folded already, which is all that the library's own preparation would do.
     set_properties(model, {**properties, "onnx.quant.pre_process": "onnxruntime.quant"})
@@ -141,10 +146,12 @@ class ElementTypes:
     initialisers: dict[str, int]
     nodes: dict[str, int]
     compute: dict[str, int]
+    kept: int = 0
 
 
-def element_types(data: bytes) -> ElementTypes:
-    """Counts the element types of an ONNX file. Proves that an FP16 graph is one."""
+def element_types(data: bytes, kept: Collection[str] = ()) -> ElementTypes:
+    """Counts the element types of an ONNX file. Proves that an FP16 graph is one. `kept` names nodes that were asked to
+    stay float."""
     model = onnx.shape_inference.infer_shapes(onnx.load_from_string(data), data_prop=True)
     graph = model.graph
     name = onnx.TensorProto.DataType.Name
@@ -159,7 +166,12 @@ def element_types(data: bytes) -> ElementTypes:
             eight_bit = all(source in dequantised for source in node.input[:2])
             compute["INT8" if eight_bit else types[node.input[1]]] += 1
     initialisers = Counter(name(value.data_type) for value in graph.initializer)
-    return ElementTypes(dict(sorted(initialisers.items())), dict(sorted(nodes.items())), dict(sorted(compute.items())))
+    return ElementTypes(
+        dict(sorted(initialisers.items())),
+        dict(sorted(nodes.items())),
+        dict(sorted(compute.items())),
+        sum(node.op_type in COMPUTE and node.name in kept for node in graph.node),
+    )
 
 
 @dataclass(frozen=True)
