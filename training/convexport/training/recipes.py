@@ -107,7 +107,14 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
         ),
     },
     ("lenet5", "digits"): {
-        "quick": Recipe(epochs=15, learning_rate=0.1, batch=64, weight_decay=1e-4, validation=0.1),
+        "quick": Recipe(
+            epochs=15,
+            learning_rate=0.1,
+            batch=64,
+            weight_decay=1e-4,
+            validation=0.1,
+            measured="97.21 % of 359 test images, n = 1, 9 CPU s on one thread, 2026-11-22",
+        ),
         "full": Recipe(
             epochs=100,
             learning_rate=0.1,
@@ -115,25 +122,70 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
             weight_decay=1e-4,
             validation=0.1,
             augmentation=Augmentation(rotate=10, scale=0.1, shift=1),
+            measured="96.66 % of 359 test images, n = 1, 40 CPU s on one thread, 2026-11-22",
         ),
     },
     **{(name, "cifar10"): {"quick": _VGG_QUICK, "full": _VGG_FULL} for name in ("vgg11", "vgg13", "vgg16")},
     ("vgg19", "cifar10"): {"quick": _VGG_QUICK, "full": replace(_VGG_FULL, measured=_VGG19_MEASURED)},
     # Its temperature hardly helps, so it must be fitted on many images in order not to harm.
     ("softmax", "mnist"): {
-        "quick": Recipe(epochs=5, learning_rate=0.02, weight_decay=0.0, validation=0.15, source=_COURSE),
-        "full": Recipe(epochs=15, learning_rate=0.02, weight_decay=0.0, validation=0.15, source=_COURSE),
+        "quick": Recipe(
+            epochs=5,
+            learning_rate=0.02,
+            weight_decay=0.0,
+            validation=0.15,
+            source=_COURSE,
+            measured="92.40 % of 10,000 test images, n = 1, 10 CPU s on one thread, 2026-11-22",
+        ),
+        "full": Recipe(
+            epochs=15,
+            learning_rate=0.02,
+            weight_decay=0.0,
+            validation=0.15,
+            source=_COURSE,
+            measured="92.54 % of 10,000 test images, n = 1, 16 CPU s on one thread, 2026-11-22",
+        ),
     },
     ("mlp", "mnist"): {
-        "quick": Recipe(epochs=5, learning_rate=0.1, weight_decay=1e-4, source=_COURSE),
-        "full": Recipe(epochs=20, learning_rate=0.1, weight_decay=1e-4, augmentation=_DISTORTED, source=_COURSE),
+        "quick": Recipe(
+            epochs=5,
+            learning_rate=0.1,
+            weight_decay=1e-4,
+            source=_COURSE,
+            measured="98.09 % of 10,000 test images, n = 1, 19 CPU s on one thread, 2026-11-22",
+        ),
+        "full": Recipe(
+            epochs=20,
+            learning_rate=0.1,
+            weight_decay=1e-4,
+            augmentation=_DISTORTED,
+            source=_COURSE,
+            measured="98.90 % of 10,000 test images, n = 1, 68 CPU s on one thread, 2026-11-22",
+        ),
     },
     ("cnn-mnist", "mnist"): {
-        "quick": Recipe(epochs=5, learning_rate=0.05, weight_decay=1e-4, source=_COURSE),
-        "full": Recipe(epochs=15, learning_rate=0.05, weight_decay=1e-4, source=_COURSE),
+        "quick": Recipe(
+            epochs=5,
+            learning_rate=0.05,
+            weight_decay=1e-4,
+            source=_COURSE,
+            measured="98.80 % of 10,000 test images, n = 1, 45 CPU s on one thread, 2026-11-22",
+        ),
+        "full": Recipe(
+            epochs=15,
+            learning_rate=0.05,
+            weight_decay=1e-4,
+            source=_COURSE,
+            measured="99.04 % of 10,000 test images, n = 1, 149 CPU s on one thread, 2026-11-22",
+        ),
     },
     ("cnn-fashion", "fashion-mnist"): {
-        "quick": Recipe(epochs=5, learning_rate=0.05, source=_COURSE),
+        "quick": Recipe(
+            epochs=5,
+            learning_rate=0.05,
+            source=_COURSE,
+            measured="90.88 % of 10,000 test images, n = 1, 149 CPU s on one thread, 2026-11-22",
+        ),
         "full": Recipe(
             epochs=20,
             learning_rate=0.05,
@@ -143,7 +195,12 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
         ),
     },
     ("cnn-cifar10", "cifar10"): {
-        "quick": Recipe(epochs=5, learning_rate=0.05, source=_COURSE),
+        "quick": Recipe(
+            epochs=5,
+            learning_rate=0.05,
+            source=_COURSE,
+            measured="71.11 % of 10,000 test images (JPEG copies), n = 1, 192 CPU s on one thread, 2026-11-22",
+        ),
         "full": Recipe(epochs=15, learning_rate=0.05, augmentation=_ALTERNATING, source=_COURSE),
     },
     ("cnn-keras", "cifar10"): {
