@@ -130,6 +130,16 @@ def test_the_best_epoch_is_kept_not_the_last(tmp_path: Path) -> None:
     assert kept == max(accuracies)
 
 
+def test_weights_stored_in_half_precision_are_measured_as_stored(tmp_path: Path) -> None:
+    whole = finish(options(tmp_path), digits()).result
+    stored = finish(options(tmp_path, half=True), digits()).result
+    for key, value in whole.network.state_dict().items():
+        assert torch.equal(stored.network.state_dict()[key], value.half().float())
+    again = evaluate.predict(stored.network, digits().test.images, stored.normalisation)
+    np.testing.assert_array_equal(stored.test_logits, again)
+    assert not np.array_equal(stored.test_logits, whole.test_logits)
+
+
 def test_one_cycle_rises_to_its_peak_and_falls_to_its_end() -> None:
     settings = recipe(warmup=0.25, start=0.1, end=0.0)
     rates = [loop.cycle(settings, step, 100) for step in range(100)]

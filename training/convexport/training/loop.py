@@ -39,7 +39,8 @@ def _never() -> bool:
 class TrainOptions:
     """What `train` is asked for. `state` is where the resumable state lies; `stop` is asked after every step.
 
-    A state is written at least every `state_seconds`, at every epoch's end and when `stop` says so.
+    A state is written at least every `state_seconds`, at every epoch's end and when `stop` says so. `half` rounds the
+    weights through half precision before they are measured, for a checkpoint that stores them so.
     """
 
     model: str
@@ -51,6 +52,7 @@ class TrainOptions:
     resume: bool = False
     state_seconds: float = 120.0
     stop: Callable[[], bool] = _never
+    half: bool = False
 
 
 @dataclass(frozen=True)
@@ -318,6 +320,8 @@ class _Run:
         """The best epoch's network, and the one look at the test set, in float32 on the CPU's plain kernels."""
         network = models.build(self.options.model, self.options.arguments)
         network.load_state_dict({key: value.cpu().contiguous() for key, value in self.best.items()})
+        if self.options.half:
+            network.half().float()
         network.eval()
         validation = evaluate.predict(network, self.validation.images, self.normalisation)
         test = evaluate.predict(network, dataset.test.images, self.normalisation)
