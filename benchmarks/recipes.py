@@ -23,7 +23,7 @@ import numpy as np
 
 from convexport.training import datasets, evaluate, models, recipes
 from convexport.training.augment import Augmentation
-from convexport.training.datasets import Dataset
+from convexport.training.datasets import Dataset, Split
 from convexport.training.evaluate import EpochRecord
 from convexport.training.loop import TrainOptions, train
 from convexport.training.recipes import Recipe
@@ -90,7 +90,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", help="the model's own")
     parser.add_argument("--recipe", default="full")
     parser.add_argument("--epochs", type=int, help="in place of every recipe's own")
-    parser.add_argument("--images", type=int, help="training images, the first N of each run's data set (all)")
+    parser.add_argument("--images", type=int, help="training images, N drawn by seed (all)")
     parser.add_argument("--validation", type=float, default=0.2, help="share of them held out (0.2)")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument(
@@ -105,7 +105,7 @@ def main() -> None:
     """Trains and prints a line a change, as soon as it is known."""
     options = arguments()
     dataset = datasets.load(options.dataset or models.entry(options.model).dataset, datasets.data_root(options.data))
-    train_images = dataset.train.take(np.arange(min(options.images or len(dataset.train), len(dataset.train))))
+    train_images = some(dataset.train, options.images)
     # A run ends with its look at the test images: here it is given one of the training images in their place.
     dataset = replace(dataset, read=lambda name: train_images if name == "train" else train_images.take(np.arange(1)))
     start = replace(recipes.find(options.model, dataset.name, options.recipe), validation=options.validation)
@@ -121,6 +121,11 @@ def main() -> None:
             recipe = replace(recipe, epochs=options.epochs)
         outcomes = [_run(options, recipe, dataset, seed) for seed in range(options.seeds)]
         print(f"| {name} | {_line(outcomes)} |", flush=True)
+
+
+def some(split: Split, count: int | None) -> Split:
+    """`count` images drawn by seed, or all: a data set of class folders lies sorted by class."""
+    return split.take(np.sort(np.random.default_rng(0).permutation(len(split))[:count]))
 
 
 def _run(options: argparse.Namespace, recipe: Recipe, dataset: Dataset, seed: int) -> Outcome:
