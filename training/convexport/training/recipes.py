@@ -192,6 +192,7 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
             label_smoothing=0.05,
             augmentation=Augmentation(flip="random", translate=1, pad="zero"),
             source=_COURSE,
+            measured="92.26 % of 10,000 test images, n = 1, 775 CPU s on one thread, 2026-11-22",
         ),
     },
     ("cnn-cifar10", "cifar10"): {
