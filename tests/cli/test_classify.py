@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import io
 import json
 import os
@@ -403,7 +404,9 @@ def test_a_reader_who_has_read_enough_causes_no_complaint(place: Path) -> None:
 
 def test_ctrl_c_ends_with_130_and_one_line(place: Path) -> None:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*COMMAND, "-"], cwd=place, **pipes) as process:
+    # Where the tests run in a shell's background, their children would inherit an ignored SIGINT.
+    unignored = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen([*COMMAND, "-"], cwd=place, preexec_fn=unignored, **pipes) as process:
         assert process.stderr.readline().startswith(b"classify: onnxruntime on ")
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
