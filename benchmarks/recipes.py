@@ -24,7 +24,6 @@ import numpy as np
 from convexport.training import datasets, evaluate, models, recipes
 from convexport.training.augment import Augmentation
 from convexport.training.datasets import Dataset, Split
-from convexport.training.evaluate import EpochRecord
 from convexport.training.loop import TrainOptions, train
 from convexport.training.recipes import Recipe
 
@@ -141,22 +140,19 @@ def _run(options: argparse.Namespace, recipe: Recipe, dataset: Dataset, seed: in
             device=options.device,
         )
         steps = train(settings, dataset)
-        speeds: list[float] = []
-        while True:
-            try:
-                event = next(steps)
-            except StopIteration as end:
-                result = end.value
-                break
-            if isinstance(event, EpochRecord):
-                speeds.append(event.images_per_second)
+        try:
+            while True:
+                next(steps)
+        except StopIteration as end:
+            result = end.value
     logits, labels = result.validation_logits, result.validation.labels
     # The temperature of one half is judged on the other, so that it is not judged on what it was fitted to.
     even, odd = np.arange(0, len(labels), 2), np.arange(1, len(labels), 2)
     temperature = evaluate.fit_temperature(logits[even], labels[even])
     found = evaluate.calibration(evaluate.softmax(logits[odd], temperature), labels[odd])
     accuracy = evaluate.accuracy(logits, labels)
-    return Outcome(accuracy, found.error, time.monotonic() - started, median(speeds))
+    speed = median(epoch.images_per_second for epoch in result.history)
+    return Outcome(accuracy, found.error, time.monotonic() - started, speed)
 
 
 def _line(outcomes: list[Outcome]) -> str:

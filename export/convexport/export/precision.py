@@ -76,10 +76,10 @@ def _quantised(
         "entropy": q.CalibrationMethod.Entropy,
     }
     model = onnx.load_from_string(fp32)
-    products = [node.name for node in model.graph.node if node.op_type in COMPUTE]
+    nodes = {node.name: node.op_type for node in model.graph.node}
     for name in options.exclude:
-        if name not in {node.name for node in model.graph.node}:
-            raise UsageError.unknown("node", name, products)
+        if name not in nodes:
+            raise UsageError.unknown("node", name, [node for node, kind in nodes.items() if kind in COMPUTE])
     properties = {item.key: item.value for item in model.metadata_props}
     # Shapes are inferred and batch norms folded already, which is all that the library's own preparation would do.
     set_properties(model, {**properties, "onnx.quant.pre_process": "onnxruntime.quant"})
