@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from convexport.runtime.errors import CheckpointError, Interrupted, UsageError
-from convexport.training import evaluate, loop, models
+from convexport.training import evaluate, loop, models, resume
 from convexport.training.augment import Augmentation
 from convexport.training.loop import TrainOptions, train
 from training.small import digits, finish, recipe, stop_after, weights
@@ -138,6 +138,51 @@ def test_weights_stored_in_half_precision_are_measured_as_stored(tmp_path: Path)
     again = evaluate.predict(stored.network, digits().test.images, stored.normalisation)
     np.testing.assert_array_equal(stored.test_logits, again)
     assert not np.array_equal(stored.test_logits, whole.test_logits)
+
+
+def test_weights_beyond_half_precision_are_refused_and_the_run_can_be_finished_without(tmp_path: Path) -> None:
+    wild = recipe(learning_rate=1e8, weight_decay=0.0)
+    settings = options(tmp_path, model="softmax", recipe=wild, half=True)
+    with pytest.raises(UsageError) as caught:
+        finish(settings, digits())
+    assert str(caught.value) == (
+        "the weights do not fit half precision (beyond 65504); finish with --resume and without --half"
+    )
+    finish(replace(settings, resume=True, half=False), digits())
+
+
+def test_a_run_whose_loss_is_no_longer_finite_ends_at_once_and_leaves_no_state(tmp_path: Path) -> None:
+    settings = options(tmp_path, recipe=recipe(learning_rate=1e30), state_seconds=0.0)
+    running = train(settings, digits())
+    steps = 0
+    with pytest.raises(UsageError) as caught:
+        for _ in running:
+            steps += 1
+    assert str(caught.value) == (
+        "the training diverged in epoch 1 of 2: the network gives no finite numbers; "
+        "take a lower --learning-rate than 1e+30"
+    )
+    assert steps < 7
+    assert not settings.state.exists()
+
+
+@pytest.mark.parametrize(("writing", "written"), [(0.5, [1, 2, 3, 4, 5, 6]), (5.0, [1, 4])])
+def test_writing_states_at_epochs_ends_takes_at_most_a_tenth_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writing: float, written: list[int]
+) -> None:
+    now, epochs = 0.0, []
+
+    def save(path: Path, place: resume.Place, tensors: object) -> None:
+        nonlocal now
+        now += writing
+        epochs.append(place.epoch)
+
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now)
+    monkeypatch.setattr(loop.resume, "save", save)
+    for event in train(options(tmp_path, recipe=replace(recipe(), epochs=6)), digits()):
+        # Seven steps of three seconds an epoch.
+        now += 3.0 if isinstance(event, loop.Progress) else 0.0
+    assert epochs == written
 
 
 def test_one_cycle_rises_to_its_peak_and_falls_to_its_end() -> None:

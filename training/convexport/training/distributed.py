@@ -35,11 +35,14 @@ class Group:
             dist.all_reduce(values)
         return values
 
-    def any(self, flag: bool) -> bool:
-        """Whether `flag` holds in any process: a stop is decided by all together or some would wait for ever."""
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Whether each of `flags` holds in any process: what a clock, a signal or a share of the batch says differs from
+        process to process, and what they then do they do together or wait for ever.
+        """
         if self.world == 1:
-            return flag
-        return bool(self.total(torch.tensor([float(flag)], device=_transfer_device()))[0] > 0)
+            return flags
+        counts: list[float] = self.total(torch.tensor(flags, dtype=torch.float32, device=_transfer_device())).tolist()
+        return tuple(count > 0 for count in counts)
 
     def share(self, batch: int) -> int:
         """This process' part of a global batch. Raises `UsageError` where it does not divide."""

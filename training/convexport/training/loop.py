@@ -39,8 +39,9 @@ def _never() -> bool:
 class TrainOptions:
     """What `train` is asked for. `state` is where the resumable state lies; `stop` is asked after every step.
 
-    A state is written at least every `state_seconds`, at every epoch's end and when `stop` says so. `half` rounds the
-    weights through half precision before they are measured, for a checkpoint that stores them so.
+    A state is written when `stop` says so, every `state_seconds`, and at an epoch's end where that takes at most a tenth
+    of the time (a GPU's epochs can be as short as the writing). `half` rounds the weights through half precision before
+    they are measured, for a checkpoint that stores them so.
     """
 
     model: str
@@ -92,8 +93,8 @@ def train(options: TrainOptions, dataset: Dataset) -> Generator[Progress | Epoch
     """Trains a network on `dataset.train`, chooses the best epoch on the held-out validation images, and looks at
     `dataset.test` once, at the end.
 
-    Raises `Interrupted` when `options.stop` said so, with the state on disk; `CheckpointError` or `UsageError` where
-    there is no fitting state to resume.
+    Raises `Interrupted` when `options.stop` said so, with the state on disk; `UsageError` where the loss is no longer
+    finite; `CheckpointError` or `UsageError` where there is no fitting state to resume.
     """
     device = distributed.local_device(torch.device(options.device))
     group = distributed.join(device)
@@ -145,6 +146,8 @@ class _Run:
         self.best_epoch, self.best_accuracy = -1, -1.0
         self.rate = 0.0
         self.shown = [0.0, 0.0, 0.0]
+        # When the last state was written, and how long that took.
+        self.saved, self.saving = time.monotonic(), 0.0
 
     def _build(self) -> None:
         torch.manual_seed(self.options.seed)
@@ -174,7 +177,6 @@ class _Run:
         shuffled = np.random.default_rng((self.options.seed, self.epoch)).permutation(len(self.labels))
         # Once an epoch: a copy a step would make a GPU wait each time.
         order = torch.from_numpy(shuffled).to(self.device)
-        saved = time.monotonic()
         while self.step < self.steps:
             started = time.monotonic()
             rows = order[self.step * self.recipe.batch : (self.step + 1) * self.recipe.batch]
@@ -183,16 +185,19 @@ class _Run:
             elapsed = time.monotonic() - started
             self.seconds += elapsed
             self.epoch_seconds += elapsed
-            yield self._progress()
-            if self.group.any(self.options.stop()):
+            progress = self._progress()
+            yield progress
+            late = time.monotonic() - self.saved > self.options.state_seconds
+            stop, late, lost = self.group.any(self.options.stop(), late, not math.isfinite(progress.loss))
+            if lost:
+                raise self._diverged()
+            if stop or late:
                 self.save()
+            if stop:
                 raise Interrupted(
                     f"stopped in epoch {self.epoch + 1} of {self.recipe.epochs}; continue with --resume "
                     f"(state in {self.options.state})"
                 )
-            if time.monotonic() - saved > self.options.state_seconds:
-                self.save()
-                saved = time.monotonic()
         yield self._close_epoch()
 
     def _step(self, rows: Tensor) -> None:
@@ -255,6 +260,8 @@ class _Run:
         probabilities = evaluate.softmax(logits)
         accuracy = evaluate.accuracy(probabilities, self.validation.labels)
         chosen = probabilities[np.arange(len(self.validation)), self.validation.labels]
+        if not np.isfinite(logits).all():
+            raise self._diverged()
         if accuracy >= self.best_accuracy:
             self.best = {key: value.detach().clone() for key, value in candidate.state_dict().items()}
             self.best_epoch, self.best_accuracy = self.epoch, accuracy
@@ -273,15 +280,31 @@ class _Run:
         self.seconds += time.monotonic() - started
         self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
         self.sums.zero_()
-        self.save()
+        (cheap,) = self.group.any(self.group.writes and time.monotonic() - self.saved > 10 * self.saving)
+        if cheap:
+            self.save()
         return record
 
+    def _diverged(self) -> UsageError:
+        # Going on from the state would end here again.
+        if self.group.writes:
+            self.options.state.unlink(missing_ok=True)
+        return UsageError(
+            f"the training diverged in epoch {self.epoch + 1} of {self.recipe.epochs}: the network gives no finite "
+            f"numbers; take a lower --learning-rate than {self.recipe.learning_rate:g}"
+        )
+
     def save(self) -> None:
-        """Writes the state, in the writing process alone."""
+        """Writes the state, in the writing process alone; every process must come here."""
+        started = time.monotonic()
         # The sums of an unfinished epoch are each process' own; their total is what one process would have had.
         sums = self.group.total(self.sums.clone()).tolist()
-        if not self.group.writes:
-            return
+        if self.group.writes:
+            self._write_state((sums[0], sums[1], sums[2]))
+        self.saved = time.monotonic()
+        self.saving = self.saved - started
+
+    def _write_state(self, sums: tuple[float, float, float]) -> None:
         tensors = {f"network.{key}": value for key, value in self.network.state_dict().items()}
         if self.averaged is not None:
             tensors |= {f"average.{key}": value for key, value in self.averaged.state_dict().items()}
@@ -292,7 +315,7 @@ class _Run:
             run=self.description,
             epoch=self.epoch,
             step=self.step,
-            sums=(sums[0], sums[1], sums[2]),
+            sums=sums,
             seconds=self.seconds,
             epoch_seconds=self.epoch_seconds,
             best_epoch=self.best_epoch,
@@ -322,6 +345,10 @@ class _Run:
         network.load_state_dict({key: value.cpu().contiguous() for key, value in self.best.items()})
         if self.options.half:
             network.half().float()
+            if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
+                raise UsageError(
+                    "the weights do not fit half precision (beyond 65504); finish with --resume and without --half"
+                )
         network.eval()
         validation = evaluate.predict(network, self.validation.images, self.normalisation)
         test = evaluate.predict(network, dataset.test.images, self.normalisation)

@@ -21,15 +21,7 @@ from convexport.training.report import ReportInputs
 
 
 def make_checkpoint(options: TrainOptions, dataset: Dataset, result: TrainResult) -> Checkpoint:
-    """The run as a checkpoint: temperature fitted on the validation split, accuracies on the untouched test set.
-
-    Raises `CheckpointError` where the training has diverged.
-    """
-    if not (np.isfinite(result.test_logits).all() and np.isfinite(result.validation_logits).all()):
-        raise CheckpointError(
-            f"the training has diverged: its network gives no finite numbers; delete {options.state}, and train again "
-            "with a lower --learning-rate"
-        )
+    """The run as a checkpoint: temperature fitted on the validation split, accuracies on the untouched test set."""
     temperature = evaluate.fit_temperature(result.validation_logits, result.validation.labels)
     header = Header(
         format=FORMAT,
