@@ -60,6 +60,28 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert str(unknown.value) == "device 'gpu' is not known; expected cpu, cuda or cuda:N"
 
 
+@pytest.mark.parametrize(
+    ("capability", "compiler", "chosen"),
+    [
+        ((9, 0), True, "cuda:0 (bfloat16, channels-last, compiled)"),
+        ((9, 0), False, "cuda:0 (bfloat16, channels-last)"),
+        ((7, 5), True, "cuda:0 (float32, compiled)"),
+        ((6, 1), True, "cuda:0 (float32)"),
+    ],
+)
+def test_a_gpu_gets_what_it_and_the_machine_around_it_can_do(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], compiler: bool, chosen: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(acceleration, "find_spec", lambda name: name == "triton")
+    monkeypatch.setattr(acceleration.shutil, "which", lambda name: "/usr/bin/gcc" if compiler else None)
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(acceleration.Path, "is_file", lambda path: path.name == "Python.h")
+    heavy = nn.Conv2d(512, 512, 3)
+    assert str(acceleration.choose(torch.device("cuda:0"), heavy)) == chosen
+    assert str(acceleration.choose(torch.device("cuda:0"), nn.Conv2d(3, 8, 3))) == "cuda:0 (float32)"
+
+
 def test_on_a_gpu_kernels_are_searched_for_and_float32_does_not_mean_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
     cudnn = torch.backends.cudnn
     monkeypatch.setattr(cudnn, "benchmark", False)

@@ -5,7 +5,12 @@ Every choice here was measured (docs/experiments.md) and none changes what is co
 
 from __future__ import annotations
 
+import os
+import shutil
+import sysconfig
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,14 +59,25 @@ def resolve(name: str) -> torch.device:
 def choose(device: torch.device, network: nn.Module) -> Acceleration:
     """The measured choice for `network` on `device`.
 
-    CUDA: bfloat16, channels-last, compiled. CPU with AMX tiles: bfloat16 and channels-last for networks that are
+    CUDA: bfloat16 and channels-last from compute capability 8.0 on (before, bfloat16 is emulated), compiled where
+    torch.compile can be. CPU with AMX tiles: bfloat16 and channels-last for networks that are
     heavy enough, small maps as matrix products; float32 elsewhere, since bfloat16 without AMX is emulated.
     """
     heavy = sum(p.numel() for p in network.parameters() if p.dim() == 4) > 1_000_000
     if device.type == "cuda":
-        return Acceleration(device, torch.bfloat16 if heavy else None, heavy, False, heavy)
+        capability = torch.cuda.get_device_capability(device)
+        fast = heavy and capability >= (8, 0)
+        compiled = heavy and capability >= (7, 0) and _can_compile()
+        return Acceleration(device, torch.bfloat16 if fast else None, fast, False, compiled)
     amx = heavy and _has_amx()
     return Acceleration(device, torch.bfloat16 if amx else None, amx, amx, False)
+
+
+def _can_compile() -> bool:
+    """torch.compile's kernels need Triton, and Triton a C compiler and Python's headers at run time."""
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return find_spec("triton") is not None and compiler is not None and headers.is_file()
 
 
 def _has_amx() -> bool:

@@ -36,8 +36,9 @@ class Group:
         return values
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Whether each of `flags` holds in any process: what a clock, a signal or a share of the batch says differs from
-        process to process, and what they then do they do together or wait for ever.
+        """Whether each of `flags` holds in any process.
+
+        Clock, signals and shares of a batch differ from process to process: what they lead to is done by all or none.
         """
         if self.world == 1:
             return flags

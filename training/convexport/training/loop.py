@@ -39,9 +39,9 @@ def _never() -> bool:
 class TrainOptions:
     """What `train` is asked for. `state` is where the resumable state lies; `stop` is asked after every step.
 
-    A state is written when `stop` says so, every `state_seconds`, and at an epoch's end where that takes at most a tenth
-    of the time (a GPU's epochs can be as short as the writing). `half` rounds the weights through half precision before
-    they are measured, for a checkpoint that stores them so.
+    A state is written when `stop` says so, every `state_seconds`, and at an epoch's end where writing takes at most a
+    tenth of the time (a GPU's epochs can be as short as the writing). `half` rounds the weights through half precision
+    before they are measured, for a checkpoint that stores them so.
     """
 
     model: str

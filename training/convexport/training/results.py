@@ -10,7 +10,6 @@ import msgspec
 import numpy as np
 import torch
 
-from convexport.runtime.errors import CheckpointError
 from convexport.runtime.manifest import Accuracy
 from convexport.runtime.manifest import Dataset as DatasetFacts
 from convexport.training import evaluate
