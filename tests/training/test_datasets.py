@@ -136,6 +136,11 @@ def idx(values: np.ndarray) -> bytes:
     [
         (idx(np.zeros((3, 28, 28), np.uint8))[:-1], "shape '[3, 28, 28]' is invalid for input of size 2351"),
         (idx(np.zeros((2, 28, 28), np.uint8)), "2 pictures and 3 labels"),
+        (idx(np.zeros((3, 20, 20), np.uint8)), "pictures of [20, 20], expected [28, 28]"),
+        (
+            b"\0\0\x09" + idx(np.zeros((3, 28, 28), np.uint8))[3:],
+            "x should be of dtype torch.uint8 instead of torch.int8",
+        ),
         (b"x" * 99, "AssertionError"),
     ],
 )
@@ -149,6 +154,73 @@ def test_a_damaged_data_set_is_called_damaged(tmp_path: Path, images: bytes, rea
         _ = datasets.load("mnist", tmp_path).test
     assert str(caught.value) == (
         f"data set MNIST at {raw} is damaged ({reason}); delete that folder, and the next run downloads it"
+    )
+
+
+def test_a_label_of_no_class_is_a_damage(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    labels = idx(np.array([0, 200, 2], np.uint8))
+    for name, data in (("images-idx3", idx(np.zeros((3, 28, 28), np.uint8))), ("labels-idx1", labels)):
+        for split in ("train", "t10k"):
+            (raw / f"{split}-{name}-ubyte").write_bytes(data)
+    with pytest.raises(DatasetError) as caught:
+        _ = datasets.load("mnist", tmp_path).train
+    assert str(caught.value) == (
+        f"data set MNIST at {raw} is damaged (labels from 0 to 200, expected 0 to 9); "
+        "delete that folder, and the next run downloads it"
+    )
+
+
+def test_files_of_cifar10_with_other_bytes_are_not_called_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets._torchvision_datasets()
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    place = tmp_path / "cifar-10-batches-py"
+    place.mkdir()
+    for name in ("batches.meta", "test_batch", *(f"data_batch_{number}" for number in range(1, 6))):
+        (place / name).write_bytes(b"other bytes")
+    with pytest.raises(DatasetError) as caught:
+        _ = datasets.load("cifar10", tmp_path).train
+    assert str(caught.value).startswith(f"data set CIFAR10 is not whole at {place} and cannot be downloaded (")
+
+
+def test_a_train_folder_without_a_test_folder_is_no_data_set_of_two_classes(tmp_path: Path) -> None:
+    for name in ("train/ants", "train/bees", "val/ants", "val/bees"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / name / "0.png")
+    with pytest.raises(DatasetError) as caught:
+        datasets.load(str(tmp_path), Path("nowhere"))
+    assert str(caught.value) == (
+        f"data set {tmp_path}: train/ has class folders and beside it stands val, expected test/; "
+        "call the folder of test images test"
+    )
+
+
+def test_trains_may_be_a_class(tmp_path: Path) -> None:
+    for name in ("bus", "train"):
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            Image.new("L", (8, 8), index).save(tmp_path / name / f"{index}.png")
+    assert datasets.load(str(tmp_path), Path("nowhere")).classes == {"en": ("bus", "train")}
+
+
+def test_a_holdout_of_small_classes_takes_one_image_of_each_that_has_two() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 2])
+    split = datasets.Split(np.arange(6, dtype=np.uint8).reshape(-1, 1, 1, 1), labels)
+    kept, held = datasets.holdout(split, 0.05, 0)
+    assert kept.labels.tolist() == [0, 0, 1, 2]
+    assert held.labels.tolist() == [0, 1]
+
+
+def test_classes_of_one_image_each_leave_nothing_to_hold_out() -> None:
+    split = datasets.Split(np.zeros((3, 1, 1, 1), np.uint8), np.arange(3))
+    with pytest.raises(DatasetError) as caught:
+        datasets.holdout(split, 0.2, 0)
+    assert str(caught.value) == (
+        "none of the 3 images can be held out, since no class has two of them left to train on; "
+        "add images to the classes"
     )
 
 

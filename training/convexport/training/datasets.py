@@ -105,12 +105,21 @@ def load(name: str, root: Path, wanted: Input | None = None) -> Dataset:
 
 
 def holdout(split: Split, share: float, seed: int) -> tuple[Split, Split]:
-    """`split` -> (training, validation): `share` of every class goes to validation, chosen by `seed` alone."""
+    """`split` -> (training, validation): `share` of every class goes to validation, chosen by `seed` alone.
+
+    At least one image does of a class that has two. Raises `DatasetError` where no class has two.
+    """
     rng = np.random.default_rng(seed)
     chosen = np.zeros(len(split), dtype=bool)
     for label in np.unique(split.labels):
         members = np.flatnonzero(split.labels == label)
-        chosen[rng.permutation(members)[: round(len(members) * share)]] = True
+        count = max(round(len(members) * share), int(len(members) > 1))
+        chosen[rng.permutation(members)[:count]] = True
+    if not chosen.any():
+        raise DatasetError(
+            f"none of the {len(split)} images can be held out, since no class has two of them left to train on; "
+            "add images to the classes"
+        )
     return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
 
 
@@ -135,6 +144,12 @@ def _folder(path: Path, wanted: Input) -> Dataset:
     split_folders = (path / "train").is_dir() and (path / "test").is_dir()
     base = path / "train" if split_folders else path
     names = _class_folders(base)
+    if "train" in names and not split_folders and _class_folders(path / "train"):
+        others = ", ".join(name for name in names if name != "train") or "nothing"
+        raise DatasetError(
+            f"data set {path}: train/ has class folders and beside it stands {others}, expected test/; "
+            "call the folder of test images test"
+        )
     if len(names) < 2:
         raise DatasetError(f"data set {path}: class folders in {base}: {len(names)}, expected two or more, one a class")
     if split_folders and _class_folders(path / "test") != names:
@@ -255,7 +270,12 @@ def _torchvision(kind: str, root: Path, place: str) -> Callable[[SplitName], Spl
             images, labels = np.asarray(data.data, dtype=np.uint8), np.asarray(data.targets, dtype=np.int64)
             if len(images) != len(labels):
                 raise ValueError(f"{len(images):,} pictures and {len(labels):,} labels")
-        except (RuntimeError, OSError, ValueError, EOFError, AssertionError) as error:
+            size = (32, 32, 3) if kind == "CIFAR10" else (28, 28)
+            if images.shape[1:] != size:
+                raise ValueError(f"pictures of {list(images.shape[1:])}, expected {list(size)}")
+            if labels.min() < 0 or labels.max() > 9:
+                raise ValueError(f"labels from {labels.min()} to {labels.max()}, expected 0 to 9")
+        except (RuntimeError, OSError, ValueError, TypeError, EOFError, AssertionError) as error:
             raise DatasetError(
                 f"data set {kind} at {root / place} is damaged ({_reason(error)}); "
                 "delete that folder, and the next run downloads it"
@@ -266,11 +286,13 @@ def _torchvision(kind: str, root: Path, place: str) -> Callable[[SplitName], Spl
 
 
 def _downloaded(factory: partial[Any], root: Path, place: str) -> Any:
+    state = "not whole" if (root / place).is_dir() else "not"  # asked before torchvision makes the folder
     try:
         return factory(download=True)
     except (RuntimeError, OSError, HTTPException) as error:
         raise DatasetError(
-            f"data set {factory.func.__name__} is not at {root / place} and cannot be downloaded ({_reason(error)}); "
+            f"data set {factory.func.__name__} is {state} at {root / place} and cannot be downloaded "
+            f"({_reason(error)}); "
             f"put it there, or name the folder that holds {place.split('/')[0]}/ with --data or $CONVEXPORT_DATA"
         ) from error
 
