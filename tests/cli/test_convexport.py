@@ -117,6 +117,16 @@ def test_a_refusal_prints_every_measure_marks_the_failed_one_and_leaves_no_bundl
             "calibration 'entropie' is not known; did you mean 'entropy'?",
         ),
         (
+            ["--model", "mlp", "--dataset", "digits", "--fp16", "--keep-float", "node_linear"],
+            2,
+            "--keep-float does nothing without --int8; add it, or leave this out",
+        ),
+        (
+            ["--model", "mlp", "--dataset", "digits", "--calibration-images", "9"],
+            2,
+            "--calibration-images does nothing without --int8; add it, or leave this out",
+        ),
+        (
             ["--model", "mlp", "--dataset", "digits", "--compute-capability", "hopper"],
             2,
             "compute capability 'hopper' is none; expected one like 8.6",
@@ -156,10 +166,12 @@ def test_a_foreign_state_dict_is_described_on_the_command_line(
     checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save(checkpoint.state, "net.pth")
-    Path("labels.txt").write_text("\n".join(datasets.DIGITS) + "\n")
+    # As Windows' Notepad may write it: the mark at its beginning belongs to no label.
+    Path("labels.txt").write_text("\r\n".join(datasets.DIGITS) + "\r\n", encoding="utf-8-sig")
     arguments = ["--checkpoint", "net.pth", "--model", "mlp", "--classes", "labels.txt", "--no-tensorrt"]
     assert main([*arguments, "--mean", "0.1307", "--std", "0.3081", "--dataset", "digits"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "next: classify --bundle bundles/mlp-digits-fp32 photo.png"
+    assert Path("bundles/mlp-digits-fp32/labels.txt").read_text().splitlines() == list(datasets.DIGITS)
 
 
 def test_a_pickle_that_could_run_code_is_not_loaded(capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,9 +30,9 @@ from convexport.runtime.errors import (
     EngineError,
     UsageError,
 )
-from convexport.runtime.manifest import Manifest
+from convexport.runtime.manifest import Input, Manifest, Normalisation
 from convexport.training import datasets, models
-from convexport.training.checkpoint import Checkpoint
+from convexport.training.checkpoint import Checkpoint, save
 from small_checkpoints import save_in, untrained
 
 pytestmark = pytest.mark.usefixtures("traced_once")
@@ -334,6 +334,7 @@ def test_a_bias_before_a_batch_norm_moves_into_its_mean(tmp_path: Path) -> None:
     ("foreign", "message"),
     [
         (Foreign(datasets.DIGITS, (0.1, 0.2), (0.3, 0.4)), r"^--mean \[0.1, 0.2\] --std \[0.3, 0.4\]: expected 1 or 3"),
+        (Foreign(datasets.DIGITS, (float("nan"),), (0.3,)), r"^--mean \[nan\] --std \[0.3\]: expected 1 or 3 numbers"),
         (Foreign(datasets.DIGITS, (0.1,), (0.0,)), r"expected 1 or 3 numbers each, std above 0$"),
         (Foreign(("a", "a"), (0.1,), (0.3,)), r"^--classes holds 2 labels; expected two or more, all different"),
     ],
@@ -354,6 +355,91 @@ def test_weights_of_another_shape_name_the_tensor(tmp_path: Path) -> None:
         "train again or name the model it was made for"
     )
     assert not (tmp_path / "out").exists()
+
+
+NAN, ZERO = float("nan"), 0.0
+
+
+def broken(lenet5: Checkpoint, value: float | None = None, **changes: object) -> Checkpoint:
+    """LeNet5 with its header changed, and `value` for the first weight."""
+    state = {key: tensor.clone() for key, tensor in lenet5.state.items()}
+    if value is not None:
+        state["0.weight"][0, 0, 0, 0] = value
+    return Checkpoint(msgspec.structs.replace(lenet5.header, **changes), state)
+
+
+@pytest.mark.parametrize(
+    ("value", "changes", "message"),
+    [
+        (NAN, {}, "lenet5-digits: tensor '0.weight' holds NaN or infinity; train again"),
+        (
+            None,
+            {"classes": {"en": datasets.DIGITS[1:]}},
+            "lenet5-digits: 9 classes in 'en', its network tells 10 apart",
+        ),
+        (None, {"classes": {"en": datasets.DIGITS, "fr": ("0",)}}, "lenet5-digits: 1 classes in 'fr', its network"),
+        (None, {"classes": {"en": ("0\n", *datasets.DIGITS[1:])}}, "lenet5-digits: its classes ['0\\n', '1', '2', "),
+        (None, {"arguments": {"layers": 7}}, "lenet5-digits: its network cannot be made (model 'lenet5' does not take"),
+        (None, {"arguments": {"classes": -1}}, "lenet5-digits: its network cannot be made (Trying to create tensor"),
+        (None, {"model": "lenet6"}, "lenet5-digits: its network cannot be made (model 'lenet6' is not known;"),
+        (None, {"input": Input(height=32, width=32, channels=1)}, "lenet5-digits: lenet5 takes no [32, 32, 1] (mat1"),
+        (
+            None,
+            {"normalisation": Normalisation(mean=(0.1,), std=(ZERO,))},
+            (
+                "lenet5-digits: mean [0.1], std [0.0], temperature 1; expected 1 numbers each, std and temperature "
+                "above 0; train again"
+            ),
+        ),
+        (
+            None,
+            {"normalisation": Normalisation(mean=(0.1,) * 3, std=(0.3,) * 3)},
+            "lenet5-digits: mean [0.1, 0.1, 0.1]",
+        ),
+        (
+            None,
+            {"normalisation": Normalisation(mean=(0.1,), std=(0.3,), temperature=ZERO)},
+            "lenet5-digits: mean [0.1]",
+        ),
+        (None, {"name": "../elsewhere"}, "name '../elsewhere': expected the name of a folder; train again"),
+        (None, {"name": ""}, "name '': expected the name of a folder; train again"),
+    ],
+)
+def test_a_header_and_weights_that_are_no_network_are_named_before_anything_is_written(
+    lenet5: Checkpoint, tmp_path: Path, value: float | None, changes: dict[str, object], message: str
+) -> None:
+    sabotaged = broken(lenet5, value, **changes)
+    path = tmp_path / "sabotaged.safetensors"
+    save(path, sabotaged)
+    with pytest.raises(CheckpointError) as caught:
+        export_bundle(ExportOptions(Source(path=path), out=tmp_path / "out"))
+    assert str(caught.value).startswith(f"checkpoint {message}")
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_a_network_whose_own_answers_are_no_numbers_is_refused(lenet5: Checkpoint, tmp_path: Path) -> None:
+    overflowing = broken(lenet5)
+    overflowing.state["11.weight"][:] = 3e38  # finite, and its products are not
+    path = tmp_path / "overflowing.safetensors"
+    save(path, overflowing)
+    with pytest.raises(CheckpointError, match=r"^checkpoint lenet5-digits: torch float32 gives NaN for \d+ of 359 im"):
+        export_bundle(ExportOptions(Source(path=path), out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "legacy, cut", "legacy, one byte changed"])
+def test_a_damaged_state_dict_is_one_line(lenet5: Checkpoint, tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "net.pth"
+    torch.save(lenet5.state, path, _use_new_zipfile_serialization="legacy" not in damage)
+    whole = path.read_bytes()
+    index = whole.index(b"_rebuild_tensor_v2") + len("_rebuild_tensor_v2\nq")
+    changed = whole[:index] + b"\xff)" + whole[index + 2 :]  # the tensor is rebuilt from no arguments
+    damaged = {"empty": b"", "cut": whole[:-9], "legacy, cut": whole[:160]}
+    path.write_bytes(damaged.get(damage, changed))
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(Source("lenet5", path=path, foreign=FOREIGN))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"checkpoint {path} ")
 
 
 def test_the_choice_of_images_is_proportional_and_always_the_same() -> None:

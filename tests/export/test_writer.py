@@ -74,6 +74,13 @@ def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     )
 
 
+def test_a_place_that_cannot_even_be_looked_at_says_so(tmp_path: Path) -> None:
+    place = tmp_path / ("x" * 300) / "net"
+    with pytest.raises(BundleError) as caught, drafting(place):
+        pass
+    assert str(caught.value) == f"{place}: cannot be written (File name too long); name another place with --out"
+
+
 KILLED = """
 import os, pathlib, signal, sys
 left = int(sys.argv[2])

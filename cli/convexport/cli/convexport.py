@@ -137,7 +137,7 @@ def _options(options: argparse.Namespace) -> ExportOptions:
     return ExportOptions(
         source=Source(options.model, options.dataset, options.checkpoint, _foreign(options)),
         fp16=options.fp16,
-        int8=_int8(options) if options.int8 else None,
+        int8=_int8(options),
         engines=_engines(options),
         verify_images=options.verify_images or VERIFY_IMAGES,
         require_labels=options.verify_images is not None,
@@ -164,9 +164,14 @@ def _engines(options: argparse.Namespace) -> EngineOptions | None:
     )
 
 
-def _int8(options: argparse.Namespace) -> Int8Options:
+def _int8(options: argparse.Namespace) -> Int8Options | None:
     from convexport.export.precision import Int8Options
 
+    if not options.int8:
+        for name in ("calibration", "calibration_images", "activations", "keep_float"):
+            if getattr(options, name) != parser().get_default(name):
+                raise UsageError(f"--{name.replace('_', '-')} does nothing without --int8; add it, or leave this out")
+        return None
     if options.calibration not in METHODS:
         raise UsageError.unknown("calibration", options.calibration, METHODS)
     if options.activations not in ACTIVATIONS:
@@ -191,7 +196,7 @@ def _foreign(options: argparse.Namespace) -> Foreign | None:
             f"a state dict made elsewhere needs --classes, --mean and --std; {', '.join(missing)} is missing"
         )
     try:
-        lines = options.classes.read_text(encoding="utf-8").splitlines()
+        lines = options.classes.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--classes {options.classes} cannot be read ({error}); expected one label a line") from error
     labels = tuple(line.strip() for line in lines if line.strip())

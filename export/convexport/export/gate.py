@@ -19,10 +19,12 @@ from convexport.export.limits import LIMITS
 from convexport.export.measures import Reference, Served
 from convexport.export.precision import ElementTypes
 from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from convexport.runtime.backends.tensorrt import TensorRTBackend, TensorRTOptions
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.devices import Device, gpus
+from convexport.runtime.engine_cache import Plan
 from convexport.runtime.errors import DeviceError, GateRefused, UnavailableError
-from convexport.runtime.manifest import Manifest, Measure, Precision, Verification
+from convexport.runtime.manifest import Engine, Manifest, Measure, Precision, Verification
 from convexport.training.checkpoint import Checkpoint
 from convexport.training.datasets import Dataset
 
@@ -172,14 +174,7 @@ def _verify_engines(case: Case, progress: Progress) -> dict[str, Verification]:
             gpu = gpus()[0]
             if gpu.compute_capability not in key.compute_capabilities:
                 continue
-            classifier = Classifier(
-                case.folder,
-                f"cuda:{gpu.index}",
-                "tensorrt",
-                key.precision,
-                measures.MAX_BATCH,
-                top=len(case.expected.classes),
-            )
+            classifier = _open_engine(case, engine, Device("cuda", gpu.index))
         except UnavailableError as error:
             progress(f"gate engine {engine.file}: not run here ({str(error).partition(';')[0]})")
             continue
@@ -189,6 +184,14 @@ def _verify_engines(case: Case, progress: Progress) -> dict[str, Verification]:
         progress(f"gate engine {engine.file}: {summary(found)}")
         verifications[engine.file] = found
     return verifications
+
+
+def _open_engine(case: Case, engine: Engine, device: Device) -> Classifier:
+    """This very plan: the runtime's own choice might take another flavour's engine, or build a refused one again."""
+    data, sha256 = (case.folder / engine.file).read_bytes(), case.manifest.files[engine.file].sha256
+    plan = Plan(data, sha256, engine.key, f"the bundle's {engine.file}")
+    backend = TensorRTBackend(plan, TensorRTOptions(device, measures.MAX_BATCH))
+    return Classifier(case.folder, backend=backend, batch=measures.MAX_BATCH, top=len(case.expected.classes))
 
 
 def _verify(case: Case, precision: Precision, served: Served, file: str) -> Verification:

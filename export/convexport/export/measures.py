@@ -29,6 +29,7 @@ from convexport.export.limits import (
 from convexport.export.precision import ElementTypes, Fp16Emulation
 from convexport.export.samples import Sample
 from convexport.runtime.classifier import Classifier
+from convexport.runtime.errors import CheckpointError
 from convexport.runtime.manifest import Flip, Measure, Precision, Verification
 from convexport.runtime.records import Prediction
 from convexport.training import evaluate
@@ -70,10 +71,17 @@ class Reference:
 
 
 def reference(checkpoint: Checkpoint, sample: Sample) -> Reference:
-    """What torch float32 gives for a sample."""
-    normalisation = checkpoint.header.normalisation
-    logits = evaluate.predict(checkpoint.network(), sample.images, normalisation)
-    return Reference(checkpoint.header, sample, evaluate.softmax(logits, normalisation.temperature))
+    """What torch float32 gives for a sample. Raises `CheckpointError` where that is no number."""
+    header = checkpoint.header
+    logits = evaluate.predict(checkpoint.network(), sample.images, header.normalisation)
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities become NaN, which is looked for
+        probabilities = evaluate.softmax(logits, header.normalisation.temperature)
+    lost = int((~np.isfinite(probabilities)).any(axis=1).sum())
+    if lost:
+        raise CheckpointError(
+            f"checkpoint {header.name}: torch float32 gives NaN for {lost:,} of {len(sample):,} images; train again"
+        )
+    return Reference(header, sample, probabilities)
 
 
 @dataclass(frozen=True)
@@ -146,7 +154,7 @@ def with_fp16_storage(
         for measure in _agreement(stored, expected, LIMITS["fp16"])
     ]
     flips = flipped(stored, expected)
-    seen = {flip.image for flip in found.flips}
+    worse = len(flips) > found.flips_total
     return msgspec.structs.replace(
         found,
         method=(*found.method, "fp16-storage-emulation"),
@@ -154,7 +162,7 @@ def with_fp16_storage(
         max_abs_difference=max(found.max_abs_difference, _largest(stored, expected.probabilities)),
         fp16_headroom=emulation.headroom,
         measures=(*found.measures, _measure("FP16 headroom", emulation.headroom, ">=", FP16_HEADROOM), *measures),
-        flips=(*found.flips, *(flip for flip in flips if flip.image not in seen))[:FLIPS_LISTED],
+        flips=tuple(flips[:FLIPS_LISTED]) if worse else found.flips,
         flips_total=max(found.flips_total, len(flips)),
     ), emulation
 

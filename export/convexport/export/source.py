@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from convexport.runtime.errors import CheckpointError, UsageError
@@ -43,7 +45,7 @@ def load_checkpoint(source: Source) -> Checkpoint:
     if source.model is not None:
         models.entry(source.model)
     if source.foreign is not None:
-        return _foreign(source, source.foreign)
+        return _checked(_foreign(source, source.foreign))
     checkpoint = load(source.path if source.path is not None else _by_name(source))
     header = checkpoint.header
     if source.model not in (None, header.model):
@@ -53,7 +55,55 @@ def load_checkpoint(source: Source) -> Checkpoint:
         raise CheckpointError(
             f"checkpoint {header.name}: its classes {list(classes)} are not all different; train again"
         )
+    return _checked(checkpoint)
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint, whose header and weights describe one network. Raises `CheckpointError`."""
+    header = checkpoint.header
+    # The bundle's folder is called after it: a name from elsewhere must not lead out of --out.
+    if not header.name.isprintable() or not header.name or set(header.name) & set("/\\"):
+        raise CheckpointError(f"checkpoint name {header.name!r}: expected the name of a folder; train again")
+    where, channels = f"checkpoint {header.name}", header.input.channels
+    mean, std, temperature = header.normalisation.mean, header.normalisation.std, header.normalisation.temperature
+    finite = all(map(math.isfinite, (*mean, *std, temperature)))
+    if not (len(mean) == len(std) == channels and finite and min(*std, temperature) > 0):
+        raise CheckpointError(
+            f"{where}: mean {list(mean)}, std {list(std)}, temperature {temperature:g}; expected {channels} numbers "
+            "each, std and temperature above 0; train again"
+        )
+    outputs = _outputs(checkpoint)
+    for language, labels in header.classes.items():
+        if len(labels) != outputs:
+            raise CheckpointError(
+                f"{where}: {len(labels)} classes in {language!r}, its network tells {outputs} apart; train again"
+            )
+        if not all(label and label.isprintable() for label in labels):
+            raise CheckpointError(f"{where}: its classes {list(labels)} are not one line each; train again")
     return checkpoint
+
+
+def _outputs(checkpoint: Checkpoint) -> int:
+    """How many classes the network tells apart. Raises `CheckpointError` where it cannot answer to its own input."""
+    header = checkpoint.header
+    where, size = f"checkpoint {header.name}", header.input
+    try:
+        network = checkpoint.network()
+    except (RuntimeError, UsageError) as error:
+        raise CheckpointError(f"{where}: its network cannot be made ({_line(error)}); train again") from error
+    for key, value in network.state_dict().items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{where}: tensor {key!r} holds NaN or infinity; train again")
+    try:
+        with torch.no_grad():
+            return int(network(torch.zeros(1, size.channels, size.height, size.width)).shape[1])
+    except RuntimeError as error:
+        shape = [size.height, size.width, size.channels]
+        raise CheckpointError(f"{where}: {header.model} takes no {shape} ({_line(error)}); train again") from error
+
+
+def _line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def _by_name(source: Source) -> Path:
@@ -80,7 +130,13 @@ def _foreign(source: Source, facts: Foreign) -> Checkpoint:
         raise UsageError("--classes, --mean and --std describe a state dict: name it with --checkpoint and --model")
     entry = models.entry(source.model)
     channels = len(facts.mean)
-    if channels not in (1, 3) or len(facts.std) != channels or min(facts.std) <= 0:
+    numbers = (*facts.mean, *facts.std)
+    if (
+        channels not in (1, 3)
+        or len(facts.std) != channels
+        or min(facts.std) <= 0
+        or not all(map(math.isfinite, numbers))
+    ):
         raise UsageError(
             f"--mean {list(facts.mean)} --std {list(facts.std)}: expected 1 or 3 numbers each, std above 0"
         )

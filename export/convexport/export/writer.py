@@ -45,10 +45,10 @@ def drafting(target: Path) -> Iterator[Draft]:
 
     Raises `UsageError` where `target` is there and no bundle, `BundleError` where it cannot be written.
     """
-    if target.exists() and not (target / MANIFEST).is_file():
-        raise UsageError(f"{target} is there and is no bundle; name another place with --out, or move it away")
     work = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
+        if target.exists() and not (target / MANIFEST).is_file():
+            raise UsageError(f"{target} is there and is no bundle; name another place with --out, or move it away")
         target.parent.mkdir(parents=True, exist_ok=True)
         _clear_dead(target)
         draft = work / _DRAFT

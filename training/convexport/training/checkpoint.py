@@ -6,6 +6,7 @@ The header travels in the file's metadata under the key `convexport`. Version 1 
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,11 @@ from convexport.training import models
 
 FORMAT = 1
 KEY = "convexport"
+# What torch.load raises on malformed files, besides its UnpicklingError.
+_MALFORMED = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, AssertionError, TypeError, AttributeError),
+    struct.error,
+)
 _FOREIGN = "for a state dict made elsewhere give --model, --classes, --mean and --std with it"
 
 
@@ -162,8 +168,9 @@ def _unpickled(path: Path) -> object:
             f"checkpoint {path} holds more than tensors and is not loaded, since that could run code ({reason}); "
             "save network.state_dict() alone"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {path} is no readable state dict ({str(error).splitlines()[0]})") from error
+    except _MALFORMED as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"checkpoint {path} is no readable state dict ({reason})") from error
 
 
 def _state_of(value: object, path: Path) -> dict[str, Tensor]:
