@@ -117,6 +117,8 @@ def test_a_missing_data_set_without_a_network_says_where_it_belongs(
 ) -> None:
     datasets._torchvision_datasets()
     monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(DatasetError):  # leaves an empty folder behind
+        _ = datasets.load(name, tmp_path).train
     with pytest.raises(DatasetError) as caught:
         _ = datasets.load(name, tmp_path).train
     assert str(caught.value) == (

@@ -17,7 +17,16 @@ import pytest
 import torch
 from PIL import Image
 
-from convexport.training import evaluate, few_pixels, models, report, report_charts, report_pictures, report_sections
+from convexport.training import (
+    evaluate,
+    few_pixels,
+    models,
+    recipes,
+    report,
+    report_charts,
+    report_pictures,
+    report_sections,
+)
 from convexport.training.report_sections import percent
 from report_inputs import lenet5_on_digits, lenet5_page, one_thread, untrained
 
@@ -144,6 +153,35 @@ def test_a_network_without_mistakes_and_one_without_a_right_answer_get_reports()
 @pytest.mark.parametrize(("share", "shown"), [(0.9912, "99.1 %"), (1.0, "100.0 %"), (0.9999, "99.9 %"), (0.0, "0.0 %")])
 def test_nothing_but_certainty_is_shown_as_certain(share: float, shown: str) -> None:
     assert percent(share) == shown
+
+
+def test_a_picture_named_with_near_certainty_is_not_shown_as_certain() -> None:
+    inputs = untrained("softmax", images=30)
+    logits = (np.eye(10)[inputs.test.labels] * 13).astype(np.float32)  # 99.998 %
+    page = report.render(replace(inputs, test_logits=logits))
+    assert {top[0][1] for _, _, top in data_of(page)["pictures"]} == {999}
+    assert '<span class="small">100.0 %' not in page
+
+
+def test_pictures_that_withstand_the_search_count_among_those_it_was_tried_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = untrained("softmax", images=30)
+    inputs = replace(inputs, test_logits=(np.eye(10)[inputs.test.labels] * 9).astype(np.float32))
+    counts = iter([1, 2, 3, 4, None, None, None, None] + [2] + [None] * 7)
+
+    def fool(network: object, image: np.ndarray, *arguments: object) -> few_pixels.Fooling:
+        count = next(counts)
+        return few_pixels.Fooling(image, ((0, 0),) * (count or 32), count is not None, 1)
+
+    monkeypatch.setattr(few_pixels, "fool", fool)
+    assert "<strong>4 pixels</strong> of 28 x 28 was enough for half of the pictures here." in report.render(inputs)
+    assert "No change of up to 32 pixels fooled it on most of these pictures." in report.render(inputs)
+
+
+def test_a_recipe_without_augmentation_shows_none() -> None:
+    inputs = untrained("softmax", images=30)
+    described = recipes.find("lenet5", "mnist", "quick").describe()
+    page = report.render(replace(inputs, header=msgspec.structs.replace(inputs.header, recipe=described)))
+    assert "<dt>augmentation</dt><dd>none</dd>" in page
 
 
 def test_durations_are_for_people() -> None:

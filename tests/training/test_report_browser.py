@@ -101,7 +101,7 @@ def test_a_picture_opens_enlarged_with_its_probabilities_and_closes(page: Page) 
     index, true, top = page.run(f"{DATA}.pictures[{place}]")
     assert text(page, "#zoomed") == f"Test picture {index}: {true}"
     rows: list[str] = page.run("[...document.querySelectorAll('#bars .row')].map(row => row.lastChild.textContent)")
-    assert rows == [f"{tenths / 100:.1f} %" for _, tenths in top]
+    assert rows == [f"{per_mille / 10:.1f} %" for _, per_mille in top]
     drawn = "getComputedStyle(document.querySelector('{}')).backgroundPosition"
     assert page.run(drawn.format("#zoomshown")) == page.run(drawn.format("#predictions .picture"))
     click(page, ".close")

@@ -286,7 +286,8 @@ def _torchvision(kind: str, root: Path, place: str) -> Callable[[SplitName], Spl
 
 
 def _downloaded(factory: partial[Any], root: Path, place: str) -> Any:
-    state = "not whole" if (root / place).is_dir() else "not"  # asked before torchvision makes the folder
+    # Asked before torchvision makes the folder, which it leaves empty.
+    state = "not whole" if any((root / place).glob("*")) else "not"
     try:
         return factory(download=True)
     except (RuntimeError, OSError, HTTPException) as error:

@@ -115,6 +115,8 @@ def _plain(value: Any) -> str:
     """A recipe's value for a reader; of a group of options, those that do something."""
     if isinstance(value, dict):
         used = {key: item for key, item in value.items() if item not in (0, "none", "", None)}
+        if "translate" not in used:
+            used.pop("pad", None)
         return _words(used) or "none"
     return str(value)
 

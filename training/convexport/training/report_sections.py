@@ -6,7 +6,8 @@ Apart from report.py, which fills the template: each function here takes measure
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import median
+from math import inf
+from statistics import median_low
 from typing import Any
 
 import numpy as np
@@ -67,13 +68,18 @@ class Gallery:
         return report_pictures.sprite(self.test.images[list(self.places)])
 
     def records(self) -> list[list[Any]]:
-        """A picture each: [place in the test set, true class, [[class, probability in tenths of a per mille], ...]]."""
+        """A picture each: [place in the test set, true class, [[class, probability in per mille], ...]]."""
         found: list[list[Any]] = []
         for index in self.places:
             row = self.probabilities[index]
             best = np.argsort(-row, kind="stable")[:TOP]
-            found.append([index, int(self.test.labels[index]), [[int(k), round(float(row[k]) * 1e4)] for k in best]])
+            found.append([index, int(self.test.labels[index]), [[int(k), _per_mille(float(row[k]))] for k in best]])
         return found
+
+
+def _per_mille(share: float) -> int:
+    # As `percent` shows it: the page's script must not round up to certainty either.
+    return min(round(share * 1000), 1000 if share == 1 else 999)
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -288,11 +294,12 @@ def fooling(inputs: ReportInputs, probabilities: NDArray[np.float32]) -> dict[st
         for number, (index, result) in enumerate(zip(chosen, found, strict=True))
     ]
     pairs = np.stack([inputs.test.images[chosen], changed], axis=1).reshape(-1, *changed.shape[1:])
-    counts = [len(result.pixels) for result in found if result.fooled]
+    # A picture that withstood the search counts as one that needs the most.
+    needed = median_low([len(result.pixels) if result.fooled else inf for result in found])
     return {
         "rows": sorted(rows, key=lambda row: (not row["fooled"], len(row["pixels"]))),
         "sheet": report_pictures.sprite(pairs, lossless=True),
-        "median": median(counts) if counts else None,
+        "median": None if needed == inf else needed,
         "passes": sum(result.passes for result in found),
         "size": changed.shape[1:3],
         "bound": few_pixels.Search().pixels,

@@ -3,7 +3,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const { classes, pictures, cells, quiz } = data;
   const find = (id) => document.getElementById(id);
-  const percent = (tenThousandths) => (tenThousandths / 100).toFixed(1) + " %";
+  const percent = (perMille) => (perMille / 10).toFixed(1) + " %";
   const ROUNDS = 20;
 
   /* A new element with text and attributes; text is never read as markup, since class names are anybody's. */
@@ -29,7 +29,7 @@
     find("bars").replaceChildren(
       ...top.map(([label, probability]) => {
         const fill = make("span", { class: "fill" });
-        fill.style.width = probability / 100 + "%";
+        fill.style.width = probability / 10 + "%";
         return make(
           "div", { class: label === truth ? "row true" : "row" },
           make("span", {}, classes[label]), make("span", { class: "track" }, fill), make("span", {}, percent(probability)),
