@@ -118,6 +118,16 @@ def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
     assert str(caught.value) == f"checkpoint {path}: format 99, this convexport reads 1; update convexport"
 
 
+def test_a_header_nested_without_end_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    text = msgspec.json.encode(header()).decode()
+    deep = text.replace('"recipe":{}', '"recipe":{"a":' + "[" * 100_000 + "]" * 100_000 + "}")
+    assert deep != text
+    save_file({"weight": torch.zeros(2)}, path, metadata={"convexport": deep})
+    with pytest.raises(CheckpointError, match=r"^checkpoint .*: header: maximum recursion depth .*; train it again$"):
+        checkpoint.load(path)
+
+
 def test_weights_of_another_network_are_refused() -> None:
     wrong = small(model="mlp")
     with pytest.raises(CheckpointError) as caught:

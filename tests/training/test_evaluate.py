@@ -104,9 +104,14 @@ def test_no_other_temperature_has_a_lower_cross_entropy() -> None:
     assert all(evaluate.cross_entropy(logits, labels, best * factor) > lowest for factor in (0.5, 0.98, 1.02, 2.0))
 
 
-def test_images_that_are_all_right_or_all_wrong_end_at_a_bound() -> None:
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_images_that_are_all_right_make_the_network_no_surer(scale: int) -> None:
+    logits = np.array([[3.0, 0.0], [0.0, 1.0]], np.float32) * scale
+    assert evaluate.fit_temperature(logits, np.array([0, 1])) == 1.0
+
+
+def test_images_that_are_all_wrong_end_at_the_upper_bound() -> None:
     logits = np.array([[3.0, 0.0], [0.0, 1.0]], np.float32)
-    assert evaluate.fit_temperature(logits, np.array([0, 1])) == evaluate.TEMPERATURES[0]
     assert evaluate.fit_temperature(logits, np.array([1, 0])) == evaluate.TEMPERATURES[1]
 
 

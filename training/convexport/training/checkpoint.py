@@ -136,7 +136,7 @@ def _header(text: str, path: Path) -> Header:
             action = "update convexport" if version > FORMAT else "train it again"
             raise CheckpointError(f"checkpoint {path}: format {version}, this convexport reads {FORMAT}; {action}")
         return msgspec.json.decode(text, type=Header)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path}: header: {error}; train it again") from error
 
 

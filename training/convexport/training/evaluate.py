@@ -18,7 +18,7 @@ from torch import nn
 from convexport.runtime.manifest import Normalisation
 from convexport.training import models
 
-# Temperatures beyond these say that the labels are no evidence (all right, or all wrong), not that a fit was found.
+# Where a temperature is looked for.
 TEMPERATURES = (0.05, 20.0)
 
 
@@ -140,7 +140,8 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
     """The temperature that minimises the cross-entropy of validation `logits` (Guo et al. 2017), to four decimals.
 
     The loss is convex in 1 / temperature, so the zero of its derivative is found by bisection. Images that are all
-    right, or all wrong, have no minimum: the nearer bound of `TEMPERATURES` comes back.
+    right would have it ever lower, and the network ever surer, on no evidence: 1 comes back, which leaves it as it is.
+    Images that are no better than chance would have it ever higher: the upper bound of `TEMPERATURES` comes back.
     """
     values = logits.astype(np.float64)
     own = np.take_along_axis(values, labels[:, None], axis=1)[:, 0]
@@ -152,6 +153,8 @@ def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
         return float(np.mean(expected - own))
 
     low, high = 1 / TEMPERATURES[1], 1 / TEMPERATURES[0]
+    if slope(high) <= 0:
+        return 1.0
     for _ in range(50):
         middle = (low * high) ** 0.5
         low, high = (low, middle) if slope(middle) > 0 else (middle, high)
