@@ -18,7 +18,7 @@ from convexport.export.limits import RECORD_SLACK
 from convexport.export.pipeline import ExportOptions, ExportResult, export_bundle
 from convexport.export.precision import Int8Options
 from convexport.export.source import Source
-from convexport.runtime.manifest import Manifest, Normalisation
+from convexport.runtime.manifest import Flip, Manifest, Normalisation, Verification
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
 from small_checkpoints import save_in, train_checkpoint
@@ -234,6 +234,37 @@ def test_flips_are_listed_by_image(lenet5: Checkpoint) -> None:
         ("test[1]", str(top), str((top + 1) % 10)),
         ("test[2]", str(int(expected.probabilities[2].argmax())), "NaN"),
     ]
+
+
+@pytest.mark.parametrize(("in_file", "emulated", "listed"), [(1, 2, "emulated"), (2, 1, "file"), (1, 1, "file")])
+def test_flips_listed_flips_counted_and_agreement_are_of_the_worse_run(
+    lenet5: Checkpoint, monkeypatch: pytest.MonkeyPatch, in_file: int, emulated: int, listed: str
+) -> None:
+    images = datasets.load("digits", Path()).test.images[:10]
+    expected = measures.reference(lenet5, measures.Sample(images, None, ("x",) * 10, "", {}))
+
+    def flips(where: str, count: int) -> list[Flip]:
+        return [Flip(image=f"{where}[{index}]", torch="1", variant="2") for index in range(count)]
+
+    monkeypatch.setattr(measures, "flipped", lambda found, expected: flips("emulated", emulated))
+    of_the_file = Verification(
+        method=("runtime",),
+        backend="onnxruntime",
+        device="cpu",
+        images=10,
+        images_kind="",
+        accuracy=None,
+        torch_accuracy=None,
+        agreement=1 - in_file / 10,
+        max_abs_difference=0.0,
+        measures=(),
+        flips=tuple(flips("file", in_file)),
+        flips_total=in_file,
+    )
+    found, _ = measures.with_fp16_storage(of_the_file, lenet5, expected)
+    worse = max(in_file, emulated)
+    assert [flip.image for flip in found.flips] == [f"{listed}[{index}]" for index in range(worse)]
+    assert (found.flips_total, found.agreement) == (worse, 1 - worse / 10)
 
 
 def test_torch_is_the_reference_without_folding_or_graph(lenet5: Checkpoint) -> None:

@@ -12,16 +12,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from convexport.export import engines, gate, precision
+from convexport.export import engines, gate, graph, precision
 from convexport.export.card import card
 from convexport.export.engines import EngineOptions
 from convexport.export.pipeline import ExportOptions, export_bundle
 from convexport.export.precision import Int8Options
 from convexport.export.samples import stratified
 from convexport.export.source import Foreign, Source, load_checkpoint
+from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from convexport.runtime.backends.tensorrt import TensorRTOptions
+from convexport.runtime.backends.tensorrt_slot import PlanRefused
 from convexport.runtime.bundle import open_bundle
 from convexport.runtime.classifier import Classifier
-from convexport.runtime.devices import Gpu
+from convexport.runtime.devices import Device, Gpu
+from convexport.runtime.engine_cache import Plan
 from convexport.runtime.errors import (
     BackendError,
     CheckpointError,
@@ -97,6 +101,38 @@ def test_an_engine_is_built_where_the_library_is_and_says_that_no_gpu_ran_it(
     assert engine.key.onnx_sha256 == manifest.files["model.fp16.onnx"].sha256
     assert engine.verification is None
     assert f"gate engine {engine.file}: not run here (no GPU was found: none here)" in lines
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_where_its_gpu_is_an_engine_is_measured_itself_and_no_other_in_its_place(
+    lenet5: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loads: bool
+) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx (extra tensorrt-rtx) builds without a GPU")
+    plans: list[Plan] = []
+
+    def load(plan: Plan, options: TensorRTOptions) -> OnnxRuntimeBackend:
+        plans.append(plan)
+        if not loads:
+            raise PlanRefused("the bundle's plan: tensorrt_rtx does not load it; use --backend onnxruntime")
+        assert str(options.device) == "cuda:0"
+        return OnnxRuntimeBackend(graph.to_onnx(lenet5, "fp16"), device=Device("cpu"), precision="fp16")
+
+    monkeypatch.setattr(gate, "gpus", lambda: (Gpu(0, "A GPU", "8.9"),))
+    monkeypatch.setattr(gate, "TensorRTBackend", load)
+    path = save_in(tmp_path, lenet5)
+    lines: list[str] = []
+    options = ExportOptions(
+        Source(path=path), fp16=True, engines=EngineOptions(flavour="tensorrt_rtx"), verify_images=50, out=tmp_path
+    )
+    result = export_bundle(options, lines.append)
+    (engine,) = result.manifest.engines
+    assert [plan.data for plan in plans] == [(result.path / engine.file).read_bytes()]
+    if loads:
+        assert engine.verification is not None
+        assert engine.verification.images == 50
+    else:
+        assert engine.verification is None
+        assert f"gate engine {engine.file}: not run here (the bundle's plan: tensorrt_rtx does not load it)" in lines
 
 
 def test_int8_brings_an_engine_and_the_measured_graph_it_was_built_from(lenet5: Checkpoint, tmp_path: Path) -> None:
