@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,7 @@ from convexport.export.precision import (
     int8_for_tensorrt,
     weight_storage,
 )
+from convexport.runtime.errors import BundleError
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
 from small_checkpoints import untrained
@@ -123,6 +125,20 @@ def test_a_vgg_runs_in_8_bit_kernels_from_the_first_convolution_to_the_last_laye
     assert "Conv" not in kinds
     assert "Relu" not in kinds
     assert kinds.count("QuantizeLinear") == 1
+
+
+def test_a_temporary_folder_without_room_is_one_line(fp32: bytes) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # no file may grow beyond that
+    try:
+        with pytest.raises(BundleError) as caught:
+            int8(fp32, images(), Int8Options())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(caught.value) == (
+        "int8 is made in the temporary folder, which cannot be written (File too large); make room, or name another "
+        "with TMPDIR"
+    )
 
 
 def test_weights_are_counted_as_fp16_stores_them() -> None:

@@ -13,8 +13,8 @@ import dataclasses
 import io
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Collection
-from contextlib import redirect_stdout
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convexport.export.graph import INPUT, set_properties
-from convexport.runtime.errors import UsageError
+from convexport.runtime.errors import BundleError, UsageError
 
 FP16_MAX = 65504.0
 FP16_SMALLEST_NORMAL = 2.0**-14
@@ -87,8 +87,8 @@ def _quantised(
     extra = {"CalibStridedMinMax": 1, **extra}
     if options.method == "percentile":
         extra["CalibPercentile"] = options.percentile
-    with tempfile.TemporaryDirectory(prefix="convexport-") as folder:
-        source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
+    with _temporary_folder() as folder:
+        source, target = folder / "fp32.onnx", folder / "int8.onnx"
         onnx.save(model, source)
         with redirect_stdout(io.StringIO()):  # the library reports its calibration there
             q.quantize_static(
@@ -110,6 +110,19 @@ def _quantised(
     onnx.checker.check_model(quantised)
     data: bytes = quantised.SerializeToString(deterministic=True)
     return data
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """onnxruntime quantises from file to file. Raises `BundleError` where they find no room."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="convexport-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise BundleError(
+            f"int8 is made in the temporary folder, which cannot be written ({error.strerror}); make room, or name "
+            "another with TMPDIR"
+        ) from error
 
 
 def _reader(images: NDArray[np.uint8]) -> Any:
