@@ -102,15 +102,26 @@ def digest(folder: Path) -> str:
 def test_a_folder_of_class_folders_trains(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for name, level in (("dark", 40), ("light", 200)):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
+        (tmp_path / "my pictures" / name).mkdir(parents=True)
         for index in range(40):
             pixels = random.integers(level - 30, level + 30, (28, 28), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{index}.png")
-    words = ("--model", "softmax", "--dataset", "pictures", "--epochs", "3", "--batch", "16")
+            Image.fromarray(pixels).save(tmp_path / "my pictures" / name / f"{index}.png")
+    words = ("--model", "softmax", "--dataset", "my pictures", "--epochs", "3", "--batch", "16", "--data", "here")
     found = run(*words, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.startswith("test accuracy 100.00% on 16 images of pictures\n")
-    assert (tmp_path / "checkpoints" / "softmax-pictures.safetensors").is_file()
+    assert found.stdout.startswith("test accuracy 100.00% on 16 images of my pictures\n")
+    assert (tmp_path / "checkpoints" / "softmax-my pictures.safetensors").is_file()
+    assert found.stdout.endswith("\nnext: convexport --model softmax --dataset 'my pictures' --data here --fp16\n")
+
+
+def test_a_folder_of_few_pictures_trains(tmp_path: Path) -> None:
+    for name, level in (("dark", 40), ("light", 200)):
+        (tmp_path / "few" / name).mkdir(parents=True)
+        for index in range(5):
+            Image.new("L", (28, 28), level + index).save(tmp_path / "few" / name / f"{index}.png")
+    found = run("--model", "softmax", "--dataset", "few", "--epochs", "1", "--batch", "2", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.startswith("test accuracy 100.00% on 2 images of few\n")
 
 
 MISTAKES = [
@@ -119,7 +130,10 @@ MISTAKES = [
     (("--model", "lenet5", "--epoch", "3"), 2, "option --epoch is not known; did you mean --epochs?"),
     ((*DIGITS, "--epochs", "0"), 2, "argument --epochs: 0 is not positive"),
     ((*DIGITS, "--epochs", "many"), 2, "argument --epochs: invalid count value: 'many'"),
-    ((*DIGITS, "--learning-rate", "nan"), 2, "argument --learning-rate: nan is not positive and finite"),
+    ((*DIGITS, "--learning-rate", "nan"), 2, "argument --learning-rate: nan is not above 0 and at most 1e30"),
+    ((*DIGITS, "--learning-rate", "1e300"), 2, "argument --learning-rate: 1e+300 is not above 0 and at most 1e30"),
+    ((*DIGITS, "--seed", "-1"), 2, "argument --seed: -1 is not between 0 and 2^63 - 1"),
+    ((*DIGITS, "--seed", str(2**63)), 2, f"argument --seed: {2**63} is not between 0 and 2^63 - 1"),
     (
         (*DIGITS, "--epochs", "1", "--out", "/proc/out"),
         4,

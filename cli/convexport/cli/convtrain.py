@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
+import shlex
 import signal
 import sys
 from dataclasses import replace
@@ -44,7 +44,7 @@ def parser() -> terminal.Parser:
     add("--optimiser", metavar="NAME", help="sgd, adagrad, adam or muon, in place of the recipe's")
     add("--learning-rate", type=rate, metavar="X", help="the peak, in place of the recipe's")
     add("--activation", metavar="NAME", help="relu or selu, for the VGGs")
-    add("--seed", type=int, default=0, metavar="N", help="0")
+    add("--seed", type=seed, default=0, metavar="N", help="0")
     add("--device", default="auto", metavar="cpu|cuda", help="auto: cuda where it is there")
     add("--resume", action="store_true", help="continue an interrupted run to the same bits")
     add("--data", metavar="DIR", help="root of the data sets ($CONVEXPORT_DATA, else data)")
@@ -62,8 +62,16 @@ def count(text: str) -> int:
 
 def rate(text: str) -> float:
     value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{value} is not positive and finite")
+    # Far beyond what trains, and within float32 when an optimiser scales it.
+    if not 0 < value <= 1e30:
+        raise argparse.ArgumentTypeError(f"{value:g} is not above 0 and at most 1e30")
+    return value
+
+
+def seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 2^63 - 1")
     return value
 
 
@@ -203,9 +211,11 @@ def _summary(made: Checkpoint, target: Path, page: Path, options: argparse.Names
         terminal.result(f"  {line}")
     terminal.result(f"checkpoint  {target}")
     terminal.result(f"report      {page}")
-    flags = f" --dataset {options.dataset}" if options.dataset else ""
-    flags += f" --checkpoint {target}" if options.out != "checkpoints" else ""
-    terminal.result(f"next: convexport --model {options.model}{flags} --fp16")
+    words = ["convexport", "--model", options.model]
+    words += ["--dataset", options.dataset] if options.dataset else []
+    words += ["--checkpoint", str(target)] if options.out != "checkpoints" else []
+    words += ["--data", options.data] if options.data else []
+    terminal.result(f"next: {shlex.join([*words, '--fp16'])}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -85,16 +86,13 @@ def _machine(device: str) -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of the code that ran, with `+` where the tree had changes; None outside a repository."""
-    folder = Path(__file__).parent
+    """The commit of the code that ran, with `+` where the tree had changes; None where no repository tracks it."""
+    here = Path(__file__)
+    git = partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, check=True)
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        # Installed in an environment inside somebody's project, the repository around it is not this code's.
+        git(["git", "ls-files", "--error-unmatch", "--", here.name])
+        found = git(["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"])
     except (OSError, subprocess.CalledProcessError):
         return None
     return found.stdout.strip()
