@@ -69,9 +69,7 @@ _VGG_QUICK = Recipe(
 )
 # No label smoothing: one temperature does not mend what it does to confidence (docs/experiments.md).
 _VGG_FULL = replace(_VGG_QUICK, epochs=8)
-_VGG19_MEASURED = (
-    "88.63 % of 10,000 test images (JPEG copies), n = 1, 73 min 16 s on two shared cores with AMX, 2026-11-22"
-)
+_COPIES = "10,000 test images (JPEG copies)"
 _DISTORTED = Augmentation(rotate=10, scale=0.1, shear=0.1, shift=2)
 _LENET_SOURCE = "LeCun et al. 1998, section III.B (distortions); one cycle of Smith and Topin 2018"
 _COURSE = "the French course pages (SGD, no augmentation), with a validation split and one cycle"
@@ -96,7 +94,13 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
         ),
     },
     ("lenet5", "fashion-mnist"): {
-        "quick": Recipe(epochs=5, learning_rate=0.1, weight_decay=1e-4, source=_LENET_SOURCE),
+        "quick": Recipe(
+            epochs=5,
+            learning_rate=0.1,
+            weight_decay=1e-4,
+            source=_LENET_SOURCE,
+            measured="89.96 % of 10,000 test images, n = 1, 40 s on two shared cores with AMX, 2026-11-22",
+        ),
         "full": Recipe(
             epochs=60,
             learning_rate=0.1,
@@ -125,8 +129,21 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
             measured="96.66 % of 359 test images, n = 1, 40 CPU s on one thread, 2026-11-22",
         ),
     },
-    **{(name, "cifar10"): {"quick": _VGG_QUICK, "full": _VGG_FULL} for name in ("vgg11", "vgg13", "vgg16")},
-    ("vgg19", "cifar10"): {"quick": _VGG_QUICK, "full": replace(_VGG_FULL, measured=_VGG19_MEASURED)},
+    ("vgg11", "cifar10"): {
+        "quick": replace(
+            _VGG_QUICK,
+            measured=f"83.13 % of {_COPIES}, n = 1, 9 min 56 s on two shared cores with AMX, 2026-11-22",
+        ),
+        "full": _VGG_FULL,
+    },
+    **{(name, "cifar10"): {"quick": _VGG_QUICK, "full": _VGG_FULL} for name in ("vgg13", "vgg16")},
+    ("vgg19", "cifar10"): {
+        "quick": _VGG_QUICK,
+        "full": replace(
+            _VGG_FULL,
+            measured=f"88.63 % of {_COPIES}, n = 1, 73 min 16 s on two shared cores with AMX, 2026-11-22",
+        ),
+    },
     # Its temperature hardly helps, so it must be fitted on many images in order not to harm.
     ("softmax", "mnist"): {
         "quick": Recipe(
@@ -200,13 +217,30 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
             epochs=5,
             learning_rate=0.05,
             source=_COURSE,
-            measured="71.11 % of 10,000 test images (JPEG copies), n = 1, 192 CPU s on one thread, 2026-11-22",
+            measured=f"71.11 % of {_COPIES}, n = 1, 192 CPU s on one thread, 2026-11-22",
         ),
-        "full": Recipe(epochs=15, learning_rate=0.05, augmentation=_ALTERNATING, source=_COURSE),
+        "full": Recipe(
+            epochs=15,
+            learning_rate=0.05,
+            augmentation=_ALTERNATING,
+            source=_COURSE,
+            measured=f"75.92 % of {_COPIES}, n = 1, 6 min 27 s on two shared cores with AMX, 2026-11-22",
+        ),
     },
     ("cnn-keras", "cifar10"): {
-        "quick": Recipe(epochs=5, learning_rate=0.05, source=_COURSE),
-        "full": Recipe(epochs=15, learning_rate=0.05, augmentation=_ALTERNATING, source=_COURSE),
+        "quick": Recipe(
+            epochs=5,
+            learning_rate=0.05,
+            source=_COURSE,
+            measured=f"73.56 % of {_COPIES}, n = 1, 4 min 39 s on two shared cores with AMX, 2026-11-22",
+        ),
+        "full": Recipe(
+            epochs=15,
+            learning_rate=0.05,
+            augmentation=_ALTERNATING,
+            source=_COURSE,
+            measured=f"80.15 % of {_COPIES}, n = 1, 14 min 6 s on two shared cores with AMX, 2026-11-22",
+        ),
     },
 }
 
