@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from convexport.export import engines, gate, graph, precision
 from convexport.export.card import card
@@ -299,6 +300,18 @@ def test_an_accuracy_that_was_asked_for_is_not_left_out_in_silence(lenet5: Check
     path = save_in(tmp_path, as_mnist(lenet5))
     with pytest.raises(DatasetError, match=r"^data set MNIST is not at "):
         export_bundle(ExportOptions(Source(path=path), require_labels=True, out=tmp_path / "out", data=tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_data_set_that_was_named_and_does_not_fit_ends_the_export(lenet5: Checkpoint, tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.new("L", (28, 28), 40 * number).save(tmp_path / "pets" / name / f"{number}.png")
+    source = Source(path=save_in(tmp_path, lenet5), dataset=str(tmp_path / "pets"))
+    with pytest.raises(DatasetError) as caught:
+        export_bundle(ExportOptions(source, out=tmp_path / "out"))
+    assert str(caught.value) == "data set pets has 2 classes, the checkpoint 10; name its own"
     assert not (tmp_path / "out").exists()
 
 

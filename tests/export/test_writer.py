@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convexport.export.writer import drafting
+from convexport.export.writer import Draft, drafting
 from convexport.runtime.bundle import find_bundles, open_bundle
 from convexport.runtime.errors import BundleError, UsageError
 from convexport.runtime.manifest import Manifest, decode, encode
@@ -98,7 +98,7 @@ os.fsync = deadly(os.fsync)
 pathlib.Path.rename = deadly(pathlib.Path.rename)
 pathlib.Path.mkdir = deadly(pathlib.Path.mkdir)
 pathlib.Path.open = deadly(pathlib.Path.open)
-from convexport.export.writer import drafting
+from convexport.export.writer import Draft, drafting
 from smallest_manifest import fill
 with drafting(pathlib.Path(sys.argv[1])) as draft:
     fill(draft, "second")
@@ -140,6 +140,63 @@ def test_a_run_killed_between_the_two_renames_gets_its_old_bundle_back(tmp_path:
         fail_in(tmp_path / "net")
     assert names(tmp_path) == ["net"]
     assert (tmp_path / "net" / "model.fp32.onnx").read_text() == "first"
+
+
+@pytest.fixture
+def overtaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of folders whose next renaming comes a moment too late: another export puts its bundle there first."""
+    late: set[str] = set()
+    rename = Path.rename
+
+    def renamed(self: Path, target: Path) -> Path:
+        if self.name in late:
+            late.remove(self.name)
+            fill(Draft(tmp_path / "another"), "another")
+            if (tmp_path / "net").exists():
+                rename(tmp_path / "net", tmp_path / "gone")
+            rename(tmp_path / "another", tmp_path / "net")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    return late
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_of_two_exports_that_end_at_once_the_last_one_stays_whole(
+    tmp_path: Path, overtaken: set[str], replaces: bool
+) -> None:
+    if replaces:
+        with drafting(tmp_path / "net") as draft:
+            fill(draft)
+    overtaken.add("draft")
+    with drafting(tmp_path / "net") as draft:
+        fill(draft, "second")
+    assert (names(tmp_path), overtaken) == (["net"], set())
+    assert (tmp_path / "net" / "model.fp32.onnx").read_text() == "second"
+
+
+def test_a_bundle_that_another_export_moves_away_is_no_longer_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with drafting(tmp_path / "net") as draft:
+        fill(draft)
+        monkeypatch.setattr(Path, "exists", lambda self: True)  # as it was a moment ago
+    assert (tmp_path / "net" / "model.fp32.onnx").read_text() == "first"
+
+
+def test_an_old_bundle_gives_way_to_one_that_another_export_has_put_there(tmp_path: Path, overtaken: set[str]) -> None:
+    with drafting(tmp_path / "net") as draft:
+        fill(draft)
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    work = tmp_path / f".net.{gone.pid}.partial"
+    work.mkdir()
+    (tmp_path / "net").rename(work / "old")
+    overtaken.add("old")
+    with pytest.raises(ZeroDivisionError):
+        fail_in(tmp_path / "net")
+    assert (names(tmp_path), overtaken) == (["net"], set())
+    assert (tmp_path / "net" / "model.fp32.onnx").read_text() == "another"
 
 
 def test_a_run_that_still_lives_keeps_its_draft(tmp_path: Path) -> None:

@@ -123,6 +123,8 @@ def _sample(
     header = checkpoint.header
     reason = f"no data set is known for {header.name}"
     if dataset is not None:
+        if options.source.dataset is not None:  # one that was named and does not fit is no reason to look elsewhere
+            _names(dataset, header.classes["en"])
         try:
             with samples.impatient():
                 sample = samples.from_test_set(

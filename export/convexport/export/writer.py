@@ -7,11 +7,12 @@ the hidden folder first: a run killed between the two renames leaves none, and t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from convexport.runtime.atomic import sync_file, sync_folder
@@ -20,6 +21,8 @@ from convexport.runtime.errors import BundleError, UsageError
 from convexport.runtime.manifest import File, Manifest, encode
 
 _DRAFT, _OLD = "draft", "old"
+# A folder cannot be renamed to a name that a folder with files has.
+_TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
 
 
 class Draft:
@@ -47,7 +50,7 @@ def drafting(target: Path) -> Iterator[Draft]:
     """
     work = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        if target.exists() and not (target / MANIFEST).is_file():
+        if not _free(target):
             raise UsageError(f"{target} is there and is no bundle; name another place with --out, or move it away")
         target.parent.mkdir(parents=True, exist_ok=True)
         _clear_dead(target)
@@ -58,9 +61,7 @@ def drafting(target: Path) -> Iterator[Draft]:
     try:
         yield Draft(draft)
         _sync_tree(draft)
-        if target.exists():
-            target.rename(work / _OLD)
-        draft.rename(target)
+        _place(draft, target, work / _OLD)
         sync_folder(target.parent)
     except OSError as error:
         raise BundleError(f"{target}: cannot be written ({error.strerror}); mend that and export again") from error
@@ -68,10 +69,39 @@ def drafting(target: Path) -> Iterator[Draft]:
         _discard(work, target)
 
 
+def _free(target: Path) -> bool:
+    """Whether a bundle may go there: nothing is there, or another bundle. One look, for others write there too."""
+    try:
+        return MANIFEST in os.listdir(target)  # noqa: PTH208 - pathlib's lists lazily
+    except FileNotFoundError:
+        return True
+    except NotADirectoryError:
+        return not target.exists()  # a file; or nothing, below a file
+
+
+def _place(draft: Path, target: Path, old: Path) -> None:
+    """Renames the draft; the bundle in its place goes to `old`. Of exports that end at once the last one stays."""
+    while True:
+        with suppress(FileNotFoundError):
+            target.rename(old)
+        try:
+            draft.rename(target)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                raise
+            shutil.rmtree(old, ignore_errors=True)  # another export has put its bundle there meanwhile
+        else:
+            return
+
+
 def _discard(work: Path, target: Path) -> None:
     """Takes a run's folder away; a bundle that it had moved aside without replacing it goes back."""
     if (work / _OLD).is_dir() and not target.exists():
-        (work / _OLD).rename(target)
+        try:
+            (work / _OLD).rename(target)
+        except OSError as error:
+            if error.errno not in _TAKEN:
+                return  # the next export tries again
     shutil.rmtree(work, ignore_errors=True)
 
 
