@@ -43,6 +43,12 @@ def test_a_selu_vgg_has_no_relu() -> None:
     assert "ReLU" not in kinds
 
 
+def test_an_unknown_activation_gets_those_there_are() -> None:
+    with pytest.raises(UsageError) as caught:
+        models.build("vgg11", {"activation": "tanh"})
+    assert str(caught.value) == "activation 'tanh' is not known; known: relu, selu"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -51,6 +51,8 @@ def lenet5(classes: int = 10, channels: int = 1) -> nn.Sequential:
 
 
 def _vgg(configuration: str, classes: int, channels: int, activation: Activation) -> nn.Sequential:
+    if activation not in ACTIVATIONS:
+        raise UsageError.unknown("activation", activation, ACTIVATIONS)
     layers: list[nn.Module] = []
     for width in VGG_CONFIGURATIONS[configuration]:
         if isinstance(width, str):
@@ -223,7 +225,7 @@ def build(name: str, arguments: dict[str, Any] | None = None) -> nn.Sequential:
     function = entry(name).build
     try:
         return function(**(arguments or {}))
-    except (TypeError, KeyError) as error:
+    except TypeError as error:
         raise UsageError(f"model {name!r} does not take {arguments}: {error}") from error
 
 
