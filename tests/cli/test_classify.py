@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,14 @@ def test_several_pictures_give_aligned_lines_in_order(classify) -> None:
 def test_options_may_stand_between_the_pictures(classify) -> None:
     said = classify("images/0.png", "--lang", "fr", "images/1.png")
     assert [line.split()[1] for line in said.out.splitlines()] == FRENCH[:2]
+
+
+def test_what_stands_behind_two_dashes_is_a_name_and_no_option(classify, place: Path) -> None:
+    (place / "images" / "1.png").rename(place / "-1.png")
+    assert classify("--", "-1.png").out.splitlines()[0] == "Prediction: Truck"
+    said = classify("images/0.png", "--top", "1", "--", "-1.png", "--top")
+    assert said.code == 3
+    assert [line.split()[0] for line in said.out.splitlines()] == ["images/0.png", "-1.png", "--top:"]
 
 
 def test_a_name_with_control_characters_cannot_command_the_terminal(classify, place: Path) -> None:
@@ -193,6 +202,14 @@ def test_an_output_file_that_cannot_be_completed_leaves_the_old_one(
 def test_an_output_that_is_a_device_is_written_to_and_not_replaced(classify) -> None:
     assert classify("images", "--output", "/dev/null").code == 0
     assert not Path("/dev/null").is_file()
+
+
+def test_an_output_that_is_a_link_stays_one_and_what_it_leads_to_is_written(classify, place: Path) -> None:
+    (place / "real.txt").write_text("old")
+    (place / "link.txt").symlink_to("real.txt")
+    assert classify("images/0.png", "--output", "link.txt").code == 0
+    assert (place / "link.txt").is_symlink()
+    assert (place / "real.txt").read_text().startswith("Prediction: Cat")
 
 
 def test_a_full_disk_is_one_line_and_exit_code_2(classify) -> None:
@@ -349,7 +366,7 @@ def test_cuda_where_there_is_none_is_one_line_with_what_mends_it(
 ) -> None:
     from convexport.runtime import devices
 
-    monkeypatch.setattr(devices.ctypes, "CDLL", _no_library)
+    monkeypatch.setattr(devices.ctypes, "CDLL", functools.partial(_all_but_the_driver, devices.ctypes.CDLL))
     devices.gpus.cache_clear()
     said = classify("images", *arguments)
     devices.gpus.cache_clear()
@@ -360,8 +377,11 @@ def test_cuda_where_there_is_none_is_one_line_with_what_mends_it(
     )
 
 
-def _no_library(name: str) -> None:
-    raise OSError(f"{name}: cannot open shared object file")
+def _all_but_the_driver(real: Callable[..., object], name: str, *arguments: object, **options: object) -> object:
+    # Other libraries are loaded as ever: one that is refused here stays half imported for the tests that follow.
+    if name == "libcuda.so.1":
+        raise OSError(f"{name}: cannot open shared object file")
+    return real(name, *arguments, **options)
 
 
 # The installed command
@@ -419,3 +439,43 @@ def test_names_that_are_no_unicode_are_classified_and_shown_escaped(place: Path)
     done = subprocess.run(command, capture_output=True, cwd=place, check=True, timeout=120)
     names = [json.loads(line)["input"] for line in done.stdout.splitlines()]
     assert names == ["images/1.png", "images/2.png", "images/\\xff.png"]
+
+
+def test_names_on_standard_input_need_not_be_unicode(place: Path) -> None:
+    (place / "images/0.png").rename(os.fsdecode(b"images/\xff.png"))
+    # As in a locale like fr_FR.UTF-8; in the C locale Python is lenient by itself.
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    command = [*COMMAND, "-", "--format", "jsonl"]
+    names = b"images/\xff.png\nimages/1.png\n"
+    done = subprocess.run(command, input=names, capture_output=True, cwd=place, env=strict, check=True, timeout=120)
+    assert [json.loads(line)["label"] for line in done.stdout.splitlines()] == LABELS[:2]
+
+
+@pytest.mark.parametrize(
+    ("closed", "out"), [("<&-", b""), (">&-", b""), ("2>&-", b"Prediction: Cat\nimages/0.png  cat          73.7 %\n")]
+)
+def test_a_stream_that_the_caller_closed_is_no_mistake(place: Path, closed: str, out: bytes) -> None:
+    inputs = "-" if closed == "<&-" else "images/0.png"
+    command = f"{shlex.join(COMMAND)} {inputs} {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, cwd=place, check=True, timeout=120)
+    assert done.stdout == out
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_result_that_the_encoding_of_standard_output_lacks_is_escaped() -> None:
+    program = "from convexport.cli import terminal; terminal.guard('x', lambda: terminal.result('max |Δp| é') or 0)"
+    latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, env=latin, check=True, timeout=60)
+    assert done.stdout == b"max |\\u0394p| \xe9\n"
+
+
+@pytest.mark.parametrize("arguments", [["images/0.png"], ["--doctor"]])
+def test_onnx_runtimes_telemetry_stays_off(place: Path, arguments: list[str]) -> None:
+    home = place / "home"
+    home.mkdir()
+    # Its wheels from 1.29 on write an identifier to the home folder when they start to report; not where CI is set.
+    bare = {name: value for name, value in os.environ.items() if name not in {"CI", "XDG_CACHE_HOME"}}
+    environment = {**bare, "HOME": str(home)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    subprocess.run([*COMMAND, *arguments], capture_output=True, cwd=place, env=environment, check=True, timeout=120)
+    assert list(home.rglob("*")) == []

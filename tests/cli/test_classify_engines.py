@@ -55,6 +55,10 @@ def test_the_doctors_json_has_facts_back_ends_and_faults(capsysbinary: pytest.Ca
             ["--build-engine", "--backend", "onnxruntime"],
             "--build-engine builds for TensorRT; leave out --backend onnxruntime",
         ),
+        (
+            ["--build-engine", "--backend", "nonsense"],
+            "--build-engine builds for TensorRT; leave out --backend nonsense",
+        ),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_2(

@@ -17,6 +17,7 @@ from convexport.runtime.errors import BundleError
 from runtime.bundles import change_manifest, make_bundle
 
 CPU, CUDA = Device("cpu"), Device("cuda")
+NESTED = b'{"format": 2, "model": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 
 @pytest.fixture
@@ -112,10 +113,26 @@ def test_an_enormous_manifest_is_not_parsed(folder: Path) -> None:
     assert refusal(folder) == f"{folder}/manifest.json: more than 16,777,216 bytes; export the bundle again"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"format": "2"}', b'{"format": 2}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b'{"format": "2"}', b'{"format": 2}', NESTED])
 def test_a_manifest_that_is_none_is_refused(folder: Path, content: bytes) -> None:
     (folder / "manifest.json").write_bytes(content)
     assert refusal(folder).startswith(f"{folder}/manifest.json: ")
+
+
+def test_a_manifest_with_a_negative_size_or_without_labels_is_refused(folder: Path) -> None:
+    values = json.loads((folder / "manifest.json").read_bytes())
+    change_manifest(folder, labels={"en": [], "fr": []})
+    expected = "`$.labels.en` is empty, expected at least one label; export the bundle again"
+    assert refusal(folder) == f"{folder}/manifest.json: {expected}"
+    change_manifest(folder, labels=values["labels"], files={"labels.txt": {"bytes": -5, "sha256": "0" * 64}})
+    expected = "Expected `int` >= 0 - at `$.files[...].bytes`; export the bundle again"
+    assert refusal(folder) == f"{folder}/manifest.json: {expected}"
+
+
+def test_a_name_that_no_file_can_have_is_no_bundle() -> None:
+    name = "x" * 300
+    assert refusal(Path(name)) == f"{name}: cannot be read ([Errno 36] File name too long: '{name}')"
+    assert find_bundles(name) == []
 
 
 def test_a_folder_without_a_manifest_and_a_file_that_is_no_zip_are_refused(tmp_path: Path) -> None:
@@ -153,7 +170,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(folder: Pat
     assert refusal(folder).startswith(f"{folder}/labels.txt: no regular file; ")
 
 
-@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "a/../../b", "a//b", "c:/x", "a\\b", "."])
+@pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "a/../../b", "a//b", "c:/x", "a\\b", ".", "a\0b"])
 def test_a_manifest_that_lists_a_path_outside_the_bundle_is_refused(folder: Path, path: str) -> None:
     values = json.loads((folder / "manifest.json").read_bytes())
     values["files"][path] = {"bytes": 1, "sha256": "0" * 64}
@@ -202,6 +219,16 @@ def test_a_zip_holds_exactly_one_manifest(folder: Path, count: int) -> None:
             file.write(folder / "manifest.json", f"bundle-{number}/manifest.json")
     found = f"{count} of them" if count else "none"
     assert refusal(path) == f"{path}: expected one manifest.json, at the top or in one folder, found {found}"
+
+
+def test_a_zip_with_a_name_that_is_no_text_is_refused(folder: Path) -> None:
+    path = zipped(folder)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("é", "x")
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xbc\xff"))
+    why = "'utf-8' codec can't decode byte 0xbc in position 0: invalid start byte"
+    damaged = "the file is damaged; copy or export the bundle again"
+    assert refusal(path) == f"{path}: cannot be read from the zip ({why}); {damaged}"
 
 
 @pytest.mark.parametrize("offset", range(0, 1000, 37))

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
+import subprocess
+import sys
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +22,8 @@ from PIL import Image
 from convexport.runtime import decoding
 from convexport.runtime.backends.fake import FakeBackend
 from convexport.runtime.classifier import Classifier
-from convexport.runtime.errors import DeviceError, InputError, UsageError
+from convexport.runtime.errors import BackendError, DeviceError, InputError, UsageError
+from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure, Prediction
 from runtime.bundles import ENGLISH, FRENCH, change_manifest, make_bundle, pictures, png
@@ -110,19 +115,20 @@ def test_memory_is_bounded_however_many_inputs_there_are(numbers: Path) -> None:
     assert largest <= 16 + 4
 
 
-def test_pictures_are_let_go_once_they_are_answered(numbers: Path) -> None:
+def test_pictures_are_let_go_once_they_are_answered(numbers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alive: list[weakref.ref[np.ndarray]] = []
 
-    def sources() -> Iterator[np.ndarray]:
-        for number in range(100):
-            picture = numbered(number)
-            alive.append(weakref.ref(picture))
-            yield picture
+    def load(*arguments: object, **options: object) -> tuple[np.ndarray, tuple[str, ...]]:
+        pixels, notes = load_image(*arguments, **options)
+        alive.append(weakref.ref(pixels))
+        return pixels, notes
 
+    monkeypatch.setattr(decoding, "load_image", load)
     with Classifier(numbers, backend=FakeBackend(256), batch=4) as classifier:
-        for _ in classifier.classify(sources()):
+        for _ in classifier.classify(numbered(number) for number in range(100)):
             pass
         gc.collect()
+        assert len(alive) == 100
         assert sum(ref() is not None for ref in alive) <= 1
 
 
@@ -153,6 +159,56 @@ def test_a_process_that_dies_is_a_device_error_and_no_wait_for_ever(
 
 def _die(*arguments: object) -> None:
     os._exit(1)
+
+
+def test_processes_that_cannot_be_started_are_a_device_error(
+    numbers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(decoding.ProcessPoolExecutor, "submit", full)
+    with Classifier(numbers, backend=FakeBackend(256), workers=1) as classifier, pytest.raises(DeviceError) as caught:
+        list(classifier.classify([tmp_path / "a.png"]))
+    message = "processes that read pictures cannot be started (Too many open files); take fewer --workers"
+    assert str(caught.value) == message
+
+
+def test_processes_that_read_pictures_end_with_the_one_that_was_killed(numbers: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(numbered(1)))
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import multiprocessing, sys\n"
+        "from convexport.runtime.backends.fake import FakeBackend\n"
+        "from convexport.runtime.classifier import Classifier\n"
+        "if __name__ == '__main__':\n"
+        f"    with Classifier({str(numbers)!r}, backend=FakeBackend(256), batch=1, workers=1) as classifier:\n"
+        f"        next(classifier.classify([{str(tmp_path / 'a.png')!r}]))\n"
+        f"        records = classifier.classify([{str(tmp_path / 'a.png')!r}] * 1000)\n"
+        "        next(records)\n"
+        "        print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
+        "        sys.stdin.read()\n"
+    )
+    with subprocess.Popen([sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        worker = int(process.stdout.readline())
+        process.kill()
+    status = Path(f"/proc/{worker}/stat")
+    deadline = time.monotonic() + 30
+    # A zombie has ended: in a container nobody may be there to collect it.
+    while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline, "the process that reads pictures is still there"
+        time.sleep(0.05)
+
+
+def test_an_array_that_is_filled_anew_for_each_picture_gives_each_its_own_answer(numbers: Path) -> None:
+    def frames() -> Iterator[np.ndarray]:
+        buffer = np.empty_like(numbered(0))
+        for number in range(10):
+            buffer[...] = numbered(number)
+            yield buffer
+
+    with Classifier(numbers, backend=FakeBackend(256)) as classifier:
+        assert [record.index for record in classifier.classify(frames())] == list(range(10))
 
 
 def test_a_failure_among_the_inputs_passes_through(numbers: Path) -> None:
@@ -250,3 +306,24 @@ def test_numbers_below_one_are_wrong_use(bundle: Path, name: str) -> None:
     with pytest.raises(UsageError) as caught:
         Classifier(bundle, **{name: 0})
     assert str(caught.value) == f"{name} 0: expected 1 or more"
+
+
+def test_a_batch_below_one_is_wrong_use_with_a_back_end_of_ones_own_too(bundle: Path) -> None:
+    for batch in (0, -3):
+        with pytest.raises(UsageError) as caught:
+            Classifier(bundle, backend=FakeBackend(10), batch=batch)
+        assert str(caught.value) == f"batch {batch}: expected 1 or more"
+
+
+def test_more_threads_than_any_machine_has_are_wrong_use(bundle: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        Classifier(bundle, threads=1 << 40)
+    assert str(caught.value) == "threads 1099511627776: expected at most 1024"
+
+
+def test_a_classifier_that_was_closed_says_so(bundle: Path) -> None:
+    with Classifier(bundle, device="cpu") as classifier:
+        pass
+    with pytest.raises(BackendError) as caught:
+        list(classifier.classify(pictures(1, INPUT)))
+    assert str(caught.value) == "the ONNX Runtime back end is closed; open it again"

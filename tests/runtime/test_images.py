@@ -486,3 +486,60 @@ def test_what_leads_to_nothing_keeps_its_place(tmp_path: Path) -> None:
         f"{pattern}: no file matches",
     ]
     assert found[3] == a
+
+
+def test_a_folder_nested_deeper_than_python_recurses_is_searched_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    depth = 1100
+    monkeypatch.chdir(tmp_path)
+    for _ in range(depth):
+        Path("d").mkdir()
+        os.chdir("d")
+    Path("x.png").touch()
+    os.chdir(tmp_path)
+    try:
+        (found,) = find_images(["d"])
+        assert found == "d/" * depth + "x.png"
+    finally:  # pytest's own way to tidy up recurses
+        Path("d/" * depth + "x.png").unlink()
+        for level in range(depth, 0, -1):
+            Path("d/" * level).rmdir()
+
+
+def test_two_stars_name_each_file_once_and_enter_no_linked_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in/[x]/deep").mkdir(parents=True)
+    Path("in/.hidden").mkdir()
+    for name in ("in/a.png", "in/[x]/b.png", "in/[x]/deep/c.png", "in/.hidden/d.png"):
+        Path(name).touch()
+    everything = ["in/[x]/b.png", "in/[x]/deep/c.png", "in/a.png"]
+    for pattern in ("in/**", "in/**/*", "**/*.png", "in/**/*.png", "i*/**/*.png"):
+        assert sorted(find_images([pattern])) == everything, pattern
+    assert list(find_images(["in/**/deep/**/*.png"])) == ["in/[x]/deep/c.png"]
+    # Two that lead back would give every path of a tree without end.
+    Path("in/[x]/loop").symlink_to("..")
+    Path("in/[x]/deep/loop").symlink_to("..")
+    assert sorted(find_images(["in/**/*.png"])) == everything
+
+
+@pytest.mark.parametrize("name", ["a\0/*.png", "a\0/**/*.png", "\ud800/*.png"])
+def test_a_glob_that_can_be_no_path_matches_nothing(name: str) -> None:
+    (found,) = find_images([name])
+    assert isinstance(found, Failure)
+    assert found.error.kind == "missing"
+
+
+def test_half_a_surrogate_pair_in_a_name_is_shown_escaped() -> None:
+    assert images.name_of("\ud800é.png") == "\\ud800é.png"
+    assert error("\ud800.png").kind == "unreadable"
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
+@pytest.mark.parametrize("framing", ["crop", "pad", "stretch"])
+def test_an_image_without_pixels_is_refused(size: tuple[int, int], framing: str) -> None:
+    found = error(Image.new("RGB", size), Input(height=12, width=16, channels=3, framing=framing))
+    assert str(found) == f"picture: {size[0]} x {size[1]} pixels, expected one at least"
+    assert found.kind == "unsupported"

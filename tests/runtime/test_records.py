@@ -10,6 +10,7 @@ from convexport.runtime.errors import InputError
 from convexport.runtime.records import Candidate, Failure, Prediction, csv_header, csv_line, json_line
 
 NASTY = 'cat, "tabby"\nor é'
+RETURN = Failure.of("a\rb.png", InputError("a\rb.png: no such file", kind="missing"))
 CAT = Prediction(
     "a, b.png",
     NASTY,
@@ -59,3 +60,10 @@ def test_every_csv_row_has_the_columns_of_the_header_whatever_the_label_holds() 
 def test_the_columns_are_the_documented_ones() -> None:
     columns = "input,label,index,probability,top_1_label,top_1_index,top_1_probability,notes,error_kind,error_message"
     assert csv_header(1).decode() == columns + "\n"
+
+
+def test_a_carriage_return_in_a_name_ends_no_csv_row() -> None:
+    line = csv_line(RETURN, 1)
+    assert line == b'"a\rb.png",,,,,,,,missing,"a\rb.png: no such file"\n'
+    (row,) = csv.reader(io.StringIO(line.decode(), newline=""))
+    assert row[0] == "a\rb.png"

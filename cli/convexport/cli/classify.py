@@ -156,8 +156,8 @@ def _build_engine(options: argparse.Namespace) -> int:
     from convexport.runtime.bundle import choose_variant, open_bundle
     from convexport.runtime.devices import Device
 
-    if options.backend == "onnxruntime":
-        raise UsageError("--build-engine builds for TensorRT; leave out --backend onnxruntime")
+    if options.backend not in ("auto", "tensorrt"):
+        raise UsageError(f"--build-engine builds for TensorRT; leave out --backend {options.backend}")
     device = Device.parse("cuda" if options.device == "auto" else options.device)
     if device.kind == "cpu":
         raise UsageError("--build-engine builds for a GPU; leave out --device cpu")
@@ -281,7 +281,8 @@ def _opened(output: str | None) -> AbstractContextManager[IO[bytes]]:
     # A device or a pipe is written to as it is: renaming would put a file in its place.
     if place.exists() and not place.is_file():
         return place.open("wb")
-    return atomic.replacing(place, writer=f".{os.getpid()}")
+    # Where a link leads, the file is replaced and not the link, which may be /dev/stdout.
+    return atomic.replacing(Path(os.path.realpath(place)), writer=f".{os.getpid()}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from io import TextIOWrapper
 from typing import IO, Any, NoReturn
 
 from convexport.runtime.errors import ConvexportError, UsageError
@@ -20,6 +21,7 @@ _COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 
 def guard(program: str, command: Callable[[], int]) -> int:
     """Runs `command`; one of our errors becomes one line on stderr and its documented exit code."""
+    _prepare_streams()
     try:
         code = command()
         with writing("standard output"):
@@ -35,6 +37,17 @@ def guard(program: str, command: Callable[[], int]) -> int:
     except BrokenPipeError:
         _let_go_of_stdout()
         return 0  # the reader of our stdout went away (`classify ... | head`): nobody is left to tell
+
+
+def _prepare_streams() -> None:
+    """Makes the three streams fit to use, whatever the caller made of them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed, as by `2>&-`
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open to the end
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # names of files, which need not be text
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # not every encoding knows a `Δ`
 
 
 @contextmanager
@@ -106,8 +119,15 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Like argparse's, but an unknown option comes with the nearest known one."""
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)
         # Intermixed: `classify a.png --top 3 b.png` names two files.
-        found, rest = self.parse_known_intermixed_args(args, namespace)
+        found, rest = self.parse_known_intermixed_args(words[:end], namespace)
+        # Intermixed parsing takes words behind `--` for options all the same.
+        literal, positional = words[end + 1 :], self._get_positional_actions()
+        for names in positional:
+            setattr(found, names.dest, [*getattr(found, names.dest), *literal])
+        rest += [] if positional else literal
         unknown = next((word for word in rest if word.startswith("-")), rest[0] if rest else None)
         if unknown is not None:
             name = unknown.split("=")[0]

@@ -27,6 +27,9 @@ from convexport.runtime.manifest import PRECISIONS, Manifest, Precision
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 _CHUNK = 1 << 20
+# RuntimeError: the entry is encrypted. NotImplementedError: a compression that is not known here. ValueError: a name
+# that is no text.
+_BAD_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError)
 _DAMAGED = "the file is damaged; copy or export the bundle again"
 
 
@@ -94,9 +97,13 @@ class Bundle:
 def open_bundle(path: str | os.PathLike[str]) -> Bundle:
     """A bundle's folder or zip -> `Bundle` with every file verified. Raises `BundleError`."""
     place = Path(path)
-    if not place.exists():
-        raise BundleError(f"{place}: no such bundle; {_which(place.parent, place.name)}")
-    bundle = Bundle(place, _Folder(place) if place.is_dir() else _Zip(place))
+    try:
+        is_folder = stat.S_ISDIR(place.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(f"{place}: no such bundle; {_which(place.parent, place.name)}") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise BundleError(f"{place}: cannot be read ({error})") from error
+    bundle = Bundle(place, _Folder(place) if is_folder else _Zip(place))
     try:
         bundle.verify()
     except BundleError:
@@ -115,9 +122,13 @@ def default_bundle(root: str | os.PathLike[str] = "bundles") -> Path:
 
 def find_bundles(root: str | os.PathLike[str] = "bundles") -> list[Path]:
     """Folders with a manifest, and zips, directly under `root`, sorted."""
-    if not Path(root).is_dir():
+    try:
+        found = sorted(Path(root).iterdir())
+    except OSError:  # no such folder, or not for this user
         return []
-    return sorted(p for p in Path(root).iterdir() if (p / MANIFEST).is_file() or (p.suffix == ".zip" and p.is_file()))
+    # os.path says no where pathlib raises, as for another user's folder.
+    is_file = os.path.isfile
+    return [path for path in found if is_file(path / MANIFEST) or (path.suffix == ".zip" and is_file(path))]
 
 
 def choose_variant(manifest: Manifest, device: Device, precision: str = "auto") -> Precision:
@@ -242,6 +253,5 @@ class _Zip(_Files):
     def _translated(self, where: Path) -> Iterator[None]:
         try:
             yield
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-            # RuntimeError: the entry is encrypted. NotImplementedError: a compression that is not known here.
+        except _BAD_ZIP as error:
             raise BundleError(f"{where}: cannot be read from the zip ({error}); {_DAMAGED}") from error

@@ -19,6 +19,7 @@ from convexport.runtime.images import Source, load_image
 from convexport.runtime.records import Candidate, Failure, Prediction, Record
 
 TOP = 3
+MAX_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,16 @@ class Classifier:
         self.bundle = open_bundle(path)
         self.manifest = self.bundle.manifest
         self.labels = _labels(self.manifest.labels, language)
-        for name, value, least in (("top", top, 1), ("threads", threads, 1), ("workers", workers, 0)):
+        for name, value, least in (
+            ("batch", batch, 1),
+            ("top", top, 1),
+            ("threads", threads, 1),
+            ("workers", workers, 0),
+        ):
             if value is not None and value < least:
                 raise UsageError(f"{name} {value}: expected {least} or more")
+        if threads is not None and threads > MAX_THREADS:
+            raise UsageError(f"threads {threads}: expected at most {MAX_THREADS}")
         self.workers = workers
         self.top = min(top, len(self.labels))
         if isinstance(backend, Backend):

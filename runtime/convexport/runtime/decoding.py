@@ -6,16 +6,19 @@ the GPU and the threads of a back end.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from os import PathLike
+from typing import TypeVar
 
 from convexport.runtime.errors import DeviceError, InputError
 from convexport.runtime.images import Pixels, Source, load_image, name_of
@@ -23,6 +26,7 @@ from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure
 
 CHUNK = 32
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,16 @@ def decode(sources: Iterable[Source | Failure], input: Input, workers: int = 0) 
 
 
 def _in_processes(named: Iterator[_Named], input: Input, workers: int) -> Iterator[Decoded]:
-    with ProcessPoolExecutor(workers, get_context("spawn"), _prepare_worker) as pool:
+    with _start(ProcessPoolExecutor, workers, get_context("spawn"), _prepare_worker) as pool:
         waiting: deque[Future[list[Decoded]] | list[Decoded]] = deque()
         try:
             while True:
                 while len(waiting) < 2 * workers and (chunk := list(islice(named, CHUNK))):
                     travels = all(isinstance(source, str | PathLike | bytes | Failure) for _, source in chunk)
                     # Arrays and open images cost more to send than to prepare here.
-                    waiting.append(pool.submit(_decode_chunk, chunk, input) if travels else _decode_chunk(chunk, input))
+                    waiting.append(
+                        _start(pool.submit, _decode_chunk, chunk, input) if travels else _decode_chunk(chunk, input)
+                    )
                 if not waiting:
                     return
                 done = waiting.popleft()
@@ -68,9 +74,27 @@ def _in_processes(named: Iterator[_Named], input: Input, workers: int) -> Iterat
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _start(start: Callable[..., _T], *arguments: object) -> _T:
+    try:
+        return start(*arguments)
+    except OSError as error:  # no room for another process or another file
+        raise DeviceError(
+            f"processes that read pictures cannot be started ({error.strerror or error}); take fewer --workers"
+        ) from error
+
+
 def _prepare_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends them all
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.filterwarnings("ignore", module="PIL")
+
+
+def _end_with_parent() -> None:
+    """A process that was killed ends none of its workers, and they would wait for their next task for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _decode_chunk(chunk: list[_Named], input: Input) -> list[Decoded]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import math
 import os
 import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from convexport.runtime.errors import DeviceError, UsageError
 
@@ -85,6 +86,16 @@ def available_cores() -> int:
         return os.cpu_count() or 1
     cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
     return max(1, min(len(cores), _quota()))
+
+
+def import_onnxruntime() -> Any:
+    """The module, without the telemetry that wheels from 1.29 on start when they are imported.
+
+    It writes to the user's home, warns on stderr where it cannot, and sends what it knows of models and machine.
+    Whoever wants it sets ORT_DISABLE_TELEMETRY=0.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return importlib.import_module("onnxruntime")
 
 
 def _ask(driver: ctypes.CDLL, index: int) -> Gpu:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from convexport.runtime.devices import gpus
+from convexport.runtime.devices import gpus, import_onnxruntime
 from convexport.runtime.errors import DeviceError
 
 _PACKAGES = re.compile(
@@ -256,7 +256,7 @@ def _packages() -> dict[str, str]:
 
 def _import(name: str) -> Module:
     try:
-        module = importlib.import_module(name)
+        module = import_onnxruntime() if name == "onnxruntime" else importlib.import_module(name)
         # A folder that a removed wheel left behind imports as an empty namespace.
         version = getattr(module, "__version__", None) or metadata.version(name.partition(".")[0] + "-bindings")
         providers = module.get_available_providers() if name == "onnxruntime" else ()

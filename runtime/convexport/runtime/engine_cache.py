@@ -89,7 +89,12 @@ def cache_folder() -> Path:
     if chosen:
         return Path(chosen)
     home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "convexport"
+    try:
+        return (Path(home) if home else Path.home() / ".cache") / "convexport"
+    except RuntimeError as error:  # a user without a home, as in some containers
+        raise EngineError(
+            f"no place for the engine cache ({error}); set CONVEXPORT_CACHE to a folder of your own"
+        ) from error
 
 
 class EngineCache:

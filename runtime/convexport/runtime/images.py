@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import stat
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from io import BytesIO
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +62,7 @@ _WIDE = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 _RANGES = {"I": (255, 65535, 2**32 - 1), "F": (1, 255, 65535)}
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
 _ORIENTATION = 0x0112
+_RECURSIVE = re.compile(r"(?<![^/])\*\*(?:/|$)")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -89,9 +92,9 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str | Fail
             yield from _folder(name)
         elif glob.has_magic(name) and not os.path.lexists(name):
             # The shell leaves this to us where the glob was quoted, found nothing, or on Windows.
-            matches = sorted(glob.glob(name, recursive=True))  # noqa: PTH207
-            for match in matches:
-                yield from _folder(match) if os.path.isdir(match) else (match,)  # noqa: PTH112
+            matches = _expand(name)
+            found = (_folder(match) if os.path.isdir(match) else (match,) for match in matches)  # noqa: PTH112
+            yield from dict.fromkeys(chain.from_iterable(found))  # once: `**/*` matches a folder and what is in it
             if not matches:
                 yield _failure(name, "missing", "no file matches")
         else:
@@ -106,8 +109,8 @@ def load_image(source: Source, input: Input, *, name: str | None = None) -> tupl
     """
     shape = (input.height, input.width, input.channels)
     if isinstance(source, np.ndarray) and source.shape == shape and source.dtype == np.uint8:
-        pixels: Pixels = source
-        inverted = input.ink == "light-on-dark" and _is_on_light_paper(source)
+        pixels: Pixels = source.copy()  # the caller may fill its array with the next picture before this one's batch
+        inverted = input.ink == "light-on-dark" and _is_on_light_paper(pixels)
     else:
         name = name or name_of(source)
         try:
@@ -129,7 +132,11 @@ def name_of(source: Source, position: int | None = None) -> str:
     path = getattr(source, "filename", "") if isinstance(source, Image.Image) else source
     if isinstance(path, str | os.PathLike) and os.fspath(path):
         name = os.fspath(path)
-        return name if name.isascii() else name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+        try:
+            encoded = name.encode(errors="surrogateescape")
+        except UnicodeEncodeError:  # half a surrogate pair, which no file system of ours gives but a caller may
+            encoded = name.encode(errors="backslashreplace")
+        return encoded.decode(errors="backslashreplace")
     return "picture" if position is None else f"#{position}"
 
 
@@ -148,18 +155,46 @@ def _folder(folder: str) -> Iterator[str | Failure]:
 
 
 def _walk(folder: str) -> Iterator[str | Failure]:
+    for found in _tree(folder):
+        if isinstance(found, Failure):
+            yield found
+        elif not found[1] and found[0].lower().endswith(SUFFIXES):
+            yield found[0]
+
+
+def _tree(folder: str) -> Iterator[tuple[str, bool] | Failure]:
+    """The folder and all in it that is not hidden, however deep: (path, whether it is a folder)."""
+    waiting = [(folder, True)]
+    while waiting:
+        path, is_folder = waiting.pop()
+        yield path, is_folder
+        if not is_folder:
+            continue
+        try:
+            with os.scandir(path) as entries:
+                children = sorted((child for child in entries if not child.name.startswith(".")), key=lambda c: c.name)
+            # A linked folder is not entered: it may lead back here.
+            waiting += [(child.path, child.is_dir(follow_symlinks=False)) for child in reversed(children)]
+        except OSError as error:
+            yield _failure(path, "unreadable", f"the folder cannot be read ({error.strerror})")
+
+
+def _expand(pattern: str) -> list[str]:
+    """What a glob matches, sorted. `**` enters no linked folder: Python's own does, endlessly where two lead back."""
+    recursive = _RECURSIVE.search(pattern)
+    matches: set[str] = set()
     try:
-        with os.scandir(folder) as entries:
-            children = sorted((child for child in entries if not child.name.startswith(".")), key=lambda c: c.name)
-    except OSError as error:
-        yield _failure(folder, "unreadable", f"the folder cannot be read ({error.strerror})")
-        return
-    for child in children:
-        # A linked folder is left out: it may lead back here.
-        if child.is_dir(follow_symlinks=False):
-            yield from _walk(child.path)
-        elif child.name.lower().endswith(SUFFIXES):
-            yield child.path
+        if recursive is None:
+            return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
+        head, tail = pattern[: recursive.start()], pattern[recursive.end() :] or "*"
+        for root in glob.glob(head) if glob.has_magic(head) else [head]:  # noqa: PTH207
+            folders = [found[0] for found in _tree(root or ".") if not isinstance(found, Failure) and found[1]]
+            for folder in folders:
+                inside = os.path.join(folder, "")  # noqa: PTH118
+                matches.update(_expand(glob.escape(inside if root else inside[2:]) + tail))
+    except ValueError:  # a NUL in the name
+        return []
+    return sorted(matches)
 
 
 def _decode(source: Source, name: str, input: Input) -> Image.Image:
@@ -175,6 +210,8 @@ def _decode(source: Source, name: str, input: Input) -> Image.Image:
 
 
 def _check_size(width: int, height: int, name: str) -> None:
+    if not (width and height):
+        raise InputError(f"{name}: {width} x {height} pixels, expected one at least", kind="unsupported")
     if width * height > MAX_PIXELS:
         found = f"declares {width:,} x {height:,} pixels"
         raise InputError(f"{name}: {found}, more than the {MAX_PIXELS:,} that are read", kind="too-large")

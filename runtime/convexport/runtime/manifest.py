@@ -146,7 +146,7 @@ class EngineKey(Part, frozen=True, kw_only=True):
     version: str
     compute_capabilities: tuple[str, ...]
     precision: Precision
-    profiles: tuple[tuple[int, int, int], ...]
+    profiles: Annotated[tuple[tuple[int, int, int], ...], msgspec.Meta(min_length=1)]
 
 
 class Engine(Part, frozen=True, kw_only=True):
@@ -171,7 +171,7 @@ class Golden(Part, frozen=True, kw_only=True):
 class File(Part, frozen=True, kw_only=True):
     """Size and SHA-256 of one file of the bundle."""
 
-    bytes: int
+    bytes: Annotated[int, msgspec.Meta(ge=0)]
     sha256: Sha256
 
 
@@ -242,11 +242,14 @@ class _Version(msgspec.Struct):
     format: int
 
 
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # RecursionError: thousands of brackets
+
+
 def decode(data: bytes, where: str = "manifest.json") -> Manifest:
     """Bytes of a manifest -> `Manifest`. Raises `BundleError` naming `where`, the key's path and what to do."""
     try:
         version = msgspec.json.decode(data, type=_Version).format
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise BundleError(f"{where}: not a convexport manifest ({error}); export the bundle again") from error
     if version != FORMAT:
         raise BundleError(
@@ -255,7 +258,7 @@ def decode(data: bytes, where: str = "manifest.json") -> Manifest:
         )
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         raise BundleError(f"{where}: {error}; export the bundle again") from error
     _check(manifest, where)
     return manifest
@@ -275,6 +278,8 @@ def _check(manifest: Manifest, where: str) -> None:
     if "en" not in manifest.labels:
         refuse("$.labels", f"in {sorted(manifest.labels)}", "`en` among them")
     count = len(manifest.classes)
+    if not count:
+        refuse("$.labels.en", "empty", "at least one label")
     for language, labels in manifest.labels.items():
         if len(labels) != count:
             refuse(f"$.labels.{language}", f"{len(labels)} labels", f"{count}")
@@ -293,7 +298,7 @@ def _check(manifest: Manifest, where: str) -> None:
             refuse(path, f"{file!r}", "a key of `$.files`")
     for file in manifest.files:
         parts = file.split("/")
-        if not all(parts) or any(part in {".", ".."} or "\\" in part or ":" in part for part in parts):
+        if not all(parts) or any(part in {".", ".."} or set(part) & set("\\:\0") for part in parts):
             refuse("$.files", f"the path {file!r}", "a relative path inside the bundle")
     for index, golden in enumerate(manifest.golden):
         if len(golden.probabilities) != count:

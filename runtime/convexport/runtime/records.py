@@ -92,5 +92,6 @@ def csv_line(record: Record, top: int) -> bytes:
 
 def _csv_line(cells: list[object] | list[str]) -> bytes:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
-    return line.getvalue().encode()
+    # It quotes what it ends lines with: with \n alone a \r would stay bare, and readers end the row there.
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n").encode() + b"\n"

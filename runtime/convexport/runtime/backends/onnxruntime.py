@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from convexport.runtime.backends.base import Backend, Images, Probabilities
-from convexport.runtime.devices import Device, available_cores, require_gpu
+from convexport.runtime.devices import Device, available_cores, import_onnxruntime, require_gpu
 from convexport.runtime.errors import BackendError, DeviceError
 
 INPUT, OUTPUT = "images", "probabilities"
@@ -67,6 +67,7 @@ class OnnxRuntimeBackend(Backend):
 
     def run(self, images: Images) -> Probabilities:
         """uint8 [N, H, W, C] -> float32 [N, K], at most `max_batch` of them at once."""
+        self._check_open()
         if not len(images):
             return np.zeros((0, self._classes), np.float32)
         parts = [self._run(images[i : i + self.max_batch]) for i in range(0, len(images), self.max_batch)]
@@ -74,6 +75,7 @@ class OnnxRuntimeBackend(Backend):
 
     def stream(self, batches: Iterable[Images]) -> Iterator[Probabilities]:
         """`run` for a sequence of batches, answers in order; on a GPU two of them are in flight."""
+        self._check_open()
         if self._workers is None:
             yield from super().stream(batches)
             return
@@ -95,6 +97,10 @@ class OnnxRuntimeBackend(Backend):
             self._workers.shutdown()
         self._slots = SimpleQueue()
         self._session = None
+
+    def _check_open(self) -> None:
+        if self._session is None:
+            raise BackendError("the ONNX Runtime back end is closed; open it again")
 
     def _create(self, model: bytes, threads: int | None) -> Any:
         try:
@@ -215,7 +221,7 @@ def load_onnxruntime(device: Device) -> Any:
     """The module, able to run on that device. Raises `BackendError` or `DeviceError` with the command that mends it."""
     wheel = "gpu" if device.kind == "cuda" else "cpu"
     try:
-        ort = importlib.import_module("onnxruntime")
+        ort = import_onnxruntime()
     except ModuleNotFoundError as error:
         raise BackendError(f"onnxruntime is not installed; pip install 'convexport[{wheel}]'") from error
     except (ImportError, OSError) as error:
