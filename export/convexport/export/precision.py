@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convexport.export.graph import INPUT, set_properties
+from convexport.runtime.devices import import_onnxruntime
 from convexport.runtime.errors import BundleError, UsageError
 
 FP16_MAX = 65504.0
@@ -68,6 +69,7 @@ def int8_for_tensorrt(fp32: bytes, images: NDArray[np.uint8], options: Int8Optio
 def _quantised(
     fp32: bytes, images: NDArray[np.uint8], options: Int8Options, *, operators: tuple[str, ...], extra: dict[str, Any]
 ) -> bytes:
+    import_onnxruntime()  # first: it keeps the library's telemetry off
     from onnxruntime import quantization as q
 
     methods = {
