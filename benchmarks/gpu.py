@@ -5,7 +5,8 @@
 Each bundle whose checkpoint is at hand takes part. Agreement: every back end and precision against torch float32 on the
 test images. Speed: torch eager and compiled in FP16, ONNX Runtime CUDA as the runtime sets it and as it might be set,
 TensorRT where it is installed, with and without host copies. Without a GPU the parts for the CPU run, and the page says
-what was left out. When --budget is spent, what is left is left out; the page is written after every batch.
+what was left out. Each bundle has an equal part of --budget; when that is spent, what is left is left out. The page is
+written after every batch.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,13 +42,14 @@ from gpu_speed import (
 )
 from numpy.typing import NDArray
 
+from convexport.export.samples import impatient
 from convexport.runtime import backends
 from convexport.runtime.backends import BackendRequest
 from convexport.runtime.backends.base import Backend
 from convexport.runtime.bundle import find_bundles, open_bundle
 from convexport.runtime.devices import Device, gpus
 from convexport.runtime.doctor import gather
-from convexport.runtime.errors import ConvexportError, DatasetError, DeviceError
+from convexport.runtime.errors import ConvexportError, DatasetError, DeviceError, UsageError
 from convexport.runtime.manifest import Precision
 from convexport.training import checkpoint, datasets
 from convexport.training.checkpoint import Checkpoint
@@ -54,8 +57,9 @@ from convexport.training.checkpoint import Checkpoint
 BATCHES = (1, 8, 32, 128, 512, 2048)
 CPU_BATCHES = (1, 64)
 CUDA = Device("cuda")
-# What a contender can fail with: ours, torch's (its compiler's too) and ONNX Runtime's Python part, a missing library.
-FAILURES = (ConvexportError, RuntimeError, ImportError)
+# What a contender can fail with: ours, torch's and ONNX Runtime's Python part, a missing library, torch's compiler
+# where it has no C compiler, no headers or no room.
+FAILURES = (ConvexportError, RuntimeError, ImportError, OSError, subprocess.SubprocessError)
 Contender = tuple[str, bool, Callable[[], AbstractContextManager[Runner]]]
 
 
@@ -68,7 +72,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=10_000, help="test images for the agreement (10000)")
     parser.add_argument("--batches", type=int, nargs="+", help=f"batches ({' '.join(map(str, BATCHES))})")
     parser.add_argument("--seconds", type=float, default=0.5, help="for each of the two parts of a measurement (0.5)")
-    parser.add_argument("--budget", type=float, default=420.0, help="seconds after which nothing new is begun (420)")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        default=420.0,
+        help="seconds after which nothing new is begun, shared by the bundles (420)",
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile, the slowest to begin")
     parser.add_argument("--no-cpu", action="store_true", help="on a GPU leave out the agreement of the CPU")
     parser.add_argument("--output", type=Path, help="write the page there; default: standard output")
@@ -79,12 +88,16 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     """Measures and prints."""
     options = arguments()
-    page = Page(options, time.monotonic() + options.budget, [*_heading(), ""])
+    started = time.monotonic()
+    page = Page(options, started, [*_heading(), ""])
+    print(*page.lines, sep="\n", file=sys.stderr, flush=True)
     cases = list(_cases(options))
     if not cases:
         print(f"no bundle under {options.bundles} with its checkpoint under {options.checkpoints}", file=sys.stderr)
         return 4
-    for case in cases:
+    for number, case in enumerate(cases):
+        now = time.monotonic()  # what one bundle leaves of its part of the budget goes to those behind it
+        page.deadline = now + (started + options.budget - now) / (len(cases) - number)
         page.lines += [f"## {case.bundle.manifest.name}", ""]
         page.vain.clear()
         _agreement(case, page)
@@ -113,7 +126,12 @@ def _heading() -> list[str]:
     versions += [f"{name} {module.version}" for name, module in facts.modules.items() if module.version]
     versions += [f"torch {torch.__version__}", f"Python {platform.python_version()}"]
     lines = [f"{card or platform.processor() or platform.machine()}; {', '.join(versions)}."]
-    if card is None:
+    if card is None and facts.gpus:
+        lines.append(
+            f"torch {torch.__version__} does not see the {facts.gpus[0].name}: everything on CUDA was left out; "
+            "install a build of torch for CUDA."
+        )
+    elif card is None:
         lines.append("No GPU was found: everything on CUDA was left out; what follows is this machine's processor.")
     elif "CUDAExecutionProvider" not in facts.modules["onnxruntime"].providers:
         lines.append("ONNX Runtime here is the build for CPUs: its part on CUDA was left out.")
@@ -136,9 +154,10 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
 def _images(found: Checkpoint, options: argparse.Namespace) -> tuple[NDArray[np.uint8], str]:
     """Test images of the checkpoint's data set; noise, and the page says so, where it is not at hand."""
     try:
-        dataset = datasets.load(found.header.dataset.name, datasets.data_root(options.data), found.header.input)
-        images = dataset.test.images[: options.images]
-    except DatasetError as error:
+        with impatient():
+            dataset = datasets.load(found.header.dataset.name, datasets.data_root(options.data), found.header.input)
+            images = dataset.test.images[: options.images]
+    except (DatasetError, UsageError) as error:
         size = found.header.input
         shape = (min(options.images, 1000), size.height, size.width, size.channels)
         return np.random.default_rng(0).integers(0, 256, shape, np.uint8), f"random pixels ({error})"

@@ -7,14 +7,22 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import msgspec
 import numpy as np
+import onnxruntime
 import pytest
 import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+from convexport.runtime.bundle import open_bundle
+from convexport.runtime.devices import Device, Gpu
+from convexport.runtime.doctor import Card
 from convexport.runtime.errors import EngineError
+from runtime.bundles import make_bundle
 from small_checkpoints import untrained
 
 
@@ -62,6 +70,77 @@ def test_a_contender_that_fails_is_left_out_with_its_reason_and_not_tried_again(
         "TensorRT": "at batch 8: tensorrt_rtx makes no plan for 9.0 / 9.0a",
         "ONNX Runtime": "at batch 8: CUDA error: an illegal memory access was encountered",
     }
+
+
+class FakeOnnxRuntime:
+    """ONNX Runtime on a GPU whose memory holds no batch of more than 8."""
+
+    SessionOptions = onnxruntime.SessionOptions
+
+    def __init__(self) -> None:
+        self.InferenceSession = self._session
+        self.OrtValue = SimpleNamespace(
+            ortvalue_from_numpy=lambda images, *where: images, ortvalue_from_shape_and_type=lambda *shape: None
+        )
+
+    def _session(self, model: bytes, options: object, providers: list[object]) -> SimpleNamespace:
+        def run(binding: SimpleNamespace) -> None:
+            if binding.count > 8:
+                raise state.RuntimeException("Failed to allocate memory for requested buffer of size 9\nmore")
+
+        binding = SimpleNamespace(count=0, bind_ortvalue_output=lambda name, value: None)
+        binding.bind_ortvalue_input = lambda name, value: setattr(binding, "count", len(value))
+        return SimpleNamespace(
+            get_providers=lambda: ["CUDAExecutionProvider"], io_binding=lambda: binding, run_with_iobinding=run
+        )
+
+
+def test_a_batch_that_onnx_runtime_has_no_memory_for_ends_nothing_but_itself(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    speed = importlib.import_module("gpu_speed")
+    monkeypatch.setattr(speed, "load_onnxruntime", lambda device: FakeOnnxRuntime())
+    made = page(gpu)
+    with open_bundle(make_bundle(tmp_path / "tiny")) as bundle:
+        for batch in (8, 32):
+            images = np.zeros((batch, 4, 4, 1), np.uint8)
+            opener = partial(speed.onnxruntime_without_copies, bundle, "fp32", Device("cuda"), images, {})
+            contenders = [("ONNX Runtime", False, opener), ("torch", True, runs)]
+            measured = [one.contender for one in gpu._measured(iter(contenders), batch, made)]
+            assert measured == (["ONNX Runtime", "torch"] if batch == 8 else ["torch"])
+    assert made.vain == {"ONNX Runtime": "at batch 32: Failed to allocate memory for requested buffer of size 9"}
+
+
+def test_every_bundle_has_its_part_of_the_budget(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = Namespace(budget=300.0, output=None, json=None)
+    manifest = SimpleNamespace(name="tiny")
+    cases = [SimpleNamespace(bundle=SimpleNamespace(manifest=manifest, close=lambda: None)) for _ in range(3)]
+    parts: list[float] = []
+    monkeypatch.setattr(gpu, "arguments", lambda: options)
+    monkeypatch.setattr(gpu, "_cases", lambda options: cases)
+    monkeypatch.setattr(gpu, "_agreement", lambda case, page: None)
+    monkeypatch.setattr(gpu, "_speed", lambda case, page: parts.append(page.deadline - time.monotonic()))
+    assert gpu.main() == 0
+    # None of them took any time, so that more and more is left for those behind.
+    assert parts == [pytest.approx(seconds, abs=20) for seconds in (100, 150, 300)]
+
+
+def test_a_torch_without_cuda_beside_a_gpu_is_said_to_be_that(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = msgspec.structs.replace(gpu.gather(), gpus=(Card("A GPU", "8.9"),))
+    monkeypatch.setattr(gpu, "gather", lambda: facts)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpu, "gpus", lambda: (Gpu(0, "A GPU", "8.9"),))
+    (line,) = gpu._heading()[1:]
+    assert line == (
+        f"torch {torch.__version__} does not see the A GPU: everything on CUDA was left out; "
+        "install a build of torch for CUDA."
+    )
+
+
+def test_images_of_a_data_set_that_nobody_knows_are_noise_and_the_page_says_so(gpu: ModuleType) -> None:
+    images, title = gpu._images(untrained("lenet5"), Namespace(images=7, data=None))
+    assert images.shape == (7, 28, 28, 1)
+    assert title.startswith("random pixels (data set or folder 'none' is not known; ")
 
 
 def test_nothing_new_is_begun_when_the_budget_is_spent(gpu: ModuleType) -> None:
