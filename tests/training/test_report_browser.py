@@ -67,6 +67,12 @@ def test_the_largest_confusion_is_open_at_first(page: Page) -> None:
     assert page.run("+document.querySelector('.cell[aria-pressed=true]').dataset.count") == max(counts)
 
 
+def test_the_matrix_cuts_off_no_cell_and_no_ring_around_one(page: Page) -> None:
+    box = "document.querySelector('.matrix').parentElement.getBoundingClientRect()"
+    cells = "[...document.querySelectorAll('.cell')].map(cell => cell.getBoundingClientRect().right)"
+    assert page.run(f"{box}.right - Math.max(...{cells})") >= 3
+
+
 def test_clicking_a_cell_opens_the_pictures_behind_it(page: Page) -> None:
     for kind in ("mistake", "right"):
         cell: str = page.run(f"[...document.querySelectorAll('.cell.{kind}')].at(-1).dataset.cell")
