@@ -109,6 +109,22 @@ def test_a_name_with_control_characters_cannot_command_the_terminal(classify, pl
     assert classify("\x1b[2Jevil\n.png").out.splitlines()[1].startswith(r"\x1b[2Jevil\n.png  cat")
 
 
+def test_neither_can_a_name_in_a_bundle(classify, place: Path) -> None:
+    manifest = place / "bundles/tiny-noise-fp32/manifest.json"
+    values = json.loads(manifest.read_bytes())
+    label = "\x1b[2Jcat"
+    english = [label if name == "cat" else name for name in values["labels"]["en"]]
+    golden = [{**picture, "probabilities": [float(name == label) for name in english]} for picture in values["golden"]]
+    change_manifest(manifest.parent, labels={"en": english}, golden=golden)
+    said = classify("--self-test")
+    assert r"  \x1b[2Jcat  " in said.out
+    assert "\x1b" not in said.out
+    files = {"\x1b[2Jevil\n": {"bytes": 1, "sha256": "0" * 64}, **values["files"]}
+    change_manifest(manifest.parent, files=files)
+    where = r"bundles/tiny-noise-fp32/\x1b[2Jevil\n"
+    assert classify("images").err == f"classify: {where}: no such file; copy or export the bundle again\n"
+
+
 # Bad input
 
 

@@ -276,6 +276,16 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert cache_folder() == Path.home() / ".cache" / "convexport"
 
 
+def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CONVEXPORT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where neither HOME nor the user is known
+    with pytest.raises(EngineError) as caught:
+        cache_folder()
+    why = "Could not determine home directory."
+    assert str(caught.value) == f"no place for the engine cache ({why}); set CONVEXPORT_CACHE to a folder of your own"
+
+
 CHILD = """
 import os, sys
 from pathlib import Path

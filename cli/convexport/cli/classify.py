@@ -251,6 +251,8 @@ def _golden_json(results: list[GoldenResult]) -> bytes:
 
 
 def _golden_table(results: list[GoldenResult]) -> bytes:
+    from convexport.cli.text_lines import printable
+
     rows = [
         (
             r.file,
@@ -263,7 +265,7 @@ def _golden_table(results: list[GoldenResult]) -> bytes:
         for r in results
     ]
     lines = terminal.table(("image", "expected", "found", "max |Δp|", "limit", "result"), rows)
-    return "".join(f"{line}\n" for line in lines).encode()
+    return "".join(f"{printable(line)}\n" for line in lines).encode()
 
 
 @contextmanager

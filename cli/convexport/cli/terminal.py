@@ -14,6 +14,7 @@ from difflib import get_close_matches
 from io import TextIOWrapper
 from typing import IO, Any, NoReturn
 
+from convexport.cli.text_lines import printable
 from convexport.runtime.errors import ConvexportError, UsageError
 
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
@@ -70,8 +71,8 @@ def _let_go_of_stdout() -> None:
 
 
 def remark(text: str) -> None:
-    """A line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """A line on stderr, and no more than that whatever names it holds."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def result(text: str) -> None:
