@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from convexport.training import augment
 from convexport.training.augment import Augmentation, Draw
@@ -71,6 +72,42 @@ def test_a_cut_out_square_is_the_mean_pixel_and_no_larger_than_its_side() -> Non
     areas = (found == 127).sum((1, 2, 3))
     assert int(areas.max()) == 16
     assert int(areas.min()) >= 4
+
+
+@pytest.mark.parametrize("pad", ["reflect", "zero"])
+def test_every_translation_within_the_amount_is_as_likely(pad: str) -> None:
+    images = torch.arange(144.0).view(1, 1, 12, 12).expand(5000, 1, 12, 12)
+    padded = F.pad(images[:1], (2,) * 4, mode="reflect" if pad == "reflect" else "constant")[0, 0]
+    windows = padded.unfold(0, 12, 1).unfold(1, 12, 1).reshape(25, 144)
+    found = augment.apply(images, torch.arange(5000), Augmentation(translate=2, pad=pad), Draw(0, 0, FILL))
+    counts = (found.view(-1, 1, 144) == windows).all(2).sum(0)
+    assert int(counts.sum()) == 5000
+    assert 150 < int(counts.min()) <= int(counts.max()) < 250
+
+
+def middle(image: torch.Tensor) -> list[float]:
+    """Where the brightness of a picture [1, 1, 41, 41] lies, from its centre: [down, right]."""
+    place = torch.arange(41.0) - 20
+    return [float((image[0, 0].sum(1 - axis) * place).sum() / image.sum()) for axis in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "place"),
+    [
+        (Augmentation(rotate=90), (-8.0, -10.0)),
+        (Augmentation(shift=3), (-13.0, 5.0)),
+        (Augmentation(scale=0.25), (-8.0, 6.4)),
+    ],
+    ids=str,
+)
+def test_an_affine_distortion_moves_a_spot_about_the_centre(
+    augmentation: Augmentation, place: tuple[float, float]
+) -> None:
+    image = torch.zeros(1, 1, 41, 41)
+    image[0, 0, 9:12, 27:30] = 255  # 10 up and 8 right of the centre
+    largest = torch.ones(1, 6)
+    largest[0, 3] = 0.5
+    assert middle(augment._affine(image, augmentation, largest)) == pytest.approx(place, abs=0.15)
 
 
 def test_draws_are_uniform() -> None:
