@@ -11,14 +11,14 @@ import signal
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context, parent_process
 from os import PathLike
-from typing import TypeVar
 
 from convexport.runtime.errors import DeviceError, InputError
 from convexport.runtime.images import Pixels, Source, load_image, name_of
@@ -26,7 +26,6 @@ from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure
 
 CHUNK = 32
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -52,16 +51,18 @@ def decode(sources: Iterable[Source | Failure], input: Input, workers: int = 0) 
 
 
 def _in_processes(named: Iterator[_Named], input: Input, workers: int) -> Iterator[Decoded]:
-    with _start(ProcessPoolExecutor, workers, get_context("spawn"), _prepare_worker) as pool:
+    with _starting():
+        pool = ProcessPoolExecutor(workers, get_context("spawn"), _prepare_worker)
+    with pool:
         waiting: deque[Future[list[Decoded]] | list[Decoded]] = deque()
         try:
             while True:
                 while len(waiting) < 2 * workers and (chunk := list(islice(named, CHUNK))):
                     travels = all(isinstance(source, str | PathLike | bytes | Failure) for _, source in chunk)
                     # Arrays and open images cost more to send than to prepare here.
-                    waiting.append(
-                        _start(pool.submit, _decode_chunk, chunk, input) if travels else _decode_chunk(chunk, input)
-                    )
+                    with _starting():
+                        submitted = pool.submit(_decode_chunk, chunk, input) if travels else None
+                    waiting.append(submitted or _decode_chunk(chunk, input))
                 if not waiting:
                     return
                 done = waiting.popleft()
@@ -74,9 +75,10 @@ def _in_processes(named: Iterator[_Named], input: Input, workers: int) -> Iterat
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start(start: Callable[..., _T], *arguments: object) -> _T:
+@contextmanager
+def _starting() -> Iterator[None]:
     try:
-        return start(*arguments)
+        yield
     except OSError as error:  # no room for another process or another file
         raise DeviceError(
             f"processes that read pictures cannot be started ({error.strerror or error}); take fewer --workers"
