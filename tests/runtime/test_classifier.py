@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import gc
+import multiprocessing
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -172,6 +175,20 @@ def test_processes_that_cannot_be_started_are_a_device_error(
         list(classifier.classify([tmp_path / "a.png"]))
     message = "processes that read pictures cannot be started (Too many open files); take fewer --workers"
     assert str(caught.value) == message
+
+
+def test_ctrl_c_never_reaches_a_process_that_reads_pictures(numbers: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(numbered(1)))
+    with Classifier(numbers, backend=FakeBackend(256), batch=1, workers=1) as classifier:
+        records = classifier.classify([tmp_path / "a.png"] * 1000)
+        next(records)
+        (worker,) = multiprocessing.active_children()
+        status = Path(f"/proc/{worker.pid}/status").read_text()
+        records.close()
+    blocked = int(re.search(r"^SigBlk:\t(\w+)$", status, re.MULTILINE).group(1), 16)
+    # Blocked from its first moment on, since it is inherited, and not only once its own code runs.
+    assert blocked & 1 << (signal.SIGINT - 1)
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
 def test_processes_that_read_pictures_end_with_the_one_that_was_killed(numbers: Path, tmp_path: Path) -> None:

@@ -77,12 +77,18 @@ def _in_processes(named: Iterator[_Named], input: Input, workers: int) -> Iterat
 
 @contextmanager
 def _starting() -> Iterator[None]:
+    """Around the start of a process, which inherits what is blocked: Ctrl-C must not meet it amid its imports."""
+    maskable = hasattr(signal, "pthread_sigmask")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if maskable else set()
     try:
         yield
     except OSError as error:  # no room for another process or another file
         raise DeviceError(
             f"processes that read pictures cannot be started ({error.strerror or error}); take fewer --workers"
         ) from error
+    finally:
+        if maskable:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _prepare_worker() -> None:
