@@ -54,6 +54,14 @@ def test_an_export_ends_with_its_table_and_the_next_command(
     ]
 
 
+def test_a_triton_repository_that_cannot_be_written_hides_no_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("models").write_text("a file")
+    assert main(["--model", "mlp", "--dataset", "digits", "--no-tensorrt", "--triton", "models"]) == 2
+    out, err = capsys.readouterr()
+    assert out.splitlines()[-1] == "next: classify --bundle bundles/mlp-digits-fp32 photo.png"
+    assert err.splitlines()[-1] == "convexport: models: cannot be written (File exists); name another folder"
+
+
 def test_json_is_one_document_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "mlp", "--dataset", "digits", "--no-tensorrt", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -111,12 +111,12 @@ def run(options: argparse.Namespace) -> int:
         raise BackendError(
             f"exporting needs {error.name}, which is not installed; pip install 'convexport[export,cpu]'"
         ) from error
-    if options.triton:
-        _triton(result.path, options.triton)
     if options.json:
         terminal.result(_json({"bundle": str(result.path), "seconds": result.seconds, "manifest": result.manifest}))
     else:
         _summary(result)
+    if options.triton:  # last: the bundle stands, whatever becomes of the repository
+        _triton(result.path, options.triton)
     return 0
 
 

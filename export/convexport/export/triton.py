@@ -100,7 +100,10 @@ def config(manifest: Manifest, model: _Model) -> str:
 
 def _models(manifest: Manifest) -> tuple[list[_Model], tuple[str, ...]]:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", manifest.name):
-        raise BundleError(f"bundle {manifest.name!r}: no name for a folder; export the bundle again")
+        raise BundleError(
+            f"bundle {manifest.name!r}: no name for a folder of Triton's, which has letters, digits, '.', '_' and '-' "
+            "only; name the checkpoint's file or the data set's folder so, and export again"
+        )
     models = []
     for precision in PRECISIONS:
         if precision not in manifest.variants:
