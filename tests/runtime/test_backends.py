@@ -394,3 +394,12 @@ def test_only_cores_that_this_process_may_use_are_counted(monkeypatch: pytest.Mo
     monkeypatch.setattr(devices, "_quota", lambda: 2)
     assert devices.available_cores() == 2
     assert ort_backend.available_cores is not None
+
+
+def test_ctrl_c_while_onnx_runtime_is_imported_is_no_broken_installation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(name: str) -> None:
+        raise ImportError("initialization failed") from KeyboardInterrupt()  # as pybind11 does
+
+    monkeypatch.setattr("importlib.import_module", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ort_backend.load_onnxruntime(CPU)

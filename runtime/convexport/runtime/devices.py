@@ -95,7 +95,13 @@ def import_onnxruntime() -> Any:
     Whoever wants it sets ORT_DISABLE_TELEMETRY=0.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    return importlib.import_module("onnxruntime")
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError as error:
+        # Its C++ part turns a Ctrl-C into this.
+        if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        raise
 
 
 def _ask(driver: ctypes.CDLL, index: int) -> Gpu:
