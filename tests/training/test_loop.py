@@ -78,7 +78,13 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
         finish(replace(settings, resume=True, seed=5), digits())
     assert str(caught.value) == (
         f"state {settings.state} belongs to another run: `seed` was 0, asked for 5; "
-        "give the same options, or start without --resume"
+        "give the same options, or delete it and train anew"
+    )
+    with pytest.raises(UsageError) as caught:
+        finish(replace(settings, resume=True, recipe=recipe(learning_rate=0.5)), digits())
+    assert str(caught.value) == (
+        f"state {settings.state} belongs to another run: `recipe.learning_rate` was 0.1, asked for 0.5; "
+        "give the same options, or delete it and train anew"
     )
 
 
@@ -92,7 +98,7 @@ def test_resuming_without_a_state_says_so(tmp_path: Path) -> None:
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     settings = options(tmp_path, resume=True)
     settings.state.write_bytes(b"not a state")
-    with pytest.raises(CheckpointError, match=r"^state .* is damaged \(.*\); start the training without --resume$"):
+    with pytest.raises(CheckpointError, match=r"^state .* is damaged \(.*\); delete it and train anew$"):
         finish(settings, digits())
 
 

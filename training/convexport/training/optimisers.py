@@ -26,6 +26,10 @@ class Optimiser:
         if recipe.optimiser not in OPTIMISERS:
             raise UsageError.unknown("optimiser", recipe.optimiser, OPTIMISERS)
         inner = _inner_convolutions(network) if recipe.optimiser == "muon" else []
+        if recipe.optimiser == "muon" and not inner:
+            raise UsageError(
+                "optimiser muon trains the convolutions behind the first one, and this network has none; take sgd"
+            )
         taken = {id(parameter) for parameter in inner}
         rest = [parameter for parameter in network.parameters() if id(parameter) not in taken]
         # torch's Muon takes matrices: each shares its memory with the convolution's weight.

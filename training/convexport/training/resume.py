@@ -56,17 +56,27 @@ def load(path: Path, run: dict[str, Any]) -> tuple[Place, dict[str, Tensor]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
         place = msgspec.json.decode(text, type=Place)
     except (SafetensorError, OSError, msgspec.DecodeError) as error:
-        raise CheckpointError(f"state {path} is damaged ({error}); start the training without --resume") from error
+        raise CheckpointError(f"state {path} is damaged ({error}); delete it and train anew") from error
     if place.format != FORMAT:
-        raise CheckpointError(f"state {path}: format {place.format}, this convexport reads {FORMAT}; train anew")
-    wanted = msgspec.json.decode(msgspec.json.encode(run))
-    for key in sorted(wanted.keys() | place.run.keys()):
-        if wanted.get(key) != place.run.get(key):
+        raise CheckpointError(
+            f"state {path}: format {place.format}, this convexport reads {FORMAT}; delete it and train anew"
+        )
+    wanted, found = _flat(msgspec.json.decode(msgspec.json.encode(run))), _flat(place.run)
+    for key in sorted(wanted.keys() | found.keys()):
+        if wanted.get(key) != found.get(key):
             raise UsageError(
-                f"state {path} belongs to another run: `{key}` was {place.run.get(key)!r}, asked for "
-                f"{wanted.get(key)!r}; give the same options, or start without --resume"
+                f"state {path} belongs to another run: `{key}` was {found.get(key)!r}, asked for "
+                f"{wanted.get(key)!r}; give the same options, or delete it and train anew"
             )
     return place, tensors
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"recipe": {"epochs": 5}} -> {"recipe.epochs": 5}: the one option that differs is named, not all beside it."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
