@@ -305,6 +305,13 @@ def test_a_self_test_of_no_finite_numbers_fails(bundle: Path) -> None:
         assert not any(result.passed for result in classifier.self_test())
 
 
+@pytest.mark.parametrize("image", ["a.png", png(pictures(1, INPUT)[0])])
+def test_one_name_in_place_of_several_is_wrong_use_and_no_picture_a_letter(bundle: Path, image: str) -> None:
+    with Classifier(bundle) as classifier, pytest.raises(UsageError) as caught:
+        list(classifier.classify(image))
+    assert str(caught.value) == "classify takes several images; put a single one in a list: [image]"
+
+
 def test_probabilities_of_no_image_are_an_empty_array(bundle: Path) -> None:
     with Classifier(bundle) as classifier:
         assert classifier.probabilities(np.zeros((0, 12, 12, 3), np.uint8)).shape == (0, 10)

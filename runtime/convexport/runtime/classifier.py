@@ -95,8 +95,10 @@ class Classifier:
         """Paths, bytes of files, arrays or Pillow images -> one record each, in order, in bounded memory.
 
         An input that cannot be read gives a `Failure` and hurts no other; a `Failure` given as input passes through.
-        Raises `UnavailableError` where the device fails.
+        Raises `UnavailableError` where the device fails, `UsageError` for one name in place of several.
         """
+        if isinstance(images, str | bytes):
+            raise UsageError("classify takes several images; put a single one in a list: [image]")
         entries = decode(images, self.manifest.input, self.workers)
         for entry in entries:
             if isinstance(entry, Failure):
