@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from convexport.runtime.errors import CheckpointError
+from convexport.runtime.errors import CheckpointError, UsageError
 from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalisation
 from convexport.training import checkpoint, models
 from convexport.training.checkpoint import Checkpoint, Header
@@ -143,6 +143,16 @@ def test_a_foreign_state_dict_is_unwrapped(tmp_path: Path) -> None:
     torch.save({"net": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "a.pth")
     found = checkpoint.load_foreign(tmp_path / "a.pth")
     assert found.keys() == state.keys()
+
+
+def test_a_checkpoint_of_ones_own_does_not_lose_its_header_as_a_foreign_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, small())
+    with pytest.raises(UsageError) as caught:
+        checkpoint.load_foreign(path)
+    assert str(caught.value) == (
+        f"checkpoint {path} is convexport's own and says these itself; leave out --classes, --mean and --std"
+    )
 
 
 class Bomb:

@@ -18,7 +18,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from convexport.runtime import atomic
-from convexport.runtime.errors import CheckpointError
+from convexport.runtime.errors import CheckpointError, UsageError
 from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalisation, Part
 from convexport.training import models
 
@@ -144,16 +144,22 @@ def load_foreign(path: Path) -> dict[str, Tensor]:
     """A state dict made elsewhere (`.pth`, `.pt`, `.safetensors`), loaded with `weights_only=True`: no code runs.
 
     Wrappers `state_dict`, `model` and `net` and the prefix `module.` of DataParallel are taken off.
-    Raises `CheckpointError`.
+    Raises `CheckpointError`; `UsageError` for a checkpoint of convexport's own, whose header would be lost.
     """
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} is not there; check the path")
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                own = KEY in (file.metadata() or {})
+                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"checkpoint {path} is damaged ({error})") from error
+        if own:
+            raise UsageError(
+                f"checkpoint {path} is convexport's own and says these itself; leave out --classes, --mean and --std"
+            )
+        return state
     return _state_of(_unpickled(path), path)
 
 
