@@ -128,14 +128,19 @@ def test_a_run_killed_at_any_step_leaves_no_partial_bundle_and_the_next_clears_u
     assert steps > 10
 
 
-def test_a_run_killed_between_the_two_renames_gets_its_old_bundle_back(tmp_path: Path) -> None:
-    with drafting(tmp_path / "net") as draft:
+def leave_killed_between_renames(place: Path) -> None:
+    """A bundle at `place`, moved aside by a run that has died since."""
+    with drafting(place) as draft:
         fill(draft)
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         gone.wait()
-    work = tmp_path / f".net.{gone.pid}.partial"
+    work = place.with_name(f".{place.name}.{gone.pid}.partial")
     work.mkdir()
-    (tmp_path / "net").rename(work / "old")
+    place.rename(work / "old")
+
+
+def test_a_run_killed_between_the_two_renames_gets_its_old_bundle_back(tmp_path: Path) -> None:
+    leave_killed_between_renames(tmp_path / "net")
     with pytest.raises(ZeroDivisionError):
         fail_in(tmp_path / "net")
     assert names(tmp_path) == ["net"]
@@ -185,13 +190,7 @@ def test_a_bundle_that_another_export_moves_away_is_no_longer_in_the_way(
 
 
 def test_an_old_bundle_gives_way_to_one_that_another_export_has_put_there(tmp_path: Path, overtaken: set[str]) -> None:
-    with drafting(tmp_path / "net") as draft:
-        fill(draft)
-    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
-        gone.wait()
-    work = tmp_path / f".net.{gone.pid}.partial"
-    work.mkdir()
-    (tmp_path / "net").rename(work / "old")
+    leave_killed_between_renames(tmp_path / "net")
     overtaken.add("old")
     with pytest.raises(ZeroDivisionError):
         fail_in(tmp_path / "net")

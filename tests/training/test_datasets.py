@@ -133,6 +133,16 @@ def idx(values: np.ndarray) -> bytes:
     return bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">i4").tobytes() + values.tobytes()
 
 
+def write_mnist(root: Path, images: bytes, labels: bytes) -> Path:
+    """Both splits of MNIST with these files; gives their folder."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(images)
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(labels)
+    return raw
+
+
 @pytest.mark.parametrize(
     ("images", "reason"),
     [
@@ -147,11 +157,7 @@ def idx(values: np.ndarray) -> bytes:
     ],
 )
 def test_a_damaged_data_set_is_called_damaged(tmp_path: Path, images: bytes, reason: str) -> None:
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name, data in (("images-idx3", images), ("labels-idx1", idx(np.arange(3, dtype=np.uint8)))):
-        for split in ("train", "t10k"):
-            (raw / f"{split}-{name}-ubyte").write_bytes(data)
+    raw = write_mnist(tmp_path, images, idx(np.arange(3, dtype=np.uint8)))
     with pytest.raises(DatasetError) as caught:
         _ = datasets.load("mnist", tmp_path).test
     assert str(caught.value) == (
@@ -160,12 +166,7 @@ def test_a_damaged_data_set_is_called_damaged(tmp_path: Path, images: bytes, rea
 
 
 def test_a_label_of_no_class_is_a_damage(tmp_path: Path) -> None:
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    labels = idx(np.array([0, 200, 2], np.uint8))
-    for name, data in (("images-idx3", idx(np.zeros((3, 28, 28), np.uint8))), ("labels-idx1", labels)):
-        for split in ("train", "t10k"):
-            (raw / f"{split}-{name}-ubyte").write_bytes(data)
+    raw = write_mnist(tmp_path, idx(np.zeros((3, 28, 28), np.uint8)), idx(np.array([0, 200, 2], np.uint8)))
     with pytest.raises(DatasetError) as caught:
         _ = datasets.load("mnist", tmp_path).train
     assert str(caught.value) == (
