@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 from convexport.runtime.errors import CheckpointError, Interrupted, UsageError
-from convexport.training import evaluate, loop, models, resume
+from convexport.training import evaluate, loop, resume
 from convexport.training.augment import Augmentation
 from convexport.training.loop import TrainOptions, train
 from training.small import digits, finish, recipe, stop_after, weights
@@ -188,41 +187,6 @@ def test_writing_states_at_epochs_ends_takes_at_most_a_tenth_of_the_time(
         # Seven steps of three seconds an epoch.
         now += 3.0 if isinstance(event, loop.Progress) else 0.0
     assert epochs == written
-
-
-def test_one_cycle_rises_to_its_peak_and_falls_to_its_end() -> None:
-    settings = recipe(warmup=0.25, start=0.1, end=0.0)
-    rates = [loop.cycle(settings, step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == rates[25]
-    assert 0 < rates[-1] < 0.03
-    assert all(a <= b for a, b in pairwise(rates[:26]))
-    assert all(a >= b for a, b in pairwise(rates[26:]))
-
-
-def test_a_cosine_falls_from_its_peak_through_its_half_to_nothing() -> None:
-    settings = recipe(schedule="cosine")
-    rates = [loop.cycle(settings, step, 100) for step in range(101)]
-    assert (rates[0], rates[50], rates[100]) == (1.0, pytest.approx(0.5), pytest.approx(0.0, abs=1e-12))
-    assert all(a > b for a, b in pairwise(rates))
-
-
-def test_the_average_of_constant_weights_is_those_weights() -> None:
-    network = models.build("cnn-cifar10")
-    averaged = models.build("cnn-cifar10")
-    for _ in range(200):
-        loop.average_into(averaged, network, 0.9)
-    for key, value in network.state_dict().items():
-        torch.testing.assert_close(averaged.state_dict()[key], value, rtol=1e-4, atol=1e-6)
-
-
-def test_an_identity_start_passes_channels_through() -> None:
-    network = models.build("vgg11")[0]
-    loop.start_near_identity(network)
-    layer = network[8]
-    assert isinstance(layer, torch.nn.Conv2d)
-    images = torch.rand(1, 128, 4, 4)
-    assert torch.equal(torch.nn.functional.conv2d(images, layer.weight, padding=1)[:, :128], images)
 
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:

@@ -69,3 +69,12 @@ def test_normalisation_is_pixels_over_255_less_mean_over_deviation() -> None:
     images = torch.full((1, 3, 2, 2), 51, dtype=torch.uint8)
     models.logits(network, images, torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.1, 0.2, 0.4]))
     torch.testing.assert_close(seen[0][0, :, 0, 0], torch.tensor([1.0, 0.0, -0.25]))
+
+
+def test_an_identity_start_passes_channels_through() -> None:
+    network = models.build("vgg11")[0]
+    models.start_near_identity(network)
+    layer = network[8]
+    assert isinstance(layer, torch.nn.Conv2d)
+    images = torch.rand(1, 128, 4, 4)
+    assert torch.equal(torch.nn.functional.conv2d(images, layer.weight, padding=1)[:, :128], images)

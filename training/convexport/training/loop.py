@@ -22,10 +22,9 @@ from torch import Tensor, nn
 
 from convexport.runtime.errors import Interrupted, UsageError
 from convexport.runtime.manifest import Normalisation
-from convexport.training import acceleration, augment, distributed, evaluate, models, resume
+from convexport.training import acceleration, augment, distributed, evaluate, models, optimisers, resume
 from convexport.training.datasets import Dataset, Split, holdout
 from convexport.training.evaluate import EpochRecord
-from convexport.training.optimisers import Optimiser
 from convexport.training.recipes import Recipe
 
 VALIDATION_SEED = 0
@@ -153,14 +152,14 @@ class _Run:
         torch.manual_seed(self.options.seed)
         network = models.build(self.options.model, self.options.arguments)
         if self.recipe.identity:
-            start_near_identity(network)
+            models.start_near_identity(network)
         self.acceleration = acceleration.choose(self.device, network)
         self.network = acceleration.prepare(network, self.acceleration)
         self.averaged = deepcopy(self.network) if self.recipe.average else None
         self.runner: nn.Module = distributed.wrap(self.network, self.group, self.device)
         if self.acceleration.compile:
             self.runner = torch.compile(self.runner)  # type: ignore[assignment]
-        self.optimiser = Optimiser(self.network, self.recipe)
+        self.optimiser = optimisers.Optimiser(self.network, self.recipe)
 
     def _describe(self, dataset: Dataset) -> dict[str, Any]:
         return {
@@ -203,7 +202,7 @@ class _Run:
     def _step(self, rows: Tensor) -> None:
         recipe, options = self.recipe, self.options
         torch.manual_seed(int(np.random.SeedSequence((options.seed, self.epoch, self.step)).generate_state(1)[0]))
-        self.rate = cycle(recipe, self.epoch * self.steps + self.step, recipe.epochs * self.steps)
+        self.rate = optimisers.cycle(recipe, self.epoch * self.steps + self.step, recipe.epochs * self.steps)
         self.optimiser.scale(self.rate)
         labels = self.labels[rows]
         draw = augment.Draw(options.seed, self.epoch, self.mean * 255)
@@ -222,7 +221,7 @@ class _Run:
         self.optimiser.step()
         if self.averaged is not None:
             done = self.epoch * self.steps + self.step
-            average_into(self.averaged, self.network, min(recipe.average, (1 + done) / (10 + done)))
+            optimisers.average_into(self.averaged, self.network, min(recipe.average, (1 + done) / (10 + done)))
         right = (logits.argmax(1) == labels).sum()
         count = torch.full_like(
             right, len(rows)
@@ -364,34 +363,3 @@ class _Run:
             acceleration=str(self.acceleration),
             writes=self.group.writes,
         )
-
-
-def cycle(recipe: Recipe, step: int, steps: int) -> float:
-    """The share of the peak learning rate at `step` of `steps`, by the recipe's schedule."""
-    if recipe.schedule == "constant":
-        return 1.0
-    if recipe.schedule == "cosine":
-        return (1 + math.cos(math.pi * step / steps)) / 2
-    rise = max(1, round(recipe.warmup * steps))
-    if step < rise:
-        return recipe.start + (1 - recipe.start) * step / rise
-    return recipe.end + (1 - recipe.end) * (steps - step) / (steps - rise + 1)
-
-
-@torch.no_grad()
-def average_into(averaged: nn.Module, network: nn.Module, decay: float) -> None:
-    """averaged = decay * averaged + (1 - decay) * network, batch norm's statistics included; counters are copied."""
-    source = network.state_dict()
-    for key, value in averaged.state_dict().items():
-        if value.is_floating_point():
-            value.lerp_(source[key], 1 - decay)
-        else:
-            value.copy_(source[key])
-
-
-@torch.no_grad()
-def start_near_identity(network: nn.Module) -> None:
-    """The first filters of every inner convolution pass their channel through (Jordan 2024, airbench)."""
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d) and layer.in_channels >= 16:
-            nn.init.dirac_(layer.weight[: layer.in_channels])

@@ -229,6 +229,14 @@ def build(name: str, arguments: dict[str, Any] | None = None) -> nn.Sequential:
         raise UsageError(f"model {name!r} does not take {arguments}: {error}") from error
 
 
+@torch.no_grad()
+def start_near_identity(network: nn.Module) -> None:
+    """The first filters of every inner convolution pass their channel through (Jordan 2024, airbench)."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and layer.in_channels >= 16:
+            nn.init.dirac_(layer.weight[: layer.in_channels])
+
+
 def parameter_count(network: nn.Module) -> int:
     """Trainable values of a network (batch norm's running statistics are not counted)."""
     return sum(parameter.numel() for parameter in network.parameters())

@@ -1,7 +1,11 @@
-"""The optimisers a recipe can name, and their state as named tensors (for resuming without unpickling)."""
+"""What moves the weights: the optimisers that a recipe can name, the cycle of their rates, the average of the weights.
+
+An optimiser's state is named tensors, so that a run can be resumed without unpickling.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -85,6 +89,29 @@ class Optimiser:
             states[int(number)].setdefault(int(index), {})[key] = value
         for part, state in zip(self._parts, states, strict=True):
             part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+
+
+def cycle(recipe: Recipe, step: int, steps: int) -> float:
+    """The share of the peak learning rate at `step` of `steps`, by the recipe's schedule."""
+    if recipe.schedule == "constant":
+        return 1.0
+    if recipe.schedule == "cosine":
+        return (1 + math.cos(math.pi * step / steps)) / 2
+    rise = max(1, round(recipe.warmup * steps))
+    if step < rise:
+        return recipe.start + (1 - recipe.start) * step / rise
+    return recipe.end + (1 - recipe.end) * (steps - step) / (steps - rise + 1)
+
+
+@torch.no_grad()
+def average_into(averaged: nn.Module, network: nn.Module, decay: float) -> None:
+    """averaged = decay * averaged + (1 - decay) * network, batch norm's statistics included; counters are copied."""
+    source = network.state_dict()
+    for key, value in averaged.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(source[key], 1 - decay)
+        else:
+            value.copy_(source[key])
 
 
 def _inner_convolutions(network: nn.Module) -> list[nn.Parameter]:

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from convexport.training import models
+from convexport.training.optimisers import OPTIMISERS, Optimiser, average_into, cycle
+from training.small import recipe
+
+
+def test_one_cycle_rises_to_its_peak_and_falls_to_its_end() -> None:
+    settings = recipe(warmup=0.25, start=0.1, end=0.0)
+    rates = [cycle(settings, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[25]
+    assert 0 < rates[-1] < 0.03
+    assert all(a <= b for a, b in pairwise(rates[:26]))
+    assert all(a >= b for a, b in pairwise(rates[26:]))
+
+
+def test_a_cosine_falls_from_its_peak_through_its_half_to_nothing() -> None:
+    settings = recipe(schedule="cosine")
+    rates = [cycle(settings, step, 100) for step in range(101)]
+    assert (rates[0], rates[50], rates[100]) == (1.0, pytest.approx(0.5), pytest.approx(0.0, abs=1e-12))
+    assert all(a > b for a, b in pairwise(rates))
+
+
+def test_the_average_of_constant_weights_is_those_weights() -> None:
+    network = models.build("cnn-cifar10")
+    averaged = models.build("cnn-cifar10")
+    for _ in range(200):
+        average_into(averaged, network, 0.9)
+    for key, value in network.state_dict().items():
+        torch.testing.assert_close(averaged.state_dict()[key], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "muon"])
+def test_weights_decay_and_biases_and_batch_norm_do_not(optimiser: str) -> None:
+    settings = recipe(
+        optimiser=optimiser, learning_rate=0.1, side_rate=0.1, momentum=0.0, weight_decay=0.5, muon_decay=0.5
+    )
+    network = models.build("cnn-cifar10")
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    Optimiser(network, settings).step()
+    for name, value in network.named_parameters():
+        share = 0.95 if value.dim() > 1 else 1.0
+        torch.testing.assert_close(value.detach(), share * before[name])
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+def test_a_rate_scaled_to_nothing_moves_nothing(optimiser: str) -> None:
+    network = models.build("cnn-cifar10")
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    moving = Optimiser(network, recipe(optimiser=optimiser))
+    moving.scale(0.0)
+    moving.step()
+    assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())
+    moving.scale(1.0)
+    moving.step()
+    assert not any(torch.equal(value, before[name]) for name, value in network.named_parameters())
