@@ -135,11 +135,9 @@ def test_what_is_left_of_two_wheels_in_one_folder_is_told(folder: Path, monkeypa
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (
-            {"backend": "tensort"},
-            "back end 'tensort' is not known; expected auto, onnxruntime, tensorrt; did you mean tensorrt?",
-        ),
-        ({"precision": "fp61"}, "precision 'fp61' is not known; expected auto, fp32, fp16, int8; did you mean fp16?"),
+        ({"backend": "tensort"}, "back end 'tensort' is not known; did you mean 'tensorrt'?"),
+        ({"backend": "coreml"}, "back end 'coreml' is not known; known: auto, onnxruntime, tensorrt"),
+        ({"precision": "fp61"}, "precision 'fp61' is not known; did you mean 'fp16'?"),
         ({"device": "gpu"}, "device 'gpu' is not known; expected cpu, cuda or cuda:N"),
         ({"device": "cuda:"}, "device 'cuda:' is not known; expected cpu, cuda or cuda:N"),
         ({"max_batch": 0}, "batch 0: expected 1 or more"),

@@ -25,7 +25,7 @@ from PIL import Image
 from convexport.runtime import decoding
 from convexport.runtime.backends.fake import FakeBackend
 from convexport.runtime.classifier import Classifier
-from convexport.runtime.errors import BackendError, DeviceError, InputError, UsageError
+from convexport.runtime.errors import BackendError, BundleError, DeviceError, InputError, UsageError
 from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure, Prediction
@@ -310,6 +310,18 @@ def test_one_name_in_place_of_several_is_wrong_use_and_no_picture_a_letter(bundl
     with Classifier(bundle) as classifier, pytest.raises(UsageError) as caught:
         list(classifier.classify(image))
     assert str(caught.value) == "classify takes several images; put a single one in a list: [image]"
+
+
+@pytest.mark.parametrize("classes", [255, 257])
+def test_a_network_of_other_classes_than_the_labels_answers_nothing(numbers: Path, classes: int) -> None:
+    expected = f"numbers: the network gives {classes} probabilities, the manifest has 256 labels; export it again"
+    with Classifier(numbers, backend=FakeBackend(classes)) as classifier:
+        with pytest.raises(BundleError) as caught:
+            list(classifier.classify([numbered(0)]))
+        assert str(caught.value) == expected
+        with pytest.raises(BundleError) as caught:
+            classifier.probabilities(numbered(0)[None])
+        assert str(caught.value) == expected
 
 
 def test_probabilities_of_no_image_are_an_empty_array(bundle: Path) -> None:

@@ -14,7 +14,7 @@ from convexport.runtime.backends import BATCHES, BackendRequest, create
 from convexport.runtime.backends.base import Backend, Images, Probabilities
 from convexport.runtime.bundle import open_bundle
 from convexport.runtime.decoding import Decoded, Picture, decode
-from convexport.runtime.errors import InputError, UsageError
+from convexport.runtime.errors import BundleError, InputError, UsageError
 from convexport.runtime.images import Source, load_image
 from convexport.runtime.records import Candidate, Failure, Prediction, Record
 
@@ -95,7 +95,8 @@ class Classifier:
         """Paths, bytes of files, arrays or Pillow images -> one record each, in order, in bounded memory.
 
         An input that cannot be read gives a `Failure` and hurts no other; a `Failure` given as input passes through.
-        Raises `UnavailableError` where the device fails, `UsageError` for one name in place of several.
+        Raises `UnavailableError` where the device fails, `BundleError` where the network does not fit the labels,
+        `UsageError` for one name in place of several.
         """
         if isinstance(images, str | bytes):
             raise UsageError("classify takes several images; put a single one in a list: [image]")
@@ -110,7 +111,7 @@ class Classifier:
         """uint8 [N, H, W, C] of the model's size -> float32 [N, K], in batches as `classify` makes them."""
         size = self.batch
         batches = (images[start : start + size] for start in range(0, len(images), size))
-        answers = list(self.backend.stream(batches))
+        answers = list(self._answers(batches))
         return np.concatenate(answers) if answers else np.zeros((0, len(self.labels)), np.float32)
 
     def self_test(self) -> list[GoldenResult]:
@@ -157,10 +158,20 @@ class Classifier:
                     return
                 yield np.stack(pictures)
 
-        for answer in self.backend.stream(batches()):
+        for answer in self._answers(batches()):
             yield from self._records(pending.popleft(), answer)
         for chunk in pending:
             yield from self._records(chunk, np.zeros((0, len(self.labels)), np.float32))
+
+    def _answers(self, batches: Iterable[Images]) -> Iterator[Probabilities]:
+        """Those of the back end, where they have one probability a label."""
+        for answer in self.backend.stream(batches):
+            if answer.shape[1] != len(self.labels):
+                raise BundleError(
+                    f"{self.manifest.name}: the network gives {answer.shape[1]} probabilities, the manifest has "
+                    f"{len(self.labels)} labels; export it again"
+                )
+            yield answer
 
     def _chunk(self, entries: Iterator[Decoded]) -> list[Decoded]:
         """The next inputs that hold at most `batch` pictures; bounded too where many cannot be read."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -90,9 +89,7 @@ def _check_names(request: BackendRequest) -> None:
         ("precision", request.precision, PRECISIONS),
     ):
         if value not in ("auto", *known):
-            near = difflib.get_close_matches(value, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UsageError(f"{what} {value!r} is not known; expected auto, {', '.join(known)}{hint}")
+            raise UsageError.unknown(what, value, ("auto", *known))
     if request.max_batch is not None and request.max_batch < 1:
         raise UsageError(f"batch {request.max_batch}: expected 1 or more")
     if request.backend == "tensorrt" and request.device != "auto" and Device.parse(request.device).kind == "cpu":
