@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -34,7 +36,13 @@ def test_every_network_has_its_parameters_and_gives_logits(name: str) -> None:
 def test_every_network_has_two_recipes_on_its_data_set(name: str) -> None:
     table = recipes.RECIPES[name, models.entry(name).dataset]
     assert set(table) == {"quick", "full"}
-    assert all(recipe.source for recipe in table.values())
+
+
+def test_every_recipe_names_its_source_and_what_was_measured_with_it() -> None:
+    for key, table in recipes.RECIPES.items():
+        for length, recipe in table.items():
+            assert recipe.source, (key, length)
+            assert re.fullmatch(r"\d+\.\d+ %.*, .*n = \d+, .*, \d{4}-\d\d-\d\d", recipe.measured), (key, length)
 
 
 def test_a_selu_vgg_has_no_relu() -> None:
