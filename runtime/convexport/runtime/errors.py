@@ -14,20 +14,62 @@
     ├── GateRefused                 6   the gate refused the export
     └── Interrupted                 130 stopped by the user; the state on disk is whole
 
-A message is one line: what, where, found against expected, what to do.
+A message is one line: what went wrong, where, and what was found against what was expected. How to fix it is a part of
+its own, `fix`, which the commands print behind the message.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from difflib import get_close_matches
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class ConvexportError(Exception):
-    """Base of every error this program raises on purpose."""
+    """Base of every error that this program raises on purpose.
+
+    Args:
+        message: One line: what went wrong, where, and what was found against what was expected.
+        fix: What the user can do about it, as a command or a short instruction; None where nothing helps.
+    """
 
     exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, fix: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+
+    def __str__(self) -> str:
+        """The message and the fix on one line, as the commands print them."""
+        return f"{self.message}; {self.fix}" if self.fix else self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles with every attribute, so that errors travel between processes whole."""
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[ConvexportError], args: tuple[Any, ...], state: dict[str, Any]) -> ConvexportError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+# CSI sequences such as colors, and other escape sequences of two characters (ECMA-48).
+_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-_])")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a foreign library's message, for quoting inside one of ours.
+
+    Terminal escape sequences are removed. An error without a message gives the name of its class; an `OSError` gives
+    the system's own words, without its number and path.
+    """
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = (line.strip() for line in _ESCAPES.sub("", text).splitlines())
+    return next(filter(None, lines), type(error).__name__)
 
 
 class UsageError(ConvexportError):
@@ -40,7 +82,7 @@ class UsageError(ConvexportError):
         """The error for a name that is none of `known`, with the nearest one or all of them. `kind` is "recipe"."""
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-        return cls(f"{kind} {name!r} is not known; {hint}")
+        return cls(f"{kind} {name!r} is not known", hint)
 
 
 class InputError(ConvexportError):
@@ -48,8 +90,8 @@ class InputError(ConvexportError):
 
     exit_code = 3
 
-    def __init__(self, message: str, *, kind: str) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, fix: str | None = None, *, kind: str) -> None:
+        super().__init__(message, fix)
         self.kind = kind
 
 
