@@ -93,9 +93,9 @@ def in_torch(found: Measured, folder: Path) -> Probabilities | None:
     for path in sorted(folder.glob("*.safetensors")):
         loaded = checkpoint.load(path)
         if loaded.sha256 == found.manifest.provenance.checkpoint_sha256:
-            normalisation = loaded.header.normalisation
-            logits = evaluate.predict(loaded.network(), found.test.images, normalisation)
-            return evaluate.softmax(logits, normalisation.temperature)
+            normalization = loaded.header.normalization
+            logits = evaluate.predict(loaded.network(), found.test.images, normalization)
+            return evaluate.softmax(logits, normalization.temperature)
     return None
 
 

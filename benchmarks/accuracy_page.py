@@ -68,7 +68,7 @@ def full_table(measured: list[Measured]) -> str:
     """A row a bundle and precision."""
     rows = []
     for one in measured:
-        labels, temperature = one.test.labels, one.manifest.normalisation.temperature
+        labels, temperature = one.test.labels, one.manifest.normalization.temperature
         versions = ({} if one.torch is None else {"torch float32": one.torch}) | one.answers
         for name, answers in versions.items():
             agreement = "not at hand"

@@ -178,12 +178,12 @@ class TorchNetwork(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype) -> None:
         super().__init__()
-        normalisation = checkpoint.header.normalisation
+        normalization = checkpoint.header.normalization
         network = fold_batch_norm(checkpoint.network()) if dtype is torch.float16 else checkpoint.network()
         self.network = network.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.dtype, self.temperature = dtype, normalisation.temperature
-        self.register_buffer("mean", torch.tensor(normalisation.mean))
-        self.register_buffer("std", torch.tensor(normalisation.std))
+        self.dtype, self.temperature = dtype, normalization.temperature
+        self.register_buffer("mean", torch.tensor(normalization.mean))
+        self.register_buffer("std", torch.tensor(normalization.std))
 
     def forward(self, images: Tensor) -> Tensor:
         planes = images.permute(0, 3, 1, 2)

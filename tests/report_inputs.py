@@ -12,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalisation
+from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalization
 from convexport.training import datasets, evaluate, models
 from convexport.training.checkpoint import FORMAT, Header
 from convexport.training.datasets import Split
 from convexport.training.evaluate import EpochRecord
 from convexport.training.report import ReportInputs, render
 
-DIGITS_NORMALISATION = Normalisation(mean=(0.16,), std=(0.31,))
+DIGITS_NORMALIZATION = Normalization(mean=(0.16,), std=(0.31,))
 
 
-def header(model: str, normalisation: Normalisation, dataset: Dataset) -> Header:
+def header(model: str, normalization: Normalization, dataset: Dataset) -> Header:
     entry = models.entry(model)
     return Header(
         format=FORMAT,
@@ -31,7 +31,7 @@ def header(model: str, normalisation: Normalisation, dataset: Dataset) -> Header
         arguments={},
         classes={"en": datasets.DIGITS if entry.channels == 1 else datasets.CIFAR10},
         input=Input(height=entry.size, width=entry.size, channels=1 if entry.channels == 1 else 3),
-        normalisation=normalisation,
+        normalization=normalization,
         dataset=dataset,
         recipe={"epochs": 3, "optimiser": "sgd", "augmentation": {"flip": "none", "translate": 2}},
         accuracy=Accuracy(),
@@ -73,7 +73,7 @@ def _trained(epochs: int) -> ReportInputs:
     network = models.build("lenet5")
     optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
     images, labels = torch.from_numpy(train.images).permute(0, 3, 1, 2), torch.from_numpy(train.labels)
-    mean, std = torch.tensor(DIGITS_NORMALISATION.mean), torch.tensor(DIGITS_NORMALISATION.std)
+    mean, std = torch.tensor(DIGITS_NORMALIZATION.mean), torch.tensor(DIGITS_NORMALIZATION.std)
     history: list[EpochRecord] = []
     for epoch in range(1, epochs + 1):
         losses: list[float] = []
@@ -85,15 +85,15 @@ def _trained(epochs: int) -> ReportInputs:
             losses.append(loss.item())
         history.append(_epoch(epoch, float(np.mean(losses)), network, train, validation))
     network.eval()
-    test, before = dataset.test, evaluate.predict(network, validation.images, DIGITS_NORMALISATION)
+    test, before = dataset.test, evaluate.predict(network, validation.images, DIGITS_NORMALIZATION)
     about = Dataset(name="digits", title=dataset.title, provenance=dataset.provenance)
     return ReportInputs(
-        header=header("lenet5", DIGITS_NORMALISATION, about),
+        header=header("lenet5", DIGITS_NORMALIZATION, about),
         network=network,
         history=tuple(history),
         title="LeNet5 on digits",
         test=test,
-        test_logits=evaluate.predict(network, test.images, DIGITS_NORMALISATION),
+        test_logits=evaluate.predict(network, test.images, DIGITS_NORMALIZATION),
         validation_logits=before,
         validation_labels=validation.labels,
         temperature=evaluate.fit_temperature(before, validation.labels),
@@ -101,7 +101,7 @@ def _trained(epochs: int) -> ReportInputs:
 
 
 def _epoch(epoch: int, loss: float, network: torch.nn.Module, train: Split, validation: Split) -> EpochRecord:
-    seen, held = (evaluate.predict(network, split.images, DIGITS_NORMALISATION) for split in (train, validation))
+    seen, held = (evaluate.predict(network, split.images, DIGITS_NORMALIZATION) for split in (train, validation))
     return EpochRecord(
         epoch=epoch,
         train_loss=loss,
@@ -120,12 +120,12 @@ def untrained(model: str, images: int) -> ReportInputs:
     entry = models.entry(model)
     rng = np.random.default_rng(0)
     network = models.build(model).eval()
-    normalisation = Normalisation(mean=(0.5,) * entry.channels, std=(0.25,) * entry.channels)
+    normalization = Normalization(mean=(0.5,) * entry.channels, std=(0.25,) * entry.channels)
     pixels: NDArray[np.uint8] = rng.integers(0, 256, (images, entry.size, entry.size, entry.channels), dtype=np.uint8)
     labels: NDArray[np.int64] = np.arange(images, dtype=np.int64) % 10
-    logits = evaluate.predict(network, pixels, normalisation)
+    logits = evaluate.predict(network, pixels, normalization)
     return ReportInputs(
-        header=header(model, normalisation, Dataset(name="noise", title="noise", provenance="uniform noise")),
+        header=header(model, normalization, Dataset(name="noise", title="noise", provenance="uniform noise")),
         network=network,
         history=(),
         title=f"{model} on noise",

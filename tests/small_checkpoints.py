@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from convexport.runtime.manifest import Accuracy, Input, Normalisation
+from convexport.runtime.manifest import Accuracy, Input, Normalization
 from convexport.runtime.manifest import Dataset as DatasetFacts
 from convexport.training import datasets, evaluate, models
 from convexport.training.checkpoint import FORMAT, Checkpoint, Header, save
@@ -20,21 +20,21 @@ def train_checkpoint(model: str, dataset: datasets.Dataset, *, epochs: int = 6, 
     """`model` trained on `dataset` with Adam, and measured on its test split."""
     torch.manual_seed(seed)
     channels = dataset.input.channels
-    normalisation = Normalisation(mean=(MEAN,) * channels, std=(STD,) * channels, temperature=1.25)
+    normalization = Normalization(mean=(MEAN,) * channels, std=(STD,) * channels, temperature=1.25)
     classes = dataset.classes["en"]
     arguments = {"classes": len(classes), "channels": channels}
     network = models.build(model, arguments)
     images = torch.from_numpy(dataset.train.images).permute(0, 3, 1, 2)
     labels = torch.from_numpy(dataset.train.labels)
     optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
-    mean, std = torch.tensor(normalisation.mean), torch.tensor(normalisation.std)
+    mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
     for _ in range(epochs):
         for batch in torch.randperm(len(labels)).split(32):
             loss = functional.cross_entropy(models.logits(network, images[batch], mean, std), labels[batch])
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-    found = evaluate.predict(network, dataset.test.images, normalisation)
+    found = evaluate.predict(network, dataset.test.images, normalization)
     header = Header(
         format=FORMAT,
         name=f"{model}-{dataset.name}",
@@ -42,7 +42,7 @@ def train_checkpoint(model: str, dataset: datasets.Dataset, *, epochs: int = 6, 
         arguments=arguments,
         classes=dataset.classes,
         input=dataset.input,
-        normalisation=normalisation,
+        normalization=normalization,
         dataset=DatasetFacts(name=dataset.name, title=dataset.title, provenance=dataset.provenance),
         recipe={"epochs": epochs, "optimiser": "adam"},
         accuracy=Accuracy(
@@ -58,7 +58,7 @@ def train_checkpoint(model: str, dataset: datasets.Dataset, *, epochs: int = 6, 
 
 
 def untrained(model: str) -> Checkpoint:
-    """`model` with random weights, batch norm's statistics included, and a normalisation of its own."""
+    """`model` with random weights, batch norm's statistics included, and a normalization of its own."""
     torch.manual_seed(0)
     entry = models.entry(model)
     network = models.build(model)
@@ -77,7 +77,7 @@ def untrained(model: str) -> Checkpoint:
         arguments={},
         classes={"en": datasets.DIGITS},
         input=Input(height=entry.size, width=entry.size, channels=channels),
-        normalisation=Normalisation(mean=(0.1, 0.2, 0.3)[:channels], std=(0.3, 0.4, 0.5)[:channels], temperature=1.3),
+        normalization=Normalization(mean=(0.1, 0.2, 0.3)[:channels], std=(0.3, 0.4, 0.5)[:channels], temperature=1.3),
         dataset=DatasetFacts(name="none", title="nothing", provenance="random weights"),
         recipe={},
         accuracy=Accuracy(),

@@ -28,7 +28,7 @@ def smallest_manifest() -> m.Manifest:
         name="net",
         model=m.Model(name="lenet5", parameters=1),
         input=m.Input(height=28, width=28, channels=1),
-        normalisation=m.Normalisation(mean=(0.5,), std=(0.5,)),
+        normalization=m.Normalization(mean=(0.5,), std=(0.5,)),
         labels={"en": ("no", "yes")},
         variants={
             "fp32": m.Variant(

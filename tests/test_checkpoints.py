@@ -44,8 +44,8 @@ def test_a_shipped_checkpoint_is_as_good_as_it_says(path: Path) -> None:
         pytest.skip(f"the data set {name} is not at hand; name its root with $CONVEXPORT_DATA")
     dataset = datasets.load(name, root)
     assert dataset.title == found.header.dataset.title
-    logits = evaluate.predict(found.network(), dataset.test.images, found.header.normalisation)
-    probabilities = evaluate.softmax(logits, found.header.normalisation.temperature)
+    logits = evaluate.predict(found.network(), dataset.test.images, found.header.normalization)
+    probabilities = evaluate.softmax(logits, found.header.normalization.temperature)
     assert len(dataset.test) == found.header.accuracy.test_images
     measured = evaluate.accuracy(probabilities, dataset.test.labels)
     # Another machine's float32 sums may turn an image or two.

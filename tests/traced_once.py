@@ -16,15 +16,15 @@ _traced: dict[bytes, bytes] = {}
 def to_onnx(checkpoint: Checkpoint, precision: graph.FloatPrecision = "fp32") -> bytes:
     """What `graph.to_onnx` gives, made from an earlier trace with this checkpoint's numbers put in."""
     header = checkpoint.header
-    normalisation = header.normalisation
-    shape = (header.name, header.model, header.arguments, header.classes, header.input, normalisation.temperature)
+    normalization = header.normalization
+    shape = (header.name, header.model, header.arguments, header.classes, header.input, normalization.temperature)
     key = msgspec.json.encode((*shape, precision), order="deterministic")
     if key not in _traced:
         _traced[key] = _REAL(checkpoint, precision)
     model = onnx.load_from_string(_traced[key])
     weights = graph.fold_batch_norm(checkpoint.network()).state_dict()
     numbers = {f"network.{name}": value.numpy() for name, value in weights.items()}
-    mean, std = (np.array(values, np.float64) for values in (normalisation.mean, normalisation.std))
+    mean, std = (np.array(values, np.float64) for values in (normalization.mean, normalization.std))
     numbers |= {"offset": 255 * mean, "scale": 1 / (255 * std)}
     with np.errstate(over="ignore"):
         for tensor in model.graph.initializer:

@@ -65,7 +65,7 @@ def test_the_page_states_what_the_bundle_measures(
     checkpoint = next((artefacts / "checkpoints").iterdir())
     loaded = benchmark[0].checkpoint.load(checkpoint)
     test = datasets.load("digits", Path()).test
-    logits = evaluate.predict(loaded.network(), test.images, loaded.header.normalisation)
+    logits = evaluate.predict(loaded.network(), test.images, loaded.header.normalization)
     share = f"{100 * evaluate.accuracy(logits, test.labels):.2f} %"
     before = f"{100 * evaluate.calibration(evaluate.softmax(logits), test.labels).error:.2f} %"
     after = f"{100 * evaluate.calibration(evaluate.softmax(logits, 1.25), test.labels).error:.2f} %"

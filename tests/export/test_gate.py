@@ -18,7 +18,7 @@ from convexport.export.limits import RECORD_SLACK
 from convexport.export.pipeline import ExportOptions, ExportResult, export_bundle
 from convexport.export.precision import Int8Options
 from convexport.export.source import Source
-from convexport.runtime.manifest import Flip, Manifest, Normalisation, Verification
+from convexport.runtime.manifest import Flip, Manifest, Normalization, Verification
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
 from small_checkpoints import save_in, train_checkpoint
@@ -26,7 +26,7 @@ from small_checkpoints import save_in, train_checkpoint
 pytestmark = pytest.mark.usefixtures("traced_once")
 
 Sabotage = Callable[[Checkpoint], Checkpoint]
-FASHION = Normalisation(mean=(0.2860,), std=(0.3530,), temperature=1.25)
+FASHION = Normalization(mean=(0.2860,), std=(0.3530,), temperature=1.25)
 
 
 def export(checkpoint: Checkpoint, folder: Path, **options: Any) -> ExportResult:
@@ -69,8 +69,8 @@ def with_swapped_labels(checkpoint: Checkpoint) -> Checkpoint:
     return with_header(checkpoint, classes={"en": (second, first, *rest)})
 
 
-def with_another_normalisation(checkpoint: Checkpoint) -> Checkpoint:
-    return with_header(checkpoint, normalisation=FASHION)
+def with_another_normalization(checkpoint: Checkpoint) -> Checkpoint:
+    return with_header(checkpoint, normalization=FASHION)
 
 
 def with_a_zeroed_convolution(checkpoint: Checkpoint) -> Checkpoint:
@@ -124,7 +124,7 @@ def test_a_network_in_fp16_range_has_headroom(relu: Checkpoint, tmp_path: Path) 
     ("sabotage", "measure"),
     [
         (with_swapped_labels, "fp32: labels out of the data set's order"),
-        (with_another_normalisation, "fp32: torch accuracy, as recorded"),
+        (with_another_normalization, "fp32: torch accuracy, as recorded"),
         (with_a_zeroed_convolution, "fp32: weight tensors of zeros"),
     ],
 )
@@ -134,7 +134,7 @@ def test_a_checkpoint_that_belies_its_header_is_refused(
     assert measure in refused(sabotage(lenet5), tmp_path)
 
 
-@pytest.mark.parametrize("sabotage", [with_another_normalisation, with_a_zeroed_convolution])
+@pytest.mark.parametrize("sabotage", [with_another_normalization, with_a_zeroed_convolution])
 def test_a_graph_that_differs_from_the_checkpoint_is_refused(
     lenet5: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sabotage: Sabotage
 ) -> None:
@@ -272,7 +272,7 @@ def test_torch_is_the_reference_without_folding_or_graph(lenet5: Checkpoint) -> 
     header = lenet5.header
     with torch.no_grad():
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
-        logits = lenet5.network()((pixels - header.normalisation.mean[0]) / header.normalisation.std[0])
-        by_hand = torch.softmax(logits / header.normalisation.temperature, 1).numpy()
+        logits = lenet5.network()((pixels - header.normalization.mean[0]) / header.normalization.std[0])
+        by_hand = torch.softmax(logits / header.normalization.temperature, 1).numpy()
     found = measures.reference(lenet5, measures.Sample(images, None, ("x",) * 5, "", {})).probabilities
     np.testing.assert_allclose(found, by_hand, atol=1e-6)

@@ -16,7 +16,7 @@ import torch
 
 from convexport.export import graph
 from convexport.export.precision import Int8Options, element_types, int8
-from convexport.runtime.manifest import Normalisation
+from convexport.runtime.manifest import Normalization
 from convexport.training import datasets, evaluate, models
 from convexport.training.checkpoint import Checkpoint, save
 from small_checkpoints import untrained
@@ -33,8 +33,8 @@ def test_every_kind_of_network_computes_what_torch_computes(model: str) -> None:
     checkpoint = untrained(model)
     size = checkpoint.header.input
     images = np.random.default_rng(0).integers(0, 256, (5, size.height, size.width, size.channels), dtype=np.uint8)
-    logits = evaluate.predict(checkpoint.network(), images, checkpoint.header.normalisation)
-    expected = evaluate.softmax(logits, checkpoint.header.normalisation.temperature)
+    logits = evaluate.predict(checkpoint.network(), images, checkpoint.header.normalization)
+    expected = evaluate.softmax(logits, checkpoint.header.normalization.temperature)
     data = graph.to_onnx(checkpoint)
     np.testing.assert_allclose(run(data, images), expected, atol=1e-6)
     np.testing.assert_allclose(run(data, images[:1]), expected[:1], atol=1e-6)
@@ -124,7 +124,7 @@ def test_another_process_writes_the_same_bytes(lenet5: Checkpoint, fp32: bytes, 
 
 def test_a_trace_with_other_numbers_put_in_has_the_bytes_of_a_real_one(lenet5: Checkpoint) -> None:
     header = msgspec.structs.replace(
-        lenet5.header, normalisation=Normalisation(mean=(0.3,), std=(0.4,), temperature=1.25)
+        lenet5.header, normalization=Normalization(mean=(0.3,), std=(0.4,), temperature=1.25)
     )
     torch.manual_seed(1)
     other = Checkpoint(header, models.build("lenet5", header.arguments).state_dict())

@@ -35,7 +35,7 @@ from convexport.runtime.errors import (
     EngineError,
     UsageError,
 )
-from convexport.runtime.manifest import Input, Manifest, Normalisation
+from convexport.runtime.manifest import Input, Manifest, Normalization
 from convexport.training import datasets, models
 from convexport.training.checkpoint import Checkpoint, save
 from small_checkpoints import save_in, untrained
@@ -434,7 +434,7 @@ def broken(lenet5: Checkpoint, value: float | None = None, **changes: object) ->
         (None, {"input": Input(height=32, width=32, channels=1)}, "lenet5-digits: lenet5 takes no [32, 32, 1] (mat1"),
         (
             None,
-            {"normalisation": Normalisation(mean=(0.1,), std=(ZERO,))},
+            {"normalization": Normalization(mean=(0.1,), std=(ZERO,))},
             (
                 "lenet5-digits: mean [0.1], std [0.0], temperature 1; expected 1 numbers each, std and temperature "
                 "above 0; train again"
@@ -442,12 +442,12 @@ def broken(lenet5: Checkpoint, value: float | None = None, **changes: object) ->
         ),
         (
             None,
-            {"normalisation": Normalisation(mean=(0.1,) * 3, std=(0.3,) * 3)},
+            {"normalization": Normalization(mean=(0.1,) * 3, std=(0.3,) * 3)},
             "lenet5-digits: mean [0.1, 0.1, 0.1]",
         ),
         (
             None,
-            {"normalisation": Normalisation(mean=(0.1,), std=(0.3,), temperature=ZERO)},
+            {"normalization": Normalization(mean=(0.1,), std=(0.3,), temperature=ZERO)},
             "lenet5-digits: mean [0.1]",
         ),
         (None, {"name": "../elsewhere"}, "name '../elsewhere': expected the name of a folder; train again"),

@@ -79,7 +79,7 @@ def make_bundle(
         name=folder.name,
         model=m.Model(name="tiny", parameters=4321),
         input=input,
-        normalisation=m.Normalisation(mean=(0.5,) * input.channels, std=(1.0,) * input.channels),
+        normalization=m.Normalization(mean=(0.5,) * input.channels, std=(1.0,) * input.channels),
         labels=labels,
         variants={p: make_variant(f"model.{p}.onnx", rates.get(p)) for p in precisions},
         golden=tuple(

@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch", reason="needs the extra export")
 from convexport.export.graph import to_onnx  # noqa: E402
 from convexport.export.precision import Int8Options, int8, int8_for_tensorrt  # noqa: E402
 from convexport.runtime.errors import EngineError  # noqa: E402
-from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalisation  # noqa: E402
+from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalization  # noqa: E402
 from convexport.training import models  # noqa: E402
 from convexport.training.checkpoint import FORMAT, Checkpoint, Header  # noqa: E402
 
@@ -54,7 +54,7 @@ def checkpoint(name: str) -> Checkpoint:
         arguments={},
         classes={"en": tuple("abcdefghij")},
         input=SHAPES[name],
-        normalisation=Normalisation(mean=(0.5,) * channels, std=(0.25,) * channels),
+        normalization=Normalization(mean=(0.5,) * channels, std=(0.25,) * channels),
         dataset=Dataset(name="none", title="None", provenance="weights as they are drawn"),
         recipe={},
         accuracy=Accuracy(),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from convexport.runtime.errors import CheckpointError, UsageError
-from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalisation
+from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalization
 from convexport.training import checkpoint, models
 from convexport.training.checkpoint import Checkpoint, Header
 
@@ -25,7 +25,7 @@ def header(**changes: Any) -> Header:
         arguments={"classes": 10},
         classes={"en": tuple("0123456789")},
         input=Input(height=28, width=28, channels=1),
-        normalisation=Normalisation(mean=(0.13,), std=(0.31,)),
+        normalization=Normalization(mean=(0.13,), std=(0.31,)),
         dataset=Dataset(name="mnist", title="MNIST", provenance="LeCun"),
         recipe={},
         accuracy=Accuracy(),
@@ -64,7 +64,7 @@ def test_any_header_survives_the_way_through_json(
         seed=seed,
         recipe=recipe,
         classes={"en": tuple(labels)},
-        normalisation=Normalisation(mean=(0.1,), std=(0.2,), temperature=temperature),
+        normalization=Normalization(mean=(0.1,), std=(0.2,), temperature=temperature),
     )
     assert msgspec.json.decode(msgspec.json.encode(made), type=Header) == made
 

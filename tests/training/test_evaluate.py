@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from convexport.runtime.manifest import Normalisation
+from convexport.runtime.manifest import Normalization
 from convexport.training import evaluate, models
 
 # Three classes, four images: right, right, a class 1 taken for a 2, a class 2 taken for a 0.
@@ -23,12 +23,12 @@ def test_prediction_is_the_network_on_normalised_pictures_whatever_the_batch() -
     torch.manual_seed(0)
     network = models.build("cnn-cifar10").eval()
     images = pictures(7)
-    normalisation = Normalisation(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), temperature=2.0)
-    by_hand = (images / 255 - np.array(normalisation.mean)) / np.array(normalisation.std)
+    normalization = Normalization(mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.3), temperature=2.0)
+    by_hand = (images / 255 - np.array(normalization.mean)) / np.array(normalization.std)
     with torch.no_grad():
         expected = network(torch.from_numpy(by_hand.transpose(0, 3, 1, 2)).float()).numpy()
     for batch in (1, 3, 7, 500):
-        logits = evaluate.predict(network, images, normalisation, batch=batch)
+        logits = evaluate.predict(network, images, normalization, batch=batch)
         assert logits.dtype == np.float32
         np.testing.assert_allclose(logits, expected, atol=1e-5)
 
@@ -37,17 +37,17 @@ def test_prediction_is_the_network_on_normalised_pictures_whatever_the_batch() -
 def test_prediction_runs_in_evaluation_mode_and_restores_the_mode(training: bool) -> None:
     network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4 * 4), nn.Dropout(0.5), nn.Linear(16, 3)).train(training)
     images = pictures(5, channels=1, size=4)
-    normalisation = Normalisation(mean=(0.5,), std=(0.5,))
-    first = evaluate.predict(network, images, normalisation)
-    assert np.array_equal(first, evaluate.predict(network, images, normalisation))
+    normalization = Normalization(mean=(0.5,), std=(0.5,))
+    first = evaluate.predict(network, images, normalization)
+    assert np.array_equal(first, evaluate.predict(network, images, normalization))
     assert network.training is training
     assert int(network.get_buffer("1.num_batches_tracked")) == 0
 
 
 def test_no_pictures_give_no_logits() -> None:
     network = models.build("lenet5")
-    normalisation = Normalisation(mean=(0.5,), std=(0.5,))
-    assert evaluate.predict(network, pictures(0, 1, 28), normalisation).shape == (0, 10)
+    normalization = Normalization(mean=(0.5,), std=(0.5,))
+    assert evaluate.predict(network, pictures(0, 1, 28), normalization).shape == (0, 10)
 
 
 def test_softmax_survives_large_logits_and_flattens_with_temperature() -> None:

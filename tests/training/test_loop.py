@@ -140,7 +140,7 @@ def test_weights_stored_in_half_precision_are_measured_as_stored(tmp_path: Path)
     stored = finish(options(tmp_path, half=True), digits()).result
     for key, value in whole.network.state_dict().items():
         assert torch.equal(stored.network.state_dict()[key], value.half().float())
-    again = evaluate.predict(stored.network, digits().test.images, stored.normalisation)
+    again = evaluate.predict(stored.network, digits().test.images, stored.normalization)
     np.testing.assert_array_equal(stored.test_logits, again)
     assert not np.array_equal(stored.test_logits, whole.test_logits)
 
@@ -195,9 +195,9 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
     assert str(caught.value) == "batch 1024 is larger than the 233 training images; take a smaller --batch"
 
 
-def test_normalisation_is_measured_on_the_training_pictures() -> None:
+def test_normalization_is_measured_on_the_training_pictures() -> None:
     split = digits().train
-    found = loop.measured_normalisation(split)
+    found = loop.measured_normalization(split)
     pixels = split.images.astype(np.float64) / 255
     assert found.mean == pytest.approx((pixels.mean(),), abs=1e-4)
     assert found.std == pytest.approx((pixels.std(),), abs=1e-3)

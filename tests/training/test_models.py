@@ -70,7 +70,7 @@ def test_an_unknown_network_gets_the_nearest(name: str, message: str) -> None:
     assert str(caught.value) == message
 
 
-def test_normalisation_is_pixels_over_255_less_mean_over_deviation() -> None:
+def test_normalization_is_pixels_over_255_less_mean_over_deviation() -> None:
     seen: list[torch.Tensor] = []
     network = torch.nn.Sequential(torch.nn.Identity())
     network.register_forward_hook(lambda module, inputs, output: seen.append(output))

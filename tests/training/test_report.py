@@ -195,24 +195,24 @@ def test_durations_are_for_people() -> None:
 
 def test_few_pixels_fool_the_network_and_each_is_needed(inputs: report.ReportInputs) -> None:
     right = np.flatnonzero(inputs.test_logits.argmax(axis=1) == inputs.test.labels)[14:24]
-    normalisation = inputs.header.normalisation
+    normalization = inputs.header.normalization
     for index in right:
         image, label = inputs.test.images[index], int(inputs.test.labels[index])
-        found = few_pixels.fool(inputs.network, image, label, normalisation)
+        found = few_pixels.fool(inputs.network, image, label, normalization)
         assert found.fooled
         assert set(found.pixels) == set(map(tuple, np.argwhere((found.changed != image).any(axis=2)).tolist()))
-        assert evaluate.predict(inputs.network, found.changed[None], normalisation).argmax() != label
+        assert evaluate.predict(inputs.network, found.changed[None], normalization).argmax() != label
         restored = np.repeat(found.changed[None], len(found.pixels), axis=0)
         for trial, (row, column) in zip(restored, found.pixels, strict=True):
             trial[row, column] = image[row, column]
-        assert (evaluate.predict(inputs.network, restored, normalisation).argmax(axis=1) == label).all()
+        assert (evaluate.predict(inputs.network, restored, normalization).argmax(axis=1) == label).all()
 
 
 def test_a_search_that_gives_up_says_so_and_keeps_its_bounds(inputs: report.ReportInputs) -> None:
     best = int(inputs.test_logits.max(axis=1).argmax())
     label = int(inputs.test_logits[best].argmax())
     search = few_pixels.Search(candidates=5, pixels=1)
-    found = few_pixels.fool(inputs.network, inputs.test.images[best], label, inputs.header.normalisation, search)
+    found = few_pixels.fool(inputs.network, inputs.test.images[best], label, inputs.header.normalization, search)
     assert (found.fooled, len(found.pixels), found.passes) == (False, 1, 1 + 5 + 1)
 
 
@@ -230,10 +230,10 @@ def test_edge_filters_are_prewitt_and_sobel_and_answer_to_their_own_edges() -> N
 
 def test_feature_maps_are_the_first_convolution_of_the_normalised_picture(inputs: report.ReportInputs) -> None:
     image = inputs.test.images[0]
-    maps = report_pictures.feature_maps(inputs.network, image, inputs.header.normalisation)
+    maps = report_pictures.feature_maps(inputs.network, image, inputs.header.normalization)
     assert maps.shape == (6, 28, 28, 3)
     with pytest.raises(ValueError, match="the network's first layer is no convolution"):
-        report_pictures.feature_maps(models.build("softmax"), image, inputs.header.normalisation)
+        report_pictures.feature_maps(models.build("softmax"), image, inputs.header.normalization)
 
 
 def test_a_kernel_that_is_an_edge_filter_is_recognised() -> None:

@@ -34,7 +34,7 @@ DTYPES: dict[FloatPrecision, torch.dtype] = {"fp32": torch.float32, "fp16": torc
 def to_onnx(checkpoint: Checkpoint, precision: FloatPrecision = "fp32") -> bytes:
     """The checkpoint's network as the bytes of one ONNX file.
 
-    With `fp16` the network runs in half inside a float32 shell: normalisation in front, softmax behind. Raises
+    With `fp16` the network runs in half inside a float32 shell: normalization in front, softmax behind. Raises
     `CheckpointError` where the weights do not fit the network.
     """
     header = checkpoint.header
@@ -77,9 +77,9 @@ class _Shell(nn.Module):
         super().__init__()
         self.network = network.to(dtype)
         self.dtype = dtype
-        self.temperature = header.normalisation.temperature
-        mean = torch.tensor(header.normalisation.mean, dtype=torch.float64)
-        std = torch.tensor(header.normalisation.std, dtype=torch.float64)
+        self.temperature = header.normalization.temperature
+        mean = torch.tensor(header.normalization.mean, dtype=torch.float64)
+        std = torch.tensor(header.normalization.std, dtype=torch.float64)
         # Two nodes in place of three: (pixel - 255 mean) / (255 std).
         self.register_buffer("offset", (255 * mean).to(torch.float32).view(1, -1, 1, 1))
         self.register_buffer("scale", (1 / (255 * std)).to(torch.float32).view(1, -1, 1, 1))

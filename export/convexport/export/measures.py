@@ -73,9 +73,9 @@ class Reference:
 def reference(checkpoint: Checkpoint, sample: Sample) -> Reference:
     """What torch float32 gives for a sample. Raises `CheckpointError` where that is no number."""
     header = checkpoint.header
-    logits = evaluate.predict(checkpoint.network(), sample.images, header.normalisation)
+    logits = evaluate.predict(checkpoint.network(), sample.images, header.normalization)
     with np.errstate(invalid="ignore", over="ignore"):  # infinities become NaN, which is looked for
-        probabilities = evaluate.softmax(logits, header.normalisation.temperature)
+        probabilities = evaluate.softmax(logits, header.normalization.temperature)
     lost = int((~np.isfinite(probabilities)).any(axis=1).sum())
     if lost:
         raise CheckpointError(
@@ -145,10 +145,10 @@ def with_fp16_storage(
     """A verification of the fp16 variant with what a GPU's FP16 storage does, found without one: overflow, headroom,
     agreement. The summary takes the worse of the two."""
     emulation = Fp16Emulation(fold_batch_norm(checkpoint.network()))
-    normalisation = checkpoint.header.normalisation
-    logits = evaluate.predict(emulation.network, expected.sample.images, normalisation)
+    normalization = checkpoint.header.normalization
+    logits = evaluate.predict(emulation.network, expected.sample.images, normalization)
     with np.errstate(invalid="ignore"):  # infinities become NaN, which the gate counts
-        stored = evaluate.softmax(logits, normalisation.temperature)
+        stored = evaluate.softmax(logits, normalization.temperature)
     measures = [
         _measure(f"FP16 storage: {measure.name}", measure.value, measure.relation, measure.limit)
         for measure in _agreement(stored, expected, LIMITS["fp16"])

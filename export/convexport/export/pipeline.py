@@ -225,7 +225,7 @@ def _draft(
             name=header.model, arguments=header.arguments, parameters=models.parameter_count(checkpoint.network())
         ),
         input=header.input,
-        normalisation=header.normalisation,
+        normalization=header.normalization,
         labels=header.classes,
         variants={kind: _unverified(kind, variant) for kind, variant in built.items()},
         golden=tuple(golden),

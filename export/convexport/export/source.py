@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from convexport.runtime.errors import CheckpointError, UsageError
-from convexport.runtime.manifest import Accuracy, Input, Normalisation
+from convexport.runtime.manifest import Accuracy, Input, Normalization
 from convexport.runtime.manifest import Dataset as DatasetFacts
 from convexport.training import datasets, models
 from convexport.training.checkpoint import FORMAT, Checkpoint, Header, load, load_foreign
@@ -65,7 +65,7 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     if not header.name.isprintable() or not header.name or set(header.name) & set("/\\"):
         raise CheckpointError(f"checkpoint name {header.name!r}: expected the name of a folder; train again")
     where, channels = f"checkpoint {header.name}", header.input.channels
-    mean, std, temperature = header.normalisation.mean, header.normalisation.std, header.normalisation.temperature
+    mean, std, temperature = header.normalization.mean, header.normalization.std, header.normalization.temperature
     finite = all(map(math.isfinite, (*mean, *std, temperature)))
     if not (len(mean) == len(std) == channels and finite and min(*std, temperature) > 0):
         raise CheckpointError(
@@ -154,7 +154,7 @@ def _foreign(source: Source, facts: Foreign) -> Checkpoint:
         arguments=arguments,
         classes={"en": facts.classes},
         input=Input(height=entry.size, width=entry.size, channels=1 if channels == 1 else 3),
-        normalisation=Normalisation(mean=facts.mean, std=facts.std),
+        normalization=Normalization(mean=facts.mean, std=facts.std),
         dataset=DatasetFacts(
             name=source.dataset or UNKNOWN,
             title=source.dataset or "data not stated",

@@ -43,7 +43,7 @@ class Input(Part, frozen=True, kw_only=True):
     ink: Ink = "any"
 
 
-class Normalisation(Part, frozen=True, kw_only=True):
+class Normalization(Part, frozen=True, kw_only=True):
     """Inside the graph; written here for readers. `(pixel / 255 - mean) / std` a channel, then logits / temperature."""
 
     mean: tuple[float, ...]
@@ -214,7 +214,7 @@ class Manifest(Part, frozen=True, kw_only=True):
     name: str
     model: Model
     input: Input
-    normalisation: Normalisation
+    normalization: Normalization = msgspec.field(name="normalisation")  # the key that the format has
     labels: dict[str, tuple[str, ...]]
     variants: dict[Precision, Variant]
     engines: tuple[Engine, ...] = ()
@@ -286,9 +286,9 @@ def _check(manifest: Manifest, where: str) -> None:
     if not manifest.variants:
         refuse("$.variants", "empty", "at least one precision")
     channels = manifest.input.channels
-    for key, values in (("mean", manifest.normalisation.mean), ("std", manifest.normalisation.std)):
+    for key, values in (("mean", manifest.normalization.mean), ("std", manifest.normalization.std)):
         if len(values) != channels:
-            refuse(f"$.normalisation.{key}", f"{len(values)} values", f"{channels}")
+            refuse(f"$.normalization.{key}", f"{len(values)} values", f"{channels}")
     named = [(f"$.variants.{name}.file", variant.file) for name, variant in manifest.variants.items()]
     named += [(f"$.variants.{name}.engine_graph.file", found.engine_file) for name, found in manifest.variants.items()]
     named += [(f"$.engines[{index}].file", engine.file) for index, engine in enumerate(manifest.engines)]

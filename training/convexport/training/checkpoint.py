@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from convexport.runtime import atomic
 from convexport.runtime.errors import CheckpointError, UsageError
-from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalisation, Part
+from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalization, Part
 from convexport.training import models
 
 FORMAT = 1
@@ -33,9 +33,9 @@ _FOREIGN = "for a state dict made elsewhere give --model, --classes, --mean and 
 
 
 class Header(Part, frozen=True, kw_only=True):
-    """Everything a reader of a checkpoint needs: architecture, classes, input, normalisation, provenance, accuracy.
+    """Everything a reader of a checkpoint needs: architecture, classes, input, normalization, provenance, accuracy.
 
-    `normalisation.temperature` is 1 until it was fitted on the validation split. `recipe` is the recipe as it ran.
+    `normalization.temperature` is 1 until it was fitted on the validation split. `recipe` is the recipe as it ran.
     """
 
     format: int
@@ -44,7 +44,7 @@ class Header(Part, frozen=True, kw_only=True):
     arguments: dict[str, Any]
     classes: dict[str, tuple[str, ...]]
     input: Input
-    normalisation: Normalisation
+    normalization: Normalization = msgspec.field(name="normalisation")  # the key that the format has
     dataset: Dataset
     recipe: dict[str, Any]
     accuracy: Accuracy

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from convexport.runtime.manifest import Normalisation
+from convexport.runtime.manifest import Normalization
 from convexport.training import models
 
 # Where a temperature is looked for.
@@ -52,7 +52,7 @@ class Calibration:
 def predict(
     network: nn.Module,
     images: NDArray[np.uint8],
-    normalisation: Normalisation,
+    normalization: Normalization,
     *,
     device: str | torch.device = "cpu",
     batch: int = 500,
@@ -62,8 +62,8 @@ def predict(
     Runs in evaluation mode without gradients and leaves the network in the mode it was in. `device` must be the
     network's own.
     """
-    mean = torch.tensor(normalisation.mean, dtype=torch.float32, device=device)
-    std = torch.tensor(normalisation.std, dtype=torch.float32, device=device)
+    mean = torch.tensor(normalization.mean, dtype=torch.float32, device=device)
+    std = torch.tensor(normalization.std, dtype=torch.float32, device=device)
     training = network.training
     network.eval()
     rows: list[NDArray[np.float32]] = []

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convexport.runtime.manifest import Normalisation
+from convexport.runtime.manifest import Normalization
 from convexport.training import models
 
 
@@ -42,11 +42,11 @@ class Fooling:
 class _Victim:
     """A network as a function of pixels; counts the pictures that went through it."""
 
-    def __init__(self, network: nn.Module, label: int, normalisation: Normalisation) -> None:
+    def __init__(self, network: nn.Module, label: int, normalization: Normalization) -> None:
         self.network = network
         self.label = label
-        self.mean = torch.tensor(normalisation.mean, dtype=torch.float32)
-        self.std = torch.tensor(normalisation.std, dtype=torch.float32)
+        self.mean = torch.tensor(normalization.mean, dtype=torch.float32)
+        self.std = torch.tensor(normalization.std, dtype=torch.float32)
         self.passes = 0
 
     def margins(self, images: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ def fool(
     network: nn.Module,
     image: NDArray[np.uint8],
     label: int,
-    normalisation: Normalisation,
+    normalization: Normalization,
     search: Search | None = None,
 ) -> Fooling:
     """Changes as few pixels of `image` uint8 [H, W, C] as it can until `network` no longer answers `label`.
@@ -71,7 +71,7 @@ def fool(
     always give the same answer.
     """
     search = search or Search()
-    victim = _Victim(network, label, normalisation)
+    victim = _Victim(network, label, normalization)
     original = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)
     current = original.clone()
     chosen: list[tuple[int, int]] = []

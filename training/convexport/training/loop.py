@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from convexport.runtime.errors import Interrupted, UsageError
-from convexport.runtime.manifest import Normalisation
+from convexport.runtime.manifest import Normalization
 from convexport.training import acceleration, augment, distributed, evaluate, models, optimisers, resume
 from convexport.training.datasets import Dataset, Split, holdout
 from convexport.training.evaluate import EpochRecord
@@ -77,7 +77,7 @@ class TrainResult:
     """
 
     network: nn.Sequential
-    normalisation: Normalisation
+    normalization: Normalization
     history: tuple[EpochRecord, ...]
     best_epoch: int
     validation: Split
@@ -108,13 +108,13 @@ def train(options: TrainOptions, dataset: Dataset) -> Generator[Progress | Epoch
         distributed.leave(group)
 
 
-def measured_normalisation(split: Split) -> Normalisation:
+def measured_normalization(split: Split) -> Normalization:
     """Mean and standard deviation a channel of the training pictures, rounded to four digits."""
     pixels = split.images.reshape(-1, split.images.shape[-1])
     # A plain mean over uint8 in float64: exact enough, and the same on every machine.
     mean = pixels.mean(0, dtype=np.float64) / 255
     std = np.sqrt(np.maximum((pixels.astype(np.float32) ** 2).mean(0, dtype=np.float64) / 255**2 - mean**2, 1e-4))
-    return Normalisation(mean=tuple(round(float(m), 4) for m in mean), std=tuple(round(float(s), 4) for s in std))
+    return Normalization(mean=tuple(round(float(m), 4) for m in mean), std=tuple(round(float(s), 4) for s in std))
 
 
 class _Run:
@@ -131,9 +131,9 @@ class _Run:
                 f"batch {recipe.batch} is larger than the {len(train_split)} training images; take a smaller --batch"
             )
         self.description = self._describe(dataset)
-        self.normalisation = measured_normalisation(train_split)
-        self.mean = torch.tensor(self.normalisation.mean, device=device)
-        self.std = torch.tensor(self.normalisation.std, device=device)
+        self.normalization = measured_normalization(train_split)
+        self.mean = torch.tensor(self.normalization.mean, device=device)
+        self.std = torch.tensor(self.normalization.std, device=device)
         self.images = torch.from_numpy(train_split.images).permute(0, 3, 1, 2).contiguous().to(device)
         self.labels = torch.from_numpy(train_split.labels).to(device)
         self._build()
@@ -255,7 +255,7 @@ class _Run:
         started = time.monotonic()
         candidate = self.averaged if self.averaged is not None else self.network
         with self._autocast():
-            logits = evaluate.predict(candidate, self.validation.images, self.normalisation, device=self.device)
+            logits = evaluate.predict(candidate, self.validation.images, self.normalization, device=self.device)
         probabilities = evaluate.softmax(logits)
         accuracy = evaluate.accuracy(probabilities, self.validation.labels)
         chosen = probabilities[np.arange(len(self.validation)), self.validation.labels]
@@ -349,11 +349,11 @@ class _Run:
                     "the weights do not fit half precision (beyond 65504); finish with --resume and without --half"
                 )
         network.eval()
-        validation = evaluate.predict(network, self.validation.images, self.normalisation)
-        test = evaluate.predict(network, dataset.test.images, self.normalisation)
+        validation = evaluate.predict(network, self.validation.images, self.normalization)
+        test = evaluate.predict(network, dataset.test.images, self.normalization)
         return TrainResult(
             network=network,
-            normalisation=self.normalisation,
+            normalization=self.normalization,
             history=tuple(self.history),
             best_epoch=self.best_epoch + 1,
             validation=self.validation,

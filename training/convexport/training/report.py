@@ -96,7 +96,7 @@ def _facts(header: Header) -> dict[str, str]:
         "Data set": f"{data.title} ({data.provenance})",
         "Data set's SHA-256": data.sha256 or "not recorded",
         "Input": f"{header.input.height} x {header.input.width}, {'grey' if header.input.channels == 1 else 'colour'}, "
-        f"mean {_numbers(header.normalisation.mean)}, standard deviation {_numbers(header.normalisation.std)}",
+        f"mean {_numbers(header.normalization.mean)}, standard deviation {_numbers(header.normalization.std)}",
         "Seed": "not recorded" if header.seed is None else str(header.seed),
         "Versions": _words(header.versions),
         "Git commit": header.git_commit or "not recorded",

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from convexport.runtime.manifest import Normalisation
+from convexport.runtime.manifest import Normalization
 from convexport.training import models
 
 SHOWN_WEIGHTS = 64
@@ -128,7 +128,7 @@ def first_layer(network: nn.Module, channels: int) -> FirstLayer | None:
     return FirstLayer(kernels, total, np.stack([_weights(weight) for weight in weights]), edges)
 
 
-def feature_maps(network: nn.Module, image: NDArray[np.uint8], normalisation: Normalisation) -> NDArray[np.uint8]:
+def feature_maps(network: nn.Module, image: NDArray[np.uint8], normalization: Normalization) -> NDArray[np.uint8]:
     """What the first convolution makes of `image` uint8 [H, W, C]: pictures uint8 [maps, h, w, 3].
 
     In the order of `first_layer`. Raises `ValueError` where the first layer is no convolution.
@@ -139,7 +139,7 @@ def feature_maps(network: nn.Module, image: NDArray[np.uint8], normalisation: No
     kept: list[Tensor] = []
     handle = module.register_forward_hook(lambda _module, _inputs, output: kept.append(output.detach().clone()))
     try:
-        mean, std = torch.tensor(normalisation.mean), torch.tensor(normalisation.std)
+        mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
         with torch.no_grad():
             models.logits(network, torch.from_numpy(image).permute(2, 0, 1)[None], mean, std)
     finally:

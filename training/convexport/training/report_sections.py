@@ -251,7 +251,7 @@ def layer(inputs: ReportInputs) -> dict[str, Any] | None:
     found |= {"filters": list(filters), "edges": report_pictures.sprite(kernels, lossless=True)}
     for index in _one_a_class(inputs.test.labels, inputs.test.labels >= 0)[:LOOKED_AT]:
         image = inputs.test.images[index]
-        maps = report_pictures.feature_maps(inputs.network, image, inputs.header.normalisation)
+        maps = report_pictures.feature_maps(inputs.network, image, inputs.header.normalization)
         found["looked_at"].append(
             {
                 "label": inputs.header.classes["en"][inputs.test.labels[index]],
@@ -275,11 +275,11 @@ def fooling(inputs: ReportInputs, probabilities: NDArray[np.float32]) -> dict[st
     if not chosen:
         return None
     found: list[Fooling] = [
-        few_pixels.fool(inputs.network, inputs.test.images[i], int(labels[i]), inputs.header.normalisation)
+        few_pixels.fool(inputs.network, inputs.test.images[i], int(labels[i]), inputs.header.normalization)
         for i in chosen
     ]
     changed = np.stack([result.changed for result in found])
-    logits = evaluate.predict(inputs.network, changed, inputs.header.normalisation)
+    logits = evaluate.predict(inputs.network, changed, inputs.header.normalization)
     after = evaluate.softmax(logits, inputs.temperature)
     rows = [
         {

@@ -30,7 +30,7 @@ def make_checkpoint(options: TrainOptions, dataset: Dataset, result: TrainResult
         arguments=options.arguments,
         classes=dataset.classes,
         input=dataset.input,
-        normalisation=msgspec.structs.replace(result.normalisation, temperature=temperature),
+        normalization=msgspec.structs.replace(result.normalization, temperature=temperature),
         dataset=DatasetFacts(
             name=dataset.name, title=dataset.title, provenance=dataset.provenance, sha256=dataset.train.sha256
         ),
@@ -69,7 +69,7 @@ def report_inputs(made: Checkpoint, dataset: Dataset, result: TrainResult) -> Re
         test_logits=result.test_logits,
         validation_logits=result.validation_logits,
         validation_labels=result.validation.labels,
-        temperature=made.header.normalisation.temperature,
+        temperature=made.header.normalization.temperature,
     )
 
 
