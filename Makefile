@@ -1,15 +1,20 @@
 # Two commands: `make demo` shows the whole way, `make test` tests it. Everything lives in .venv and build/.
-PYTHON ?= python3.11
+# The first Python here that the tests know; `make PYTHON=python3.13` names one.
+FITS := import sys; raise SystemExit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3; do \
+    $$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
+DEVICE := build/device
 DEMO := build/demo
 
-.PHONY: demo test check bench aarch64 clean
+.PHONY: demo test test-runtime check constraints bench aarch64 clean
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(if $(PYTHON),,$(error no Python from 3.11 to 3.13 was found; install one, or name it: make PYTHON=/path/to/python))
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,tensorrt-rtx]' --group dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cpu,export,tensorrt-rtx]' --group dev
 	touch $@
 
 demo: $(VENV)/.installed
@@ -26,12 +31,28 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest
 
+# What a device installs, and no more: base and `cpu`, without torch. `make test-runtime PYTHON=python3.10`.
+test-runtime:
+	$(PYTHON) -m venv --clear $(DEVICE)
+	$(DEVICE)/bin/python -m pip install --quiet --upgrade pip
+	$(DEVICE)/bin/python -m pip install --quiet --constraint constraints.txt '.[cpu]' --group test-runtime
+	$(DEVICE)/bin/python -c 'from importlib.util import find_spec; raise SystemExit("torch is there" if find_spec("torch") else 0)'
+	$(DEVICE)/bin/python -m pytest tests/runtime tests/cli/test_classify.py tests/cli/test_classify_engines.py
+
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy training export runtime cli
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/pyright --venvpath . --pythonversion 3.10 runtime cli
+	$(BIN)/pyright --venvpath . --pythonversion 3.11 training export
 	$(BIN)/lint-imports
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+# The versions in .venv become the tested ones. An older Python than 3.11 takes the newest that fit it.
+constraints: $(VENV)/.installed
+	(sed -n '/^#/p' constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | \
+	    sed -E '/ @ /d; s/\+[a-z0-9.]+$$//; s/$$/ ; python_version >= "3.11"/') >constraints.new
+	mv constraints.new constraints.txt
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/gpu.py

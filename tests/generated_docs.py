@@ -13,7 +13,7 @@ from pathlib import Path
 
 from convexport.cli import classify, convexport, convtrain
 from convexport.runtime import errors
-from markdown_pages import ROOT
+from helpers.markdown_pages import ROOT
 
 PORTIONS = ("training", "export", "runtime", "cli")
 COLUMNS = "100"

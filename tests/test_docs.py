@@ -14,7 +14,7 @@ import tomllib
 from convexport.runtime import errors, manifest, records
 from convexport.training import checkpoint, resume
 from generated_docs import PARTS, error_tree, modules, parts
-from markdown_pages import ROOT, fences, pages, section, table
+from helpers.markdown_pages import ROOT, fences, pages, section, table
 
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 FORMATS = (ROOT / "docs/format.md").read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.bundles import make_bundle
+from helpers.bundles import make_bundle
 
 ROOT = Path(__file__).parent.parent
 PORTIONS = ("training", "export", "runtime", "cli")

@@ -12,7 +12,7 @@ from convexport.cli import classify, convexport, convtrain
 from convexport.cli.terminal import Parser
 from convexport.runtime import errors
 from convexport.training import models
-from markdown_pages import ROOT, Fence, commands, fences, git_files, name, pages, prose, table
+from helpers.markdown_pages import ROOT, Fence, commands, fences, git_files, name, pages, prose, table
 
 README = ROOT / "README.md"
 PARSERS: dict[str, Callable[[], Parser]] = {

@@ -10,7 +10,7 @@ import pytest
 
 from convexport.runtime.errors import GateRefused
 from convexport.runtime.manifest import Input
-from runtime.bundles import change_manifest, make_bundle, pictures, png
+from helpers.bundles import change_manifest, make_bundle, pictures, png
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INPUT = Input(height=12, width=12, channels=3)

@@ -15,8 +15,8 @@ from PIL import Image
 from convexport.export.pipeline import ExportOptions, export_bundle
 from convexport.export.source import Source
 from convexport.training import datasets, evaluate
-from report_inputs import one_thread
-from small_checkpoints import save_in, train_checkpoint
+from helpers.report_inputs import one_thread
+from helpers.small_checkpoints import save_in, train_checkpoint
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -22,8 +22,8 @@ from convexport.runtime.bundle import open_bundle
 from convexport.runtime.devices import Device, Gpu
 from convexport.runtime.doctor import Card
 from convexport.runtime.errors import EngineError
-from runtime.bundles import make_bundle
-from small_checkpoints import untrained
+from helpers.bundles import make_bundle
+from helpers.small_checkpoints import untrained
 
 
 @pytest.fixture

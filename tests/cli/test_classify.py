@@ -22,7 +22,7 @@ from PIL import Image
 
 from convexport.cli.classify import main
 from convexport.runtime.manifest import Input
-from runtime.bundles import change_manifest, make_bundle, pictures, png
+from helpers.bundles import change_manifest, make_bundle, pictures, png
 
 INPUT = Input(height=12, width=12, channels=3)
 # What `make_bundle`'s network says of `pictures(3, INPUT)`.

@@ -10,7 +10,7 @@ import pytest
 from convexport.cli.classify import main
 from convexport.runtime.devices import gpus
 from convexport.runtime.errors import DeviceError
-from runtime.bundles import make_bundle
+from helpers.bundles import make_bundle
 
 
 def has_gpu() -> bool:

@@ -16,8 +16,8 @@ from convexport.export import graph
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
 from convexport.training.models import MODELS
-from small_checkpoints import save_in, train_checkpoint
-from traced_once import to_onnx
+from helpers.small_checkpoints import save_in, train_checkpoint
+from helpers.traced_once import to_onnx
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import torch
 from convexport.export import graph, measures
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
-from small_checkpoints import coloured_digits, train_checkpoint
-from traced_once import to_onnx
+from helpers.small_checkpoints import coloured_digits, train_checkpoint
+from helpers.traced_once import to_onnx
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -21,7 +21,7 @@ from convexport.export.source import Source
 from convexport.runtime.manifest import Flip, Manifest, Normalization, Verification
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
-from small_checkpoints import save_in, train_checkpoint
+from helpers.small_checkpoints import save_in, train_checkpoint
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 

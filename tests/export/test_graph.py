@@ -19,8 +19,8 @@ from convexport.export.precision import Int8Options, element_types, int8
 from convexport.runtime.manifest import Normalization
 from convexport.training import datasets, evaluate, models
 from convexport.training.checkpoint import Checkpoint, save
-from small_checkpoints import untrained
-from traced_once import to_onnx as traced_once
+from helpers.small_checkpoints import untrained
+from helpers.traced_once import to_onnx as traced_once
 
 
 def run(data: bytes, images: np.ndarray) -> np.ndarray:

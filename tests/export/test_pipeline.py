@@ -38,7 +38,7 @@ from convexport.runtime.errors import (
 from convexport.runtime.manifest import Input, Manifest, Normalization
 from convexport.training import datasets, models
 from convexport.training.checkpoint import Checkpoint, save
-from small_checkpoints import save_in, untrained
+from helpers.small_checkpoints import save_in, untrained
 
 pytestmark = pytest.mark.usefixtures("traced_once")
 FOREIGN = Foreign(datasets.DIGITS, (0.1307,), (0.3081,))

@@ -25,7 +25,7 @@ from convexport.export.precision import (
 from convexport.runtime.errors import BundleError
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
-from small_checkpoints import untrained
+from helpers.small_checkpoints import untrained
 
 
 def images(count: int = 40) -> np.ndarray:

@@ -12,7 +12,7 @@ import pytest
 from convexport.export.triton import write_repository
 from convexport.runtime.errors import BundleError, UsageError
 from convexport.runtime.manifest import Engine, EngineKey, File, Input, decode, encode
-from runtime.bundles import ENGLISH, change_manifest, make_bundle
+from helpers.bundles import ENGLISH, change_manifest, make_bundle
 
 PROFILES = ((1, 1, 1), (2, 32, 32), (33, 128, 128))
 

@@ -18,7 +18,7 @@ from convexport.runtime.bundle import open_bundle
 from convexport.runtime.devices import Device, Gpu
 from convexport.runtime.errors import BackendError, ConvexportError, DeviceError, UsageError
 from convexport.runtime.manifest import Input
-from runtime.bundles import make_bundle, make_graph, pictures
+from helpers.bundles import make_bundle, make_graph, pictures
 
 INPUT = Input(height=12, width=12, channels=3)
 CPU, CUDA = Device("cpu"), Device("cuda")

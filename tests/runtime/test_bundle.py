@@ -14,7 +14,7 @@ import pytest
 from convexport.runtime.bundle import choose_variant, default_bundle, find_bundles, open_bundle
 from convexport.runtime.devices import Device
 from convexport.runtime.errors import BundleError
-from runtime.bundles import change_manifest, make_bundle
+from helpers.bundles import change_manifest, make_bundle
 
 CPU, CUDA = Device("cpu"), Device("cuda")
 NESTED = b'{"format": 2, "model": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"

@@ -29,7 +29,7 @@ from convexport.runtime.errors import BackendError, BundleError, DeviceError, In
 from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure, Prediction
-from runtime.bundles import ENGLISH, FRENCH, change_manifest, make_bundle, pictures, png
+from helpers.bundles import ENGLISH, FRENCH, change_manifest, make_bundle, pictures, png
 
 INPUT = Input(height=12, width=12, channels=3)
 WORDS = tuple(f"class {i}" for i in range(256))

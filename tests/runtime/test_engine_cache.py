@@ -277,9 +277,9 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("CONVEXPORT_CACHE", "XDG_CACHE_HOME"):
+    for name in ("CONVEXPORT_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as where neither HOME nor the user is known
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # no user is known
     with pytest.raises(EngineError) as caught:
         cache_folder()
     why = "Could not determine home directory."

@@ -18,8 +18,8 @@ from convexport.runtime.engine_types import check_types, engine_types
 from convexport.runtime.engines import BuildOptions, build_engine, load_tensorrt, plan_targets, profiles, readable
 from convexport.runtime.errors import BackendError, DeviceError, EngineError, UsageError
 from convexport.runtime.manifest import Precision
-from runtime.fake_cuda import FakeTensorRT
-from runtime.onnx_graphs import convolution, float_input, quantised
+from helpers.fake_cuda import FakeTensorRT
+from helpers.onnx_graphs import convolution, float_input, quantised
 
 
 def rtx() -> Any:

@@ -16,7 +16,7 @@ from convexport.runtime.cuda import Cuda, OutOfDeviceMemory
 from convexport.runtime.engine_cache import Plan
 from convexport.runtime.errors import BackendError, ConvexportError, DeviceError, EngineError, UsageError
 from convexport.runtime.manifest import EngineKey
-from runtime.fake_cuda import FakeCudaRuntime, FakeTensorRT, classify, fake_plan
+from helpers.fake_cuda import FakeCudaRuntime, FakeTensorRT, classify, fake_plan
 
 KEY = EngineKey(
     onnx_sha256="0" * 64,

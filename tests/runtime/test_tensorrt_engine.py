@@ -22,8 +22,8 @@ from convexport.runtime.devices import Device, Gpu
 from convexport.runtime.engine_cache import EngineCache
 from convexport.runtime.errors import BackendError, BundleError, DeviceError, EngineError
 from convexport.runtime.manifest import Engine, EngineGraph, EngineKey, File, Input, Precision, decode, encode
-from runtime.bundles import make_bundle
-from runtime.fake_cuda import FakeCudaRuntime, FakeTensorRT, classify, fake_plan
+from helpers.bundles import make_bundle
+from helpers.fake_cuda import FakeCudaRuntime, FakeTensorRT, classify, fake_plan
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
 

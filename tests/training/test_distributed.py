@@ -18,7 +18,7 @@ SCRIPT = """
 import json, os, sys
 from dataclasses import replace
 from pathlib import Path
-from training.small import digits, finish, recipe, stop_after
+from helpers.small import digits, finish, recipe, stop_after
 from convexport.runtime.errors import Interrupted
 from convexport.training.loop import TrainOptions
 

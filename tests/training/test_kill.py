@@ -15,7 +15,7 @@ import hashlib, os, random, signal, sys, time
 from dataclasses import replace
 from pathlib import Path
 import torch
-from training.small import digits, finish, recipe, weights
+from helpers.small import digits, finish, recipe, weights
 from convexport.training.loop import TrainOptions
 
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])

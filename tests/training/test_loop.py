@@ -11,7 +11,7 @@ from convexport.runtime.errors import CheckpointError, Interrupted, UsageError
 from convexport.training import evaluate, loop, resume
 from convexport.training.augment import Augmentation
 from convexport.training.loop import TrainOptions, train
-from training.small import digits, finish, recipe, stop_after, weights
+from helpers.small import digits, finish, recipe, stop_after, weights
 
 EVERYTHING = recipe(
     average=0.9,

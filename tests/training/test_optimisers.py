@@ -7,7 +7,7 @@ import torch
 
 from convexport.training import models
 from convexport.training.optimisers import OPTIMISERS, Optimiser, average_into, cycle
-from training.small import recipe
+from helpers.small import recipe
 
 
 def test_one_cycle_rises_to_its_peak_and_falls_to_its_end() -> None:

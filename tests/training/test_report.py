@@ -28,7 +28,7 @@ from convexport.training import (
     report_sections,
 )
 from convexport.training.report_sections import percent
-from report_inputs import lenet5_on_digits, lenet5_page, one_thread, untrained
+from helpers.report_inputs import lenet5_on_digits, lenet5_page, one_thread, untrained
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from headless_browser import NAMES, Page, browser, executable
-from report_inputs import lenet5_page
+from helpers.headless_browser import NAMES, Page, browser, executable
+from helpers.report_inputs import lenet5_page
 
 pytestmark = pytest.mark.skipif(executable() is None, reason=f"needs a browser on PATH: {', '.join(NAMES)}")
 
