@@ -22,7 +22,8 @@ from typing import Any
 from emulated import EMULATOR, PROCESSOR, REPOSITORY, Machine, emulated, once, say
 
 from convexport.cli import terminal
-from convexport.runtime.bundle import choose_variant, find_bundles, open_bundle
+from convexport.runtime.backends.selection import choose_precision
+from convexport.runtime.bundle import find_bundles, open_bundle
 from convexport.runtime.devices import Device
 from convexport.runtime.errors import BundleError, DatasetError, GateRefused, UnavailableError, UsageError
 from convexport.runtime.images import find_images
@@ -136,7 +137,7 @@ def compare(bundle: Path, task: Task, here: Machine, there: Machine) -> Comparis
     """The pictures here, then the self-test and the same pictures there."""
     with open_bundle(bundle) as opened:
         manifest = opened.manifest
-        choose_variant(manifest, Device.parse("cpu"), task.precision)
+        choose_precision(manifest, Device.parse("cpu"), task.precision)
     names = _pictures(manifest, task)
     options: tuple[str, ...] = ("--bundle", str(bundle), "--device", "cpu", "--backend", "onnxruntime")
     options += ("--precision", task.precision, "--format", "jsonl")

@@ -43,14 +43,14 @@ from gpu_speed import (
 from numpy.typing import NDArray
 
 from convexport.export.samples import impatient
-from convexport.runtime import backends
-from convexport.runtime.backends import BackendRequest
+from convexport.runtime.backends import registry, selection
 from convexport.runtime.backends.base import Backend
 from convexport.runtime.bundle import find_bundles, open_bundle
-from convexport.runtime.devices import Device, gpus
+from convexport.runtime.devices import BATCHES, Device, gpus
 from convexport.runtime.doctor import gather
 from convexport.runtime.errors import ConvexportError, DatasetError, DeviceError, UsageError
 from convexport.runtime.manifest import Precision
+from convexport.runtime.options import Options
 from convexport.training import checkpoint, datasets
 from convexport.training.checkpoint import Checkpoint
 
@@ -196,8 +196,8 @@ def _agreement(case: Case, page: Page) -> None:
         row("torch", "cuda", "fp16", lambda: _torch_answers(case, torch.float16, "cuda"))
     for device in _devices()[: 1 if page.options.no_cpu and _gpu() else None]:
         for precision in case.bundle.manifest.variants:
-            for name in ("onnxruntime", "tensorrt") if device == "cuda" else ("onnxruntime",):
-                request = BackendRequest(device, name, precision)
+            for name in [spec.name for spec in registry.on(Device.parse(device).kind)]:
+                request = Options(device, name, precision)
                 row(name, device, precision, partial(_answers, case, partial(_requested, case, request)))
             if device == "cuda" and precision != "int8":
                 kind = partial(_channels_last, case, precision)
@@ -206,13 +206,13 @@ def _agreement(case: Case, page: Page) -> None:
     page.write()
 
 
-def _requested(case: Case, request: BackendRequest) -> Backend:
-    return backends.create(case.bundle, request)[0]
+def _requested(case: Case, request: Options) -> Backend:
+    return selection.create(case.bundle, request)[0]
 
 
 def _channels_last(case: Case, precision: Precision) -> Backend:
     model = case.bundle.read(case.bundle.manifest.variants[precision].file)
-    return ChannelsLast(model, device=CUDA, precision=precision, max_batch=backends.BATCHES["cuda"])
+    return ChannelsLast(model, device=CUDA, precision=precision, max_batch=BATCHES["cuda"])
 
 
 def _answers(case: Case, make: Callable[[], Backend]) -> NDArray[np.float32]:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from convexport.export.graph import fold_batch_norm
 from convexport.runtime.backends.base import Backend
 from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend, load_onnxruntime
-from convexport.runtime.backends.tensorrt import EngineRequest, TensorRTBackend, open_backend
+from convexport.runtime.backends.tensorrt.backend import TensorRTBackend
+from convexport.runtime.backends.tensorrt.search import EngineRequest, open_engine
 from convexport.runtime.bundle import Bundle
 from convexport.runtime.devices import Device
 from convexport.runtime.errors import BackendError
@@ -163,7 +164,7 @@ def tensorrt_without_copies(bundle: Bundle, precision: Precision, device: Device
 
 
 def _tensorrt(bundle: Bundle, precision: Precision, device: Device, batch: int) -> TensorRTBackend:
-    backend, _ = open_backend(EngineRequest(bundle, precision, device, max(batch, 2048)))
+    backend, _ = open_engine(EngineRequest(bundle, precision, device, max(batch, 2048)))
     return backend
 
 

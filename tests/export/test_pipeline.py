@@ -21,12 +21,12 @@ from convexport.export.precision import Int8Options
 from convexport.export.samples import stratified
 from convexport.export.source import Foreign, Source, load_checkpoint
 from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from convexport.runtime.backends.tensorrt import TensorRTOptions
-from convexport.runtime.backends.tensorrt_slot import PlanRefused
+from convexport.runtime.backends.tensorrt.backend import TensorRTOptions
+from convexport.runtime.backends.tensorrt.cache import Plan
+from convexport.runtime.backends.tensorrt.slot import PlanRefused
 from convexport.runtime.bundle import open_bundle
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.devices import Device, Gpu
-from convexport.runtime.engine_cache import Plan
 from convexport.runtime.errors import (
     BackendError,
     CheckpointError,

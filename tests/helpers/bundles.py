@@ -68,7 +68,7 @@ def make_bundle(
     input = input or m.Input(height=12, width=12, channels=3)
     labels = labels or {"en": ENGLISH, "fr": FRENCH}
     graph = make_graph(input, len(labels["en"]))
-    golden = pictures(2, input, seed=1)
+    golden = pictures(2, input, seed=1) // (1 if input.ink == "any" else 4)  # dark paper is read as it is
     answers = ReferenceEvaluator(onnx.load_from_string(graph)).run(None, {"images": golden})[0]
     files = {f"golden/{i}.png": png(picture) for i, picture in enumerate(golden)}
     files |= {f"model.{precision}.onnx": graph for precision in precisions}

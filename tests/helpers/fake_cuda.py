@@ -252,6 +252,7 @@ class FakeTensorRT:
     BuilderFlag = SimpleNamespace(TF32="tf32")
     ProfilingVerbosity = SimpleNamespace(DETAILED="detailed")
     DataType = SimpleNamespace(UINT8="UINT8")
+    ComputeCapability = SimpleNamespace(__members__={"SM86": 86, "SM89": 89})
     NetworkDefinitionCreationFlag = SimpleNamespace(STRONGLY_TYPED=1)
 
     def __init__(self, runtime: FakeCudaRuntime | None = None) -> None:

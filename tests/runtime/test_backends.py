@@ -10,20 +10,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from convexport.runtime import backends, devices
-from convexport.runtime.backends import BackendRequest, create
+from convexport.runtime import devices
 from convexport.runtime.backends import onnxruntime as ort_backend
+from convexport.runtime.backends import selection
 from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from convexport.runtime.backends.selection import create
 from convexport.runtime.bundle import open_bundle
 from convexport.runtime.devices import Device, Gpu
-from convexport.runtime.errors import BackendError, ConvexportError, DeviceError, UsageError
+from convexport.runtime.errors import BackendError, BundleError, ConvexportError, DeviceError, UsageError
 from convexport.runtime.manifest import Input
+from convexport.runtime.options import Options
 from helpers.bundles import make_bundle, make_graph, pictures
 
 INPUT = Input(height=12, width=12, channels=3)
 CPU, CUDA = Device("cpu"), Device("cuda")
 NO_DRIVER = "no GPU was found: NVIDIA's driver (libcuda.so.1) is not installed"
-MEND = "; nvidia-smi must list one first; without --device and --backend the CPU serves"
+FIX = "nvidia-smi must list one first; the CPU serves where no device or back end is named"
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +37,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def none() -> tuple[Gpu, ...]:
-        raise DeviceError(NO_DRIVER + MEND)
+        raise DeviceError(NO_DRIVER, FIX)
 
     monkeypatch.setattr(devices, "gpus", none)
-    monkeypatch.setattr(backends, "gpus", none)
+    monkeypatch.setattr(selection, "gpus", none)
 
 
 @pytest.fixture
 def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     there = (Gpu(0, "NVIDIA Test", "8.9"),)
     monkeypatch.setattr(devices, "gpus", lambda: there)
-    monkeypatch.setattr(backends, "gpus", lambda: there)
+    monkeypatch.setattr(selection, "gpus", lambda: there)
 
 
 @pytest.fixture
@@ -56,14 +58,14 @@ def no_tensorrt(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refused(folder: Path, **asked: object) -> ConvexportError:
     with open_bundle(folder) as bundle, pytest.raises(ConvexportError) as caught:
-        create(bundle, BackendRequest(**asked))
+        create(bundle, Options(**asked))
     assert "\n" not in str(caught.value)
     return caught.value
 
 
 def chosen(folder: Path, **asked: object) -> str:
     with open_bundle(folder) as bundle:
-        backend, reason = create(bundle, BackendRequest(**asked))
+        backend, reason = create(bundle, Options(**asked))
         backend.close()
     return reason
 
@@ -83,7 +85,7 @@ def test_auto_says_what_it_took_and_why(folder: Path) -> None:
 @pytest.mark.parametrize("asked", [{"device": "cuda"}, {"device": "cuda:1", "backend": "onnxruntime"}])
 def test_cuda_by_name_without_a_gpu_ends_with_the_cause_and_what_mends_it(folder: Path, asked: dict[str, str]) -> None:
     error = refused(folder, **asked)
-    assert (error.exit_code, str(error)) == (5, NO_DRIVER + MEND)
+    assert (error.exit_code, str(error)) == (5, f"{NO_DRIVER}; {FIX}")
 
 
 @pytest.mark.usefixtures("one_gpu", "no_tensorrt")
@@ -93,7 +95,7 @@ def test_cuda_by_name_with_the_wheel_for_cpus_names_the_other_wheel(folder: Path
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("the installed onnxruntime has CUDA")
     error = refused(folder, device="cuda")
-    mend = "pip uninstall onnxruntime && pip install 'convexport[gpu]'"
+    mend = "pip uninstall -y onnxruntime && pip install 'convexport[gpu]'"
     cause = f"onnxruntime {onnxruntime.__version__} is the build for CPUs, without CUDA"
     assert (error.exit_code, str(error)) == (5, f"{cause}; {mend}")
     assert cause in chosen(folder)
@@ -128,7 +130,7 @@ def test_without_onnxruntime_the_line_names_the_extra(folder: Path, monkeypatch:
 
 def test_what_is_left_of_two_wheels_in_one_folder_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace())
-    mend = "pip uninstall onnxruntime onnxruntime-gpu && pip install 'convexport[cpu]'"
+    mend = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'convexport[cpu]'"
     assert str(refused(folder, device="cpu")) == f"onnxruntime is damaged: it has no InferenceSession; {mend}"
 
 
@@ -136,14 +138,14 @@ def test_what_is_left_of_two_wheels_in_one_folder_is_told(folder: Path, monkeypa
     ("asked", "message"),
     [
         ({"backend": "tensort"}, "back end 'tensort' is not known; did you mean 'tensorrt'?"),
-        ({"backend": "coreml"}, "back end 'coreml' is not known; known: auto, onnxruntime, tensorrt"),
+        ({"backend": "coreml"}, "back end 'coreml' is not known; known: auto, tensorrt, onnxruntime, openvino"),
         ({"precision": "fp61"}, "precision 'fp61' is not known; did you mean 'fp16'?"),
         ({"device": "gpu"}, "device 'gpu' is not known; expected cpu, cuda or cuda:N"),
         ({"device": "cuda:"}, "device 'cuda:' is not known; expected cpu, cuda or cuda:N"),
-        ({"max_batch": 0}, "batch 0: expected 1 or more"),
+        ({"batch": 0}, "batch 0: expected 1 or more"),
         (
             {"device": "cpu", "backend": "tensorrt"},
-            "back end tensorrt runs on a GPU only; leave out --device cpu, or take --backend onnxruntime",
+            "back end tensorrt does not run on cpu, only on cuda; leave out the device, or choose another back end: onnxruntime, openvino",
         ),
     ],
 )
@@ -169,13 +171,16 @@ def test_rows_do_not_depend_on_their_neighbours_nor_on_the_largest_batch() -> No
 
 
 def test_a_graph_that_is_none_and_one_that_keeps_another_contract_are_refused() -> None:
-    with pytest.raises(BackendError, match=r"^ONNX Runtime \S+ on cpu cannot load the graph: "):
+    with pytest.raises(
+        BundleError, match=r"^ONNX Runtime \S+ on cpu cannot load the graph: .*; export the bundle again$"
+    ):
         OnnxRuntimeBackend(b"no graph", device=CPU, precision="fp32")
     import onnx
 
     model = onnx.load_from_string(make_graph(INPUT))
     model.graph.input[0].name = model.graph.node[0].input[0] = "pixels"
-    with pytest.raises(BackendError, match=r"expected images uint8 \[N,H,W,C\] and probabilities float32 \[N,K\]$"):
+    message = r"expected images uint8 \[N,H,W,C\] and probabilities float32 \[N,K\]; export the bundle again$"
+    with pytest.raises(BundleError, match=message):
         OnnxRuntimeBackend(model.SerializeToString(), device=CPU, precision="fp32")
 
 
@@ -192,7 +197,7 @@ def test_memory_that_does_not_suffice_is_a_device_error() -> None:
             RuntimeError("bfc_arena.cc:376 Failed to allocate memory for requested buffer"), "failed"
         )
     assert isinstance(error, DeviceError)
-    assert str(error).endswith("on cpu ran out of memory; take a smaller --batch than 512")
+    assert str(error).endswith("on cpu ran out of memory; use a smaller batch than 512")
 
 
 class FakeSession:
@@ -378,7 +383,7 @@ def test_the_driver_is_asked_and_its_answer_translated(monkeypatch: pytest.Monke
         monkeypatch.setattr(devices.ctypes, "CDLL", lambda name, code=code, count=count: answers(code, count))
         with pytest.raises(DeviceError) as caught:
             devices.gpus()
-        assert str(caught.value) == expected + MEND
+        assert str(caught.value) == f"{expected}; {FIX}"
     monkeypatch.setattr(devices.ctypes, "CDLL", lambda name: answers(0, 2))
     assert devices.gpus() == (Gpu(0, "NVIDIA Test", "8.9"), Gpu(1, "NVIDIA Test", "8.9"))
     devices.gpus.cache_clear()
@@ -391,7 +396,6 @@ def test_only_cores_that_this_process_may_use_are_counted(monkeypatch: pytest.Mo
     assert devices.available_cores() == 3
     monkeypatch.setattr(devices, "_quota", lambda: 2)
     assert devices.available_cores() == 2
-    assert ort_backend.available_cores is not None
 
 
 def test_ctrl_c_while_onnx_runtime_is_imported_is_no_broken_installation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from convexport.runtime.bundle import choose_variant, default_bundle, find_bundles, open_bundle
+from convexport.runtime.bundle import default_bundle, find_bundles, open_bundle
 from convexport.runtime.devices import Device
 from convexport.runtime.errors import BundleError
 from helpers.bundles import change_manifest, make_bundle
@@ -277,27 +277,3 @@ def test_where_there_are_several_or_none_it_says_which(tmp_path: Path, monkeypat
 
 
 # Variants
-
-
-@pytest.mark.parametrize(
-    ("device", "rates", "expected"),
-    [
-        (CPU, {"fp32": 100.0, "int8": 300.0}, "int8"),
-        (CPU, {"fp32": 300.0, "int8": 100.0}, "fp32"),
-        (CPU, {"int8": 300.0}, "fp32"),
-        (CUDA, {"fp32": 100.0, "int8": 300.0}, "fp16"),
-    ],
-)
-def test_a_gpu_takes_fp16_and_a_cpu_int8_where_it_was_measured_faster(
-    tmp_path: Path, device: Device, rates: dict[str, float], expected: str
-) -> None:
-    with open_bundle(make_bundle(tmp_path / "b", precisions=("fp32", "fp16", "int8"), rates=rates)) as bundle:
-        assert choose_variant(bundle.manifest, device) == expected
-
-
-def test_a_precision_asked_for_by_name_is_there_or_refused(tmp_path: Path) -> None:
-    with open_bundle(make_bundle(tmp_path / "b", precisions=("fp32", "fp16"))) as bundle:
-        assert choose_variant(bundle.manifest, CPU, "fp16") == "fp16"
-        with pytest.raises(BundleError) as caught:
-            choose_variant(bundle.manifest, CPU, "int8")
-    assert str(caught.value) == "b: no int8 variant in this bundle, it holds fp32, fp16"

@@ -247,7 +247,7 @@ def test_numbers_that_are_not_finite_become_failures_of_their_own_picture(number
         records = list(classifier.classify([numbered(i) for i in range(5)]))
     assert [isinstance(record, Failure) for record in records] == [False, False, True, True, False]
     assert records[2].error.kind == "not-finite"
-    expected = "#2: the network gave no finite number in fp32 on cpu; try another --precision"
+    expected = "#2: the network gave no finite number in fp32 on cpu; try another precision"
     assert records[2].error.message == expected
 
 
@@ -292,7 +292,7 @@ def test_the_self_test_passes_on_what_was_exported_and_fails_on_other_numbers(tm
     golden[0]["probabilities"] = [p - 0.001 * (i == largest) for i, p in enumerate(golden[0]["probabilities"])]
     golden[1]["probabilities"] = golden[1]["probabilities"][::-1]
     change_manifest(folder, golden=golden)
-    with Classifier(folder) as classifier:
+    with Classifier(folder, precision="fp32") as classifier:
         near, far = classifier.self_test()
     assert (near.passed, far.passed) == (False, False)
     assert near.label == near.expected
@@ -305,11 +305,46 @@ def test_a_self_test_of_no_finite_numbers_fails(bundle: Path) -> None:
         assert not any(result.passed for result in classifier.self_test())
 
 
-@pytest.mark.parametrize("image", ["a.png", png(pictures(1, INPUT)[0])])
-def test_one_name_in_place_of_several_is_wrong_use_and_no_picture_a_letter(bundle: Path, image: str) -> None:
-    with Classifier(bundle) as classifier, pytest.raises(UsageError) as caught:
-        list(classifier.classify(image))
-    assert str(caught.value) == "classify takes several images; put a single one in a list: [image]"
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("path", "{folder}/one.png"), ("text", "{folder}/one.png"), ("bytes", "#0"), ("array", "#0"), ("image", "#0")],
+)
+def test_one_image_gives_one_record_whatever_kind_it_is(bundle: Path, tmp_path: Path, kind: str, name: str) -> None:
+    pixels = pictures(1, INPUT)[0]
+    path = tmp_path / "one.png"
+    path.write_bytes(png(pixels))
+    one = {"path": path, "text": str(path), "bytes": png(pixels), "array": pixels, "image": Image.fromarray(pixels)}
+    with Classifier(bundle) as classifier:
+        (record,) = classifier.classify(one[kind])
+    assert (type(record), record.input) == (Prediction, name.format(folder=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [((480, 640, 3), 1), ((480, 640), 1), ((480, 640, 4), 1), ((2, 3, 1), 1), ((5, 12, 12, 3), 5), ((5, 12, 12), 5)],
+)
+def test_an_array_is_one_image_or_a_stack_of_them_by_its_shape(
+    bundle: Path, shape: tuple[int, ...], count: int
+) -> None:
+    with Classifier(bundle) as classifier:
+        records = list(classifier.classify(np.zeros(shape, np.uint8)))
+    assert [type(record) for record in records] == [Prediction] * count
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"device": "cuda"}, "device cuda: the given back end has cpu; leave device out"),
+        ({"precision": "int8"}, "precision int8: the given back end has fp32; leave precision out"),
+        ({"threads": 2}, "threads 2: the given back end is ready made; choose its threads where it is made"),
+    ],
+)
+def test_options_that_a_ready_back_end_cannot_honor_are_wrong_use(
+    bundle: Path, asked: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        Classifier(bundle, backend=FakeBackend(10), **asked)
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("classes", [255, 257])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from convexport.runtime.cuda import Cuda, OutOfDeviceMemory
+from convexport.runtime.backends.tensorrt.cuda import Cuda, OutOfDeviceMemory
 from convexport.runtime.devices import gpus
 from convexport.runtime.errors import DeviceError
 

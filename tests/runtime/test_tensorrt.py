@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convexport.runtime.backends.tensorrt import TensorRTBackend, TensorRTOptions
-from convexport.runtime.backends.tensorrt_slot import LoadedEngine, PlanRefused
-from convexport.runtime.cuda import Cuda, OutOfDeviceMemory
-from convexport.runtime.engine_cache import Plan
+from convexport.runtime.backends.tensorrt.backend import TensorRTBackend, TensorRTOptions
+from convexport.runtime.backends.tensorrt.cache import Plan
+from convexport.runtime.backends.tensorrt.cuda import Cuda, OutOfDeviceMemory
+from convexport.runtime.backends.tensorrt.slot import LoadedEngine, PlanRefused
 from convexport.runtime.errors import BackendError, ConvexportError, DeviceError, EngineError, UsageError
 from convexport.runtime.manifest import EngineKey
 from helpers.fake_cuda import FakeCudaRuntime, FakeTensorRT, classify, fake_plan
@@ -86,7 +86,7 @@ def test_an_error_that_was_overcome_does_not_explain_the_next_one(cuda: FakeCuda
     assert type(second) is EngineError
     assert str(second) == (
         "the bundle's engines/a.plan: optimization profile 7 not set: profile 7 is not there; "
-        "use --backend onnxruntime, or see classify --doctor"
+        "use the back end onnxruntime, or see classify --doctor"
     )
 
 
@@ -212,7 +212,7 @@ def test_a_plan_that_does_not_load_gives_tensorrts_reason(cuda: FakeCudaRuntime)
         TensorRTBackend(plan(), TensorRTOptions(), Cuda(0, cuda), trt)
     assert str(caught.value) == (
         "the bundle's engines/a.plan: tensorrt 10.9.0.34 does not load it: The engine was built for another device; "
-        "use --backend onnxruntime, or see classify --doctor"
+        "use the back end onnxruntime, or see classify --doctor"
     )
 
 

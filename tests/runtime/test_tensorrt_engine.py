@@ -13,13 +13,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from convexport.runtime import engines
-from convexport.runtime.backends import tensorrt
-from convexport.runtime.backends.tensorrt import EngineRequest, build_ahead, open_backend
+from convexport.runtime.backends.tensorrt import backend, build, search
+from convexport.runtime.backends.tensorrt.cache import EngineCache
+from convexport.runtime.backends.tensorrt.cuda import Cuda
+from convexport.runtime.backends.tensorrt.search import EngineRequest, build_ahead, open_engine
 from convexport.runtime.bundle import open_bundle
-from convexport.runtime.cuda import Cuda
 from convexport.runtime.devices import Device, Gpu
-from convexport.runtime.engine_cache import EngineCache
 from convexport.runtime.errors import BackendError, BundleError, DeviceError, EngineError
 from convexport.runtime.manifest import Engine, EngineGraph, EngineKey, File, Input, Precision, decode, encode
 from helpers.bundles import make_bundle
@@ -89,9 +88,9 @@ class Workshop:
 
     def classify_pictures(self, **more: Any) -> str:
         """Opens, classifies, closes; gives back where the engine came from."""
-        backend, origin = open_backend(self.request(**more))
-        with backend:
-            np.testing.assert_array_equal(backend.run(PICTURES), classify(PICTURES, 5))
+        engine, origin = open_engine(self.request(**more))
+        with engine:
+            np.testing.assert_array_equal(engine.run(PICTURES), classify(PICTURES, 5))
         return origin
 
 
@@ -102,10 +101,10 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worksh
     monkeypatch.setenv("CONVEXPORT_CACHE", str(shop.cache))
     monkeypatch.setitem(sys.modules, "tensorrt", shop.trt)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    monkeypatch.setattr(engines, "gpus", lambda: (gpu,))
-    monkeypatch.setattr(engines, "require_gpu", lambda index: gpu)
-    monkeypatch.setattr(tensorrt, "require_gpu", lambda index: gpu)
-    monkeypatch.setattr(tensorrt, "Cuda", lambda index: Cuda(index, shop.cuda))
+    monkeypatch.setattr(build, "gpus", lambda: (gpu,))
+    monkeypatch.setattr(build, "require_gpu", lambda index: gpu)
+    monkeypatch.setattr(search, "require_gpu", lambda index: gpu)
+    monkeypatch.setattr(backend, "Cuda", lambda index: Cuda(index, shop.cuda))
     store = EngineCache._store
 
     def spy(cache: EngineCache, built: Any) -> None:
@@ -150,9 +149,9 @@ def test_a_foreign_engine_is_not_even_read_and_one_is_built_once(workshop: Works
 
 def test_a_larger_batch_than_any_engine_takes_gets_an_engine_of_its_own(workshop: Workshop) -> None:
     workshop.add_engine(fake_plan(), workshop.key())
-    backend, _ = open_backend(workshop.request(max_batch=1024))
-    with backend:
-        assert backend.max_batch == 1024
+    engine, _ = open_engine(workshop.request(max_batch=1024))
+    with engine:
+        assert engine.max_batch == 1024
     assert workshop.trt.builds == 1
 
 
@@ -173,8 +172,8 @@ def test_a_damaged_plan_in_the_cache_never_reaches_tensorrt_and_is_built_again(w
 def test_plans_swapped_between_two_entries_never_reach_tensorrt(workshop: Workshop) -> None:
     workshop.classify_pictures()
     first = workshop.cached_plan()
-    backend, _ = open_backend(workshop.request(max_batch=512))
-    backend.close()
+    engine, _ = open_engine(workshop.request(max_batch=512))
+    engine.close()
     (second,) = set((workshop.cache / "engines").glob("*.plan")) - {first}
     one, two = first.read_bytes(), second.read_bytes()
     first.write_bytes(two)
@@ -192,7 +191,7 @@ def test_a_plan_of_the_bundle_damaged_after_opening_never_reaches_tensorrt(works
     file = workshop.bundle / "engines/0.plan"
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     with pytest.raises(BundleError, match=r"0\.plan: SHA-256"):
-        open_backend(request)
+        open_engine(request)
     assert workshop.trt.deserialised == []
 
 
@@ -221,10 +220,10 @@ def test_a_plan_that_never_loads_ends_in_an_error_after_one_more_build(
 ) -> None:
     monkeypatch.setattr(workshop.trt, "refused", Everything())
     with pytest.raises(EngineError) as caught:
-        open_backend(workshop.request())
+        open_engine(workshop.request())
     assert str(caught.value) == (
         f"the engine just built, {workshop.cached_plan()}: tensorrt 10.9.0.34 does not load it: The engine was built "
-        "for another device; use --backend onnxruntime, or see classify --doctor"
+        "for another device; use the back end onnxruntime, or see classify --doctor"
     )
     assert workshop.trt.builds == 2
     assert len(workshop.trt.deserialised) == 2
@@ -246,10 +245,10 @@ def test_ahead_of_time_the_engine_is_built_into_the_cache_without_loading_it(wor
 
 def test_who_may_not_build_takes_what_is_there_or_hears_how_to_build(workshop: Workshop) -> None:
     with pytest.raises(EngineError) as caught:
-        open_backend(workshop.request(may_build=False))
+        open_engine(workshop.request(may_build=False))
     assert str(caught.value) == (
         "neither the bundle nor the cache has a tensorrt engine for compute capability 8.9; "
-        "--backend tensorrt or --build-engine builds one"
+        "ask for the back end tensorrt by name to build one, or build it ahead of time"
     )
     build_ahead(workshop.request())
     workshop.classify_pictures(may_build=False)
@@ -268,10 +267,10 @@ def test_an_int8_variant_for_cpus_alone_never_reaches_tensorrt(workshop: Worksho
     workshop.add_int8(None)
     for may_build in (True, False):
         with pytest.raises(EngineError) as caught:
-            open_backend(workshop.request(precision="int8", may_build=may_build))
+            open_engine(workshop.request(precision="int8", may_build=may_build))
         assert str(caught.value) == (
-            "tiny: its int8 variant is quantised for CPUs, and it holds no int8 graph for TensorRT; take --precision "
-            "fp16, or export it again with --int8 and without --no-tensorrt"
+            "tiny: its int8 variant is quantized for CPUs, and it holds no int8 graph for TensorRT; choose another "
+            "precision, or export it again with int8 and with TensorRT's graphs"
         )
     assert workshop.trt.builds == 0
 
@@ -280,13 +279,25 @@ def test_without_a_gpu_nothing_is_built(workshop: Workshop, monkeypatch: pytest.
     def none(index: int) -> Gpu:
         raise DeviceError("no GPU was found: the driver sees none; nvidia-smi says more")
 
-    monkeypatch.setattr(tensorrt, "require_gpu", none)
+    monkeypatch.setattr(search, "require_gpu", none)
     with pytest.raises(DeviceError, match="no GPU was found"):
-        open_backend(workshop.request(device=Device("cuda")))
+        open_engine(workshop.request(device=Device("cuda")))
     assert workshop.trt.builds == 0
 
 
 def test_without_tensorrt_the_message_names_the_extra(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     with pytest.raises(BackendError, match=r"pip install 'convexport\[tensorrt-rtx\]'"):
-        open_backend(workshop.request())
+        open_engine(workshop.request())
+
+
+def test_an_engine_of_the_other_flavour_is_taken_before_anything_is_built(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rtx = FakeTensorRT(workshop.cuda)
+    rtx.__name__, rtx.__version__ = "tensorrt_rtx", "1.7.1.116"
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)  # type: ignore[arg-type]
+    workshop.add_engine(fake_plan(), workshop.key(flavour="tensorrt_rtx", version="1.7.1.116"))
+    assert workshop.classify_pictures(may_build=False) == "the bundle's engines/0.plan"
+    assert (workshop.trt.builds, workshop.trt.deserialised) == (0, [])
+    assert [hashlib.sha256(data).hexdigest() for data in rtx.deserialised] == [hashlib.sha256(fake_plan()).hexdigest()]

@@ -8,16 +8,19 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from convexport.cli import terminal
 from convexport.runtime import atomic
+from convexport.runtime.backends.registry import BACKENDS
 from convexport.runtime.errors import BundleError, GateRefused, UsageError
+from convexport.runtime.precision import PRECISIONS
 
 if TYPE_CHECKING:
-    from convexport.runtime.classifier import Classifier, GoldenResult
+    from convexport.runtime.backends.proof import GoldenResult
+    from convexport.runtime.classifier import Classifier
     from convexport.runtime.records import Record
 
 PROGRAM = "classify"
@@ -39,6 +42,11 @@ exit codes: 0 done, 2 wrong use, 3 some inputs could not be read, 4 bundle missi
 5 device, back end or library not there, 6 the self-test failed, 130 interrupted"""
 
 
+def _or(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
+
+
 def parser() -> terminal.Parser:
     """The options of the command."""
     result = terminal.Parser(PROGRAM, "Classifies pictures with the network of a bundle.", EXAMPLES)
@@ -46,13 +54,19 @@ def parser() -> terminal.Parser:
     add("inputs", nargs="*", metavar="INPUT", help="files, folders (searched through), globs; - reads names from stdin")
     add("--bundle", metavar="PATH", help="folder or zip of the bundle; default: the only one under bundles/")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    add("--backend", default="auto", help="auto, onnxruntime or tensorrt (default: %(default)s)")
-    add("--precision", default="auto", help="auto, or one that the bundle holds: fp32, fp16, int8")
+    add("--backend", default="auto", help=f"auto, {_or(BACKENDS)} (default: %(default)s)")
+    add("--precision", default="auto", help=f"auto, or one that the bundle holds: {', '.join(PRECISIONS)}")
     add("--batch", type=int, metavar="N", help="pictures computed at once; default: 64 on a CPU, 256 on a GPU")
     add("--threads", type=int, metavar="N", help="threads of the CPU; default: one a core")
     add("--workers", type=int, default=0, metavar="N", help="processes that read pictures for a fast GPU (default: 0)")
     add("--top", type=int, metavar="K", help="classes a record lists; default: 1 in text, 3 in jsonl and csv")
-    add("--lang", default="en", metavar="LANGUAGE", help="language of the labels (default: %(default)s)")
+    add(
+        "--lang",
+        dest="language",
+        default="en",
+        metavar="LANGUAGE",
+        help="language of the labels (default: %(default)s)",
+    )
     add("--format", default="text", metavar="|".join(FORMATS), help="form of the results (default: %(default)s)")
     add("--output", metavar="FILE", help="results go to this file, which appears when it is complete")
     modes = result.add_mutually_exclusive_group()
@@ -152,8 +166,9 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _build_engine(options: argparse.Namespace) -> int:
-    from convexport.runtime.backends.tensorrt import EngineRequest, build_ahead
-    from convexport.runtime.bundle import choose_variant, open_bundle
+    from convexport.runtime.backends.selection import choose_precision
+    from convexport.runtime.backends.tensorrt.search import EngineRequest, build_ahead
+    from convexport.runtime.bundle import open_bundle
     from convexport.runtime.devices import Device
 
     if options.backend not in ("auto", "tensorrt"):
@@ -166,7 +181,7 @@ def _build_engine(options: argparse.Namespace) -> int:
         def progress(phase: str, done: int, steps: int) -> None:
             update(done / steps, phase)
 
-        precision = choose_variant(bundle.manifest, device, options.precision)
+        precision = choose_precision(bundle.manifest, device, options.precision)
         request = EngineRequest(bundle, precision, device, options.batch, progress=progress, note=_remark)
         plan = build_ahead(request)
         place = bundle.path
@@ -195,21 +210,18 @@ def _remark(text: str) -> None:
 
 
 def _open(options: argparse.Namespace) -> Classifier:
-    from convexport.runtime.classifier import TOP, Classifier
+    from convexport.runtime.classifier import Classifier
+    from convexport.runtime.options import Options
 
-    default_top = 1 if options.format == "text" else TOP
-    return Classifier(
-        _bundle(options),
-        options.device,
-        options.backend,
-        options.precision,
-        options.batch,
-        top=default_top if options.top is None else options.top,
-        language=options.lang,
-        threads=options.threads,
-        workers=options.workers,
-        note=_remark,
-    )
+    wanted = {name: getattr(options, name) for name in _field_names(Options) if hasattr(options, name)}
+    if options.top is None:
+        wanted["top"] = 1 if options.format == "text" else Options.top
+    return Classifier(_bundle(options), Options(**wanted, note=_remark))
+
+
+def _field_names(kind: type) -> list[str]:
+    """The options of the command that are called like the fields of `Options` go there."""
+    return [field.name for field in fields(kind)]
 
 
 def _bundle(options: argparse.Namespace) -> str | Path:
@@ -240,7 +252,7 @@ def _lines(
     elif options.format == "csv":
         yield from ((record, csv_line(record, classifier.top)) for record in records)
     else:
-        for record, text in text_lines(records, classifier.labels, options.lang):
+        for record, text in text_lines(records, classifier.labels, options.language):
             yield record, text.encode()
 
 

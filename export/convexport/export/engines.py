@@ -6,7 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from convexport.export.writer import Draft
-from convexport.runtime.engines import BuildOptions, BuiltEngine, build_engine, load_tensorrt, plan_targets
+from convexport.runtime.backends.tensorrt.build import (
+    BuildOptions,
+    BuiltEngine,
+    build_engine,
+    load_tensorrt,
+    plan_targets,
+)
 from convexport.runtime.errors import BackendError, DeviceError, EngineError
 from convexport.runtime.manifest import Engine, Precision, Variant
 

@@ -19,10 +19,10 @@ from convexport.export.limits import LIMITS
 from convexport.export.measures import Reference, Served
 from convexport.export.precision import ElementTypes
 from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from convexport.runtime.backends.tensorrt import TensorRTBackend, TensorRTOptions
+from convexport.runtime.backends.tensorrt.backend import TensorRTBackend, TensorRTOptions
+from convexport.runtime.backends.tensorrt.cache import Plan
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.devices import Device, gpus
-from convexport.runtime.engine_cache import Plan
 from convexport.runtime.errors import DeviceError, GateRefused, UnavailableError
 from convexport.runtime.manifest import Engine, Manifest, Measure, Precision, Verification
 from convexport.training.checkpoint import Checkpoint

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from convexport.runtime.bundle import Bundle, open_bundle
 from convexport.runtime.errors import BundleError, UsageError
-from convexport.runtime.manifest import PRECISIONS, Engine, Manifest, Precision
+from convexport.runtime.manifest import Engine, Manifest, Precision
+from convexport.runtime.precision import PRECISIONS
 
 MAX_BATCH = 256
 QUEUE_DELAY_MICROSECONDS = 500

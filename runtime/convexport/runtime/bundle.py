@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import IO
 
 from convexport.runtime import manifest as manifests
-from convexport.runtime.devices import Device
 from convexport.runtime.errors import BundleError
-from convexport.runtime.manifest import PRECISIONS, Manifest, Precision
+from convexport.runtime.manifest import Manifest
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
@@ -129,31 +128,6 @@ def find_bundles(root: str | os.PathLike[str] = "bundles") -> list[Path]:
     # os.path says no where pathlib raises, as for another user's folder.
     is_file = os.path.isfile
     return [path for path in found if is_file(path / MANIFEST) or (path.suffix == ".zip" and is_file(path))]
-
-
-def choose_variant(manifest: Manifest, device: Device, precision: str = "auto") -> Precision:
-    """The precision to run on a device; a precision asked for by name is honoured. Raises `BundleError`.
-
-    A GPU takes fp16. A CPU takes int8 where the export measured it faster than fp32, else fp32; fp16 brings it nothing.
-    """
-    there = manifest.variants
-    if precision == "auto":
-        order: tuple[Precision, ...] = ("fp16", "fp32", "int8") if device.kind == "cuda" else ("fp32", "fp16", "int8")
-        if device.kind == "cpu" and _int8_is_faster(manifest):
-            order = ("int8",)
-        return next(name for name in order if name in there)
-    held: list[Precision] = [name for name in PRECISIONS if name in there]
-    for name in held:
-        if name == precision:
-            return name
-    raise BundleError(f"{manifest.name}: no {precision} variant in this bundle, it holds {', '.join(held)}")
-
-
-def _int8_is_faster(manifest: Manifest) -> bool:
-    rates = [
-        manifest.variants[name].images_per_second if name in manifest.variants else None for name in ("int8", "fp32")
-    ]
-    return rates[0] is not None and rates[1] is not None and rates[0] > rates[1]
 
 
 def _which(root: Path, name: str) -> str:

@@ -4,103 +4,92 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
-from convexport.runtime.backends import BATCHES, BackendRequest, create
+from convexport.runtime.backends import registry
 from convexport.runtime.backends.base import Backend, Images, Probabilities
+from convexport.runtime.backends.proof import GoldenResult, golden_results
+from convexport.runtime.backends.selection import create
 from convexport.runtime.bundle import open_bundle
 from convexport.runtime.decoding import Decoded, Picture, decode
+from convexport.runtime.devices import BATCHES
 from convexport.runtime.errors import BundleError, InputError, UsageError
-from convexport.runtime.images import Source, load_image
+from convexport.runtime.images import Source
+from convexport.runtime.options import Options
 from convexport.runtime.records import Candidate, Failure, Prediction, Record
 
-TOP = 3
-MAX_THREADS = 1024
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-
-@dataclass(frozen=True)
-class GoldenResult:
-    """One golden image on this device against what torch float32 gave it at export."""
-
-    file: str
-    expected: str
-    label: str
-    max_abs_difference: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        """Same label, and no probability further away than the variant's tolerance."""
-        return self.label == self.expected and self.max_abs_difference <= self.tolerance
+    from convexport.runtime.options import OptionKeys
 
 
 class Classifier:
-    """Classifies pictures with the network of one bundle.
+    """Classifies images with the network of one bundle.
 
         with Classifier("bundles/lenet5-mnist-fp16") as classifier:
             for record in classifier.classify(["seven.png", array, image]):
                 print(record)
 
-    `device` is `auto`, `cpu`, `cuda` or `cuda:N`; `backend` is `auto`, `onnxruntime`, `tensorrt` or a `Backend` of your
-    own; `precision` is `auto` or one that the bundle holds. `auto` takes the best that works and `description` says
-    what and why; a name is kept or refused. `batch` is the largest number of pictures computed at once, `top` how many
-    classes a record lists, `language` that of the labels, `threads` those of the CPU (every core by default), `workers`
-    how many other processes read pictures: none suits a CPU, a fast GPU waits for its pictures otherwise. `note` hears
-    remarks, as while an engine is built.
+    `description` says which back end, device and precision serve, and why.
 
-    Raises `BundleError`, `UnavailableError` or `UsageError`.
+    Args:
+        path: A bundle: a folder, or a zip of one.
+        options: What is asked for; see `Options`. Its fields can also be given as keyword arguments:
+            `Classifier(path, device="cuda", top=5)`.
+
+    Raises:
+        BundleError: The bundle is missing, damaged, or lacks the precision.
+        UnavailableError: What was asked for by name is not there.
+        UsageError: A value is out of its range, or contradicts another.
+        GateRefused: No precision gives the answers of the export on this machine.
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        device: str = "auto",
-        backend: str | Backend = "auto",
-        precision: str = "auto",
-        batch: int | None = None,
-        *,
-        top: int = TOP,
-        language: str = "en",
-        threads: int | None = None,
-        workers: int = 0,
-        note: Callable[[str], None] | None = None,
+        self, path: str | os.PathLike[str], options: Options | None = None, **changes: Unpack[OptionKeys]
     ) -> None:
+        self.options = replace(options or Options(), **changes)
+        given = self.options.backend if isinstance(self.options.backend, Backend) else None
+        if given is not None:
+            _check_given(given, self.options)
+        elif self.options.backend != "auto":
+            registry.find(str(self.options.backend))
         self.bundle = open_bundle(path)
-        self.manifest = self.bundle.manifest
-        self.labels = _labels(self.manifest.labels, language)
-        for name, value, least in (
-            ("batch", batch, 1),
-            ("top", top, 1),
-            ("threads", threads, 1),
-            ("workers", workers, 0),
-        ):
-            if value is not None and value < least:
-                raise UsageError(f"{name} {value}: expected {least} or more")
-        if threads is not None and threads > MAX_THREADS:
-            raise UsageError(f"threads {threads}: expected at most {MAX_THREADS}")
-        self.workers = workers
-        self.top = min(top, len(self.labels))
-        if isinstance(backend, Backend):
-            self.backend, self.description = backend, f"{backend.name} on {backend.device}, as given"
-        else:
-            request = BackendRequest(device, backend, precision, batch, threads, note)
-            self.backend, self.description = create(self.bundle, request)
-        self.batch = batch or BATCHES[self.backend.device.kind]
+        try:
+            self.manifest = self.bundle.manifest
+            self.labels = _labels(self.manifest.labels, self.options.language)
+            self.top = min(self.options.top, len(self.labels))
+            if given is not None:
+                self.backend, self.description = given, f"{given.name} on {given.device}, as given"
+            else:
+                self.backend, self.description = create(self.bundle, self.options)
+        except BaseException:
+            self.bundle.close()
+            raise
+        self.batch = self.options.batch or BATCHES[self.backend.device.kind]
 
-    def classify(self, images: Iterable[Source | Failure]) -> Iterator[Record]:
-        """Paths, bytes of files, arrays or Pillow images -> one record each, in order, in bounded memory.
+    def classify(self, images: Source | Iterable[Source | Failure]) -> Iterator[Record]:
+        """One image or several -> one record each, in order, in bounded memory.
 
         An input that cannot be read gives a `Failure` and hurts no other; a `Failure` given as input passes through.
-        Raises `UnavailableError` where the device fails, `BundleError` where the network does not fit the labels,
-        `UsageError` for one name in place of several.
+
+        Args:
+            images: A path, the bytes of a file, a Pillow image, an array, or an iterable of these. An array is uint8,
+                RGB or grey: [H, W] and [H, W, 1 to 4] are one image, [N, H, W, C] and [N, H, W] are N of them.
+
+        Raises:
+            UnavailableError: The device fails.
+            BundleError: The network does not fit the labels.
         """
-        if isinstance(images, str | bytes):
-            raise UsageError("classify takes several images; put a single one in a list: [image]")
-        entries = decode(images, self.manifest.input, self.workers)
+        if isinstance(images, str | bytes | os.PathLike | Image.Image | np.ndarray) and _is_one(images):
+            images = [images]
+        entries = decode(images, self.manifest.input, self.options.workers)
         for entry in entries:
             if isinstance(entry, Failure):
                 yield entry
@@ -115,25 +104,8 @@ class Classifier:
         return np.concatenate(answers) if answers else np.zeros((0, len(self.labels)), np.float32)
 
     def self_test(self) -> list[GoldenResult]:
-        """Classifies the bundle's golden images -> how far each is from what torch float32 gave it at export."""
-        golden = self.manifest.golden
-        tolerance = self.manifest.variants[self.backend.precision].golden_tolerance  # type: ignore[index]
-        pictures = [load_image(self.bundle.read(g.file), self.manifest.input, name=g.file)[0] for g in golden]
-        if not pictures:
-            return []
-        found = self.probabilities(np.stack(pictures))
-        names = self.manifest.classes
-        return [
-            GoldenResult(
-                file=g.file,
-                expected=names[int(np.argmax(g.probabilities))],
-                label=names[int(np.argmax(p))],
-                # NaN stays NaN and so passes no tolerance.
-                max_abs_difference=float(np.abs(np.asarray(g.probabilities) - p).max()),
-                tolerance=tolerance,
-            )
-            for g, p in zip(golden, found, strict=True)
-        ]
+        """Classifies the bundle's golden images -> how far each is from what the origin gave it at export."""
+        return golden_results(self.bundle, self.backend, self.batch)
 
     def close(self) -> None:
         """Frees the device and closes the bundle. Safe to call twice."""
@@ -169,7 +141,8 @@ class Classifier:
             if answer.shape[1] != len(self.labels):
                 raise BundleError(
                     f"{self.manifest.name}: the network gives {answer.shape[1]} probabilities, the manifest has "
-                    f"{len(self.labels)} labels; export it again"
+                    f"{len(self.labels)} labels",
+                    "export it again",
                 )
             yield answer
 
@@ -196,8 +169,8 @@ class Classifier:
     def _record(self, picture: Picture, order: list[int], probabilities: list[float], finite: bool) -> Record:
         if not finite:
             where = f"{self.backend.precision} on {self.backend.device}"
-            message = f"{picture.name}: the network gave no finite number in {where}; try another --precision"
-            return Failure.of(picture.name, InputError(message, kind="not-finite"))
+            message = f"{picture.name}: the network gave no finite number in {where}"
+            return Failure.of(picture.name, InputError(message, "try another precision", kind="not-finite"))
         top = tuple([Candidate(self.labels[i], i, p) for i, p in zip(order, probabilities, strict=True)])
         return Prediction(picture.name, top[0].label, top[0].index, top[0].probability, top, picture.notes)
 
@@ -206,3 +179,22 @@ def _labels(languages: dict[str, tuple[str, ...]], language: str) -> tuple[str, 
     if language not in languages:
         raise UsageError.unknown("language", language, languages)
     return languages[language]
+
+
+def _check_given(backend: Backend, options: Options) -> None:
+    """A ready back end runs where and how it was made. Raises `UsageError` for options that it cannot honor."""
+    asked = {"device": (options.device, str(backend.device)), "precision": (options.precision, backend.precision)}
+    for name, (wanted, found) in asked.items():
+        if wanted not in ("auto", found):
+            raise UsageError(f"{name} {wanted}: the given back end has {found}", f"leave {name} out")
+    if options.threads is not None:
+        raise UsageError(
+            f"threads {options.threads}: the given back end is ready made", "choose its threads where it is made"
+        )
+
+
+def _is_one(images: Source) -> bool:
+    """Whether this is one image, where an array could also be a stack of them."""
+    if not isinstance(images, np.ndarray):
+        return True
+    return images.ndim < 3 or (images.ndim == 3 and images.shape[2] <= 4)

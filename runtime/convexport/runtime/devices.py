@@ -6,6 +6,8 @@ import ctypes
 import importlib
 import math
 import os
+import platform
+import re
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -14,9 +16,13 @@ from typing import Any, Literal
 
 from convexport.runtime.errors import DeviceError, UsageError
 
-_MEND = "nvidia-smi must list one first; without --device and --backend the CPU serves"
+_FIX = "nvidia-smi must list one first; the CPU serves where no device or back end is named"
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 _CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+
+
+BATCHES = {"cpu": 64, "cuda": 256}
+"""Images computed at once by kind of device, where nobody says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Device:
             return cls("cpu")
         if kind == "cuda" and (not index or index.isdecimal()) and not text.endswith(":"):
             return cls("cuda", int(index or 0))
-        raise UsageError(f"device {text!r} is not known; expected cpu, cuda or cuda:N")
+        raise UsageError(f"device {text!r} is not known", "expected cpu, cuda or cuda:N")
 
     def __str__(self) -> str:
         return "cpu" if self.kind == "cpu" else f"cuda:{self.index}"
@@ -59,15 +65,15 @@ def gpus() -> tuple[Gpu, ...]:
     try:
         driver = ctypes.CDLL(library)
     except OSError as error:
-        raise DeviceError(f"no GPU was found: NVIDIA's driver ({library}) is not installed; {_MEND}") from error
+        raise DeviceError(f"no GPU was found: NVIDIA's driver ({library}) is not installed", _FIX) from error
     code = int(driver.cuInit(0))
     if code:
         why = "the driver sees none" if code == _NO_DEVICE else f"the driver answers CUDA error {code}"
-        raise DeviceError(f"no GPU was found: {why}; {_MEND}")
+        raise DeviceError(f"no GPU was found: {why}", _FIX)
     count = ctypes.c_int()
     driver.cuDeviceGetCount(ctypes.byref(count))
     if not count.value:
-        raise DeviceError(f"no GPU was found: the driver sees none; {_MEND}")
+        raise DeviceError("no GPU was found: the driver sees none", _FIX)
     return tuple(_ask(driver, index) for index in range(count.value))
 
 
@@ -76,7 +82,7 @@ def require_gpu(index: int) -> Gpu:
     there = gpus()
     if index >= len(there):
         names = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in there)
-        raise DeviceError(f"cuda:{index} is not there; this machine has {names}")
+        raise DeviceError(f"cuda:{index} is not there", f"this machine has {names}")
     return there[index]
 
 
@@ -86,6 +92,39 @@ def available_cores() -> int:
         return os.cpu_count() or 1
     cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
     return max(1, min(len(cores), _quota()))
+
+
+# What numpy finds a processor able to do, best first, and what this project calls it: 8-bit products are exact and fast
+# from VNNI on, 16-bit ones from AMX (Sapphire Rapids) on.
+_ABILITIES = {
+    "AVX512_SPR": "amx",
+    "AVX512_ICL": "avx512-vnni",
+    "AVX512_CLX": "avx512-vnni",
+    "AVX512_SKX": "avx512",
+    "X86_V4": "avx512",
+    "AVX2": "avx2",
+    "X86_V3": "avx2",
+    "SVE": "sve",
+    "ASIMDDP": "dotprod",
+}
+
+
+@cache
+def processor_kind() -> str:
+    """The kind of this processor as far as it decides answers and speed: "x86_64 avx512-vnni", "aarch64 dotprod".
+
+    What was measured on one kind says nothing about another. The processor itself is asked, through numpy, so that an
+    emulated one is seen as what it emulates.
+    """
+    import numpy as np
+
+    machine = platform.machine() or "unknown"
+    try:
+        found = np.show_config(mode="dicts")["SIMD Extensions"]["found"]  # type: ignore[call-overload,index]
+    except (TypeError, KeyError):  # numpy before 1.25 prints, and some builds know nothing
+        return machine
+    ability = next((name for key, name in _ABILITIES.items() if key in found), "")
+    return f"{machine} {ability}".rstrip()
 
 
 def import_onnxruntime() -> Any:
@@ -102,6 +141,11 @@ def import_onnxruntime() -> Any:
         if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         raise
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """The first three numbers of a version: "1.27.0.dev1" -> (1, 27, 0)."""
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def _ask(driver: ctypes.CDLL, index: int) -> Gpu:

@@ -1,4 +1,4 @@
-"""What can run on this machine and why the rest cannot, with the command that mends it. Without torch.
+"""What can run on this machine and why the rest cannot, with the command that fixes it. Without torch.
 
 `gather` asks the machine, `judge` draws the conclusions from what it found, `as_text` shows them.
 """
@@ -16,16 +16,16 @@ from pathlib import Path
 
 import msgspec
 
-from convexport.runtime.devices import gpus, import_onnxruntime
-from convexport.runtime.errors import DeviceError
+from convexport.runtime.backends.registry import BACKENDS, BackendSpec, DeviceKind, Obstacle
+from convexport.runtime.devices import gpus, import_onnxruntime, processor_kind
+from convexport.runtime.errors import DeviceError, first_line
 
+_LIBRARIES = tuple(name for spec in BACKENDS.values() for name in spec.libraries)
+_WHEELS = sorted({name for spec in BACKENDS.values() for names in spec.packages.values() for name in names})
 _PACKAGES = re.compile(
-    r"convexport|numpy|pillow|msgspec|onnxruntime(-gpu)?|tensorrt(-rtx)?(-cu\d+)?|cuda-bindings|"
+    rf"convexport|numpy|pillow|msgspec|({'|'.join(_WHEELS)})(-cu\d+)?|cuda-bindings|"
     r"nvidia-(cudnn|cuda-runtime|cublas|cufft|curand)(-cu\d+)?"
 )
-_MODULES = ("onnxruntime", "tensorrt", "tensorrt_rtx", "cuda.bindings.runtime")
-_ONNXRUNTIME_WHEELS = ("onnxruntime", "onnxruntime-gpu")
-_RTX_CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")
 
 
 class Module(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +48,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     system: str
     python: str
+    processor: str = ""
     jetson: str | None = None
     driver: str | None = None
     driver_cuda: str | None = None
@@ -64,20 +65,20 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BackendState(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether a back end runs on a device; else why not, and what mends it (None where nothing does)."""
+    """Whether a back end runs on a device; else why not, and what fixes it (None where nothing does)."""
 
     backend: str
     device: str
     runs: bool
     reason: str | None = None
-    mend: str | None = None
+    fix: str | None = None
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """Something that is broken, and the command that mends it."""
+    """Something that is broken, and the command that fixes it."""
 
     what: str
-    mend: str
+    fix: str
 
 
 class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,10 +87,6 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
     facts: Facts
     backends: tuple[BackendState, ...]
     faults: tuple[Fault, ...]
-
-
-# Why a back end does not run, and what mends it (None where nothing does); None where it runs.
-_Against = tuple[str, str | None] | None
 
 
 def diagnose() -> Diagnosis:
@@ -103,15 +100,16 @@ def gather() -> Facts:
     return Facts(
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
-        jetson=_first_line("/etc/nv_tegra_release"),
+        processor=processor_kind(),
+        jetson=_line_of("/etc/nv_tegra_release"),
         driver=_driver_version(),
         driver_cuda=_driver_cuda(),
         gpus=cards,
         gpu_error=gpu_error,
-        nvidia_hardware=any(_first_line(file) == "0x10de" for file in Path("/sys/bus/pci/devices").glob("*/vendor")),
+        nvidia_hardware=any(_line_of(file) == "0x10de" for file in Path("/sys/bus/pci/devices").glob("*/vendor")),
         cudnn=_cudnn(),
         packages=_packages(),
-        modules={name: _import(name) for name in _MODULES},
+        modules={name: _import(name) for name in _LIBRARIES},
     )
 
 
@@ -119,11 +117,8 @@ def judge(facts: Facts) -> Diagnosis:
     """Facts -> what runs here, what does not and why."""
     return Diagnosis(
         facts=facts,
-        backends=(
-            _state("onnxruntime", "cpu", _against_onnxruntime_cpu(facts)),
-            _state("onnxruntime", "cuda", _against_onnxruntime_cuda(facts)),
-            _state("tensorrt", "cuda", _against_tensorrt(facts, "tensorrt")),
-            _state("tensorrt_rtx", "cuda", _against_tensorrt(facts, "tensorrt_rtx")),
+        backends=tuple(
+            _state(spec.name, kind, spec.against(facts, kind)) for spec in BACKENDS.values() for kind in spec.extras
         ),
         faults=_faults(facts),
     )
@@ -135,6 +130,7 @@ def as_text(diagnosis: Diagnosis) -> list[str]:
     cards = ", ".join(f"{card.name} (compute capability {card.compute_capability})" for card in facts.gpus)
     rows = [
         ("machine", f"{facts.system}, Python {facts.python}"),
+        ("processor", facts.processor),
         ("Jetson", facts.jetson),
         ("GPU", cards or facts.gpu_error),
         (
@@ -144,87 +140,41 @@ def as_text(diagnosis: Diagnosis) -> list[str]:
         ("cuDNN", facts.cudnn),
         ("packages", ", ".join(f"{name} {version}" for name, version in sorted(facts.packages.items()))),
     ]
-    lines = [f"{name:<10}{text}" for name, text in rows if text]
+    lines = [f"{name:<11}{text}" for name, text in rows if text]
     lines.append("")
     for state in diagnosis.backends:
         lines.append(f"{'runs' if state.runs else 'no':<6}{state.backend} on {state.device}")
-        lines += [f"      {part}" for part in (state.reason, state.mend and f"mend: {state.mend}") if part]
+        lines += [f"      {part}" for part in (state.reason, state.fix and f"fix: {state.fix}") if part]
     lines.append("")
     for fault in diagnosis.faults:
-        lines += [f"fault: {fault.what}", f"       mend: {fault.mend}"]
+        lines += [f"fault: {fault.what}", f"       fix: {fault.fix}"]
     if diagnosis.faults:
         return lines
     able = any(state.runs for state in diagnosis.backends)
     return [*lines, "nothing is broken" if able else "no back end can run here"]
 
 
-def _state(backend: str, device: str, against: _Against) -> BackendState:
-    reason, mend = against or (None, None)
-    return BackendState(backend=backend, device=device, runs=against is None, reason=reason, mend=mend)
-
-
-def _against_onnxruntime_cpu(facts: Facts) -> _Against:
-    module = facts.module("onnxruntime")
-    if module.version:
-        return None
-    return f"onnxruntime cannot be imported: {module.error}", "pip install 'convexport[cpu]'"
-
-
-def _against_onnxruntime_cuda(facts: Facts) -> _Against:
-    if not facts.gpus:
-        return facts.gpu_error or "no GPU was found", None
-    module = facts.module("onnxruntime")
-    if not module.version:
-        return f"onnxruntime cannot be imported: {module.error}", "pip install 'convexport[gpu]'"
-    if "CUDAExecutionProvider" not in module.providers:
-        return f"onnxruntime {module.version} is the build for CPUs", _reinstall_onnxruntime("gpu")
-    needed = 13 if _numbers(module.version) >= (1, 27) else 12
-    if facts.driver_cuda and int(facts.driver_cuda.split(".")[0]) < needed:
-        return (
-            f"onnxruntime-gpu {module.version} needs CUDA {needed}, the driver knows CUDA up to {facts.driver_cuda}",
-            "pip install 'onnxruntime-gpu[cuda,cudnn]<1.27', or a newer driver",
-        )
-    return None if facts.cudnn else ("cuDNN was not found", "pip install 'onnxruntime-gpu[cuda,cudnn]'")
-
-
-def _against_tensorrt(facts: Facts, name: str) -> _Against:
-    install = f"pip install 'convexport[{name.replace('_', '-')}]'"
-    module = facts.module(name)
-    builds = "; it builds engines here all the same" if module.version and name == "tensorrt_rtx" else ""
-    if not facts.gpus:
-        return (facts.gpu_error or "no GPU was found") + builds, None
-    if not module.version:
-        return f"{name} cannot be imported: {module.error}", install
-    if name == "tensorrt" and _numbers(module.version) < (10,):
-        return f"tensorrt {module.version}, expected 10.0 or newer", install
-    bindings = facts.module("cuda.bindings.runtime")
-    if not bindings.version:
-        return f"cuda-bindings cannot be imported: {bindings.error}", "pip install cuda-bindings"
-    unknown = [card for card in facts.gpus if card.compute_capability not in _RTX_CAPABILITIES]
-    if name == "tensorrt_rtx" and len(unknown) == len(facts.gpus):
-        reason = f"TensorRT for RTX has no kernels for compute capability {unknown[0].compute_capability}"
-        return reason, "pip install 'convexport[tensorrt]'"
-    return None
+def _state(backend: str, device: str, against: Obstacle | None) -> BackendState:
+    reason, fix = against or (None, None)
+    return BackendState(backend=backend, device=device, runs=against is None, reason=reason, fix=fix)
 
 
 def _faults(facts: Facts) -> tuple[Fault, ...]:
     faults = []
-    mends = {
-        ("tensorrt", "tensorrt"): "pip install --force-reinstall 'convexport[tensorrt]'",
-        ("tensorrt_rtx", "tensorrt-rtx"): "pip install --force-reinstall 'convexport[tensorrt-rtx]'",
-    }
-    wheels = [f"{name} {facts.packages[name]}" for name in _ONNXRUNTIME_WHEELS if name in facts.packages]
-    if len(wheels) == 2:
-        what = f"{' and '.join(wheels)} share one folder, and removing one breaks the other"
-        faults.append(Fault(what, _reinstall_onnxruntime("gpu" if facts.gpus else "cpu")))
-    elif wheels:
-        name, _, version = wheels[0].partition(" ")
-        mends = {("onnxruntime", name): f"pip install --force-reinstall --no-deps {name}=={version}"} | mends
-    for (module, package), mend in mends.items():
-        error = facts.module(module).error
-        if package in facts.packages and error:
-            what = f"{package} {facts.packages[package]} is installed and cannot be imported: {error}"
-            faults.append(Fault(what, mend))
+    for spec in BACKENDS.values():
+        for library, packages in spec.packages.items():
+            there = [f"{name} {facts.packages[name]}" for name in packages if name in facts.packages]
+            error = facts.module(library).error
+            extra = spec.extras[_best_kind(spec, facts)] if len(packages) > 1 else packages[0]
+            if len(there) > 1:
+                what = f"{' and '.join(there)} share one folder, and removing one breaks the other"
+                faults.append(
+                    Fault(what, f"pip uninstall -y {' '.join(packages)} && pip install 'convexport[{extra}]'")
+                )
+            elif there and error:
+                name, _, version = there[0].partition(" ")
+                what = f"{there[0]} is installed and cannot be imported: {error}"
+                faults.append(Fault(what, f"pip install --force-reinstall --no-deps {name}=={version}"))
     if facts.nvidia_hardware and not facts.gpus:
         container, bare = (
             "start the container with --gpus all",
@@ -234,15 +184,16 @@ def _faults(facts: Facts) -> tuple[Fault, ...]:
     return tuple(faults)
 
 
-def _reinstall_onnxruntime(extra: str) -> str:
-    return f"pip uninstall -y {' '.join(_ONNXRUNTIME_WHEELS)} && pip install 'convexport[{extra}]'"
+def _best_kind(spec: BackendSpec, facts: Facts) -> DeviceKind:
+    """The best kind of device of a back end that this machine has."""
+    return next(kind for kind in spec.extras if facts.gpus or kind == "cpu")
 
 
 def _cards() -> tuple[tuple[Card, ...], str | None]:
     try:
         return tuple(Card(gpu.name, gpu.compute_capability) for gpu in gpus()), None
     except DeviceError as error:
-        return (), str(error).partition(";")[0]
+        return (), error.message
 
 
 def _packages() -> dict[str, str]:
@@ -258,19 +209,19 @@ def _import(name: str) -> Module:
     try:
         module = import_onnxruntime() if name == "onnxruntime" else importlib.import_module(name)
         # A folder that a removed wheel left behind imports as an empty namespace.
-        version = getattr(module, "__version__", None) or metadata.version(name.partition(".")[0] + "-bindings")
+        version = getattr(module, "__version__", None) or metadata.version("-".join(name.split(".")[:2]))
         providers = module.get_available_providers() if name == "onnxruntime" else ()
     except metadata.PackageNotFoundError:
         return Module(error="its files are not complete")
     except ModuleNotFoundError as error:
         return Module(error="it is not installed" if error.name and name.startswith(error.name) else str(error))
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        return Module(error=str(error).partition("\n")[0])
+        return Module(error=first_line(error))
     return Module(version=version, providers=tuple(providers))
 
 
 def _driver_version() -> str | None:
-    found = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", _first_line("/proc/driver/nvidia/version") or "")
+    found = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", _line_of("/proc/driver/nvidia/version") or "")
     return found.group(1) if found else None
 
 
@@ -299,12 +250,8 @@ def _cudnn() -> str | None:
     return None
 
 
-def _first_line(file: str | Path) -> str | None:
+def _line_of(file: str | Path) -> str | None:
     try:
         return Path(file).read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip()
     except OSError:
         return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])

@@ -17,15 +17,22 @@ if TYPE_CHECKING:
 
 Images = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
+INPUT, OUTPUT = "images", "probabilities"
+"""Names of the graph's input and output."""
 
 
 class Backend(ABC):
     """Runs one variant on one device.
 
-    `name` is what `--backend` calls it, `device` where it really runs, `precision` what it really computes in.
+    Attributes:
+        name: What options and records call it.
+        version: Version of the library behind it; empty where there is none.
+        device: Where it really runs.
+        precision: What it really computes in.
     """
 
     name: str
+    version: str = ""
     device: Device
     precision: str
 
@@ -49,3 +56,9 @@ class Backend(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def pieces(images: Images, size: int) -> Iterator[Images]:
+    """Batches of at most `size` images, in order."""
+    for start in range(0, len(images), size):
+        yield images[start : start + size]

@@ -13,29 +13,53 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stdout
 from queue import SimpleQueue
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from convexport.runtime.backends.base import Backend, Images, Probabilities
-from convexport.runtime.devices import Device, available_cores, import_onnxruntime, require_gpu
-from convexport.runtime.errors import BackendError, DeviceError
+from convexport.runtime.backends.base import INPUT, OUTPUT, Backend, Images, Probabilities, pieces
+from convexport.runtime.backends.registry import DeviceKind, Obstacle, Opened
+from convexport.runtime.devices import (
+    BATCHES,
+    Device,
+    available_cores,
+    import_onnxruntime,
+    require_gpu,
+    version_numbers,
+)
+from convexport.runtime.errors import BackendError, BundleError, ConvexportError, DeviceError, first_line
+from convexport.runtime.precision import PRECISIONS
 
-INPUT, OUTPUT = "images", "probabilities"
+if TYPE_CHECKING:
+    from convexport.runtime.bundle import Bundle
+    from convexport.runtime.doctor import Facts
+    from convexport.runtime.options import Options
+
 IN_FLIGHT = 2
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS = (
     *("Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf"),
     *("ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail", "NotFound", "DeviceReset"),
 )
-_GPU_WHEEL = "pip uninstall onnxruntime && pip install 'convexport[gpu]'"
+_GPU_WHEEL = "pip uninstall -y onnxruntime && pip install 'convexport[gpu]'"
 
 
 class OnnxRuntimeBackend(Backend):
     """Runs an ONNX file with input `images` uint8 [batch, H, W, C] and output `probabilities` float32 [batch, K].
 
-    Raises `BackendError` without the library or where it cannot take the graph, `DeviceError` without the GPU or its
-    memory. On a GPU batches are padded to powers of two up to `max_batch`, so that only few shapes are ever planned.
+    On a GPU batches are padded to powers of two up to `max_batch`, so that only few shapes are ever planned.
+
+    Args:
+        model: The bytes of the ONNX file.
+        device: A CPU or a GPU.
+        precision: What the bundle calls it.
+        max_batch: The largest number of images computed at once.
+        threads: Threads of the CPU; None takes one for each core that the process may use.
+
+    Raises:
+        BackendError: The library is missing or cannot use the device.
+        BundleError: ONNX Runtime cannot take the graph, or the graph does not keep the contract.
+        DeviceError: The GPU is missing, or the memory does not suffice.
     """
 
     name = "onnxruntime"
@@ -49,6 +73,7 @@ class OnnxRuntimeBackend(Backend):
         self.precision = precision
         self.max_batch = max_batch
         self._ort = load_onnxruntime(device)
+        self.version = str(self._ort.__version__)
         state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
         self._errors: tuple[type[Exception], ...] = (
             *(getattr(state, name) for name in _ERRORS if hasattr(state, name)),
@@ -68,10 +93,10 @@ class OnnxRuntimeBackend(Backend):
     def run(self, images: Images) -> Probabilities:
         """uint8 [N, H, W, C] -> float32 [N, K], at most `max_batch` of them at once."""
         self._check_open()
-        if not len(images):
-            return np.zeros((0, self._classes), np.float32)
-        parts = [self._run(images[i : i + self.max_batch]) for i in range(0, len(images), self.max_batch)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        parts = [self._run(part) for part in pieces(images, self.max_batch)]
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.zeros((0, self._classes), np.float32)
 
     def stream(self, batches: Iterable[Images]) -> Iterator[Probabilities]:
         """`run` for a sequence of batches, answers in order; on a GPU two of them are in flight."""
@@ -100,7 +125,7 @@ class OnnxRuntimeBackend(Backend):
 
     def _check_open(self) -> None:
         if self._session is None:
-            raise BackendError("the ONNX Runtime back end is closed; open it again")
+            raise BackendError("the ONNX Runtime back end is closed", "open it again")
 
     def _create(self, model: bytes, threads: int | None) -> Any:
         try:
@@ -108,7 +133,7 @@ class OnnxRuntimeBackend(Backend):
         except self._errors as error:
             if self.device.kind == "cuda" and "fallback" in str(error):
                 self._explain_fallback(model, threads)
-            raise self._translated(error, "cannot load the graph") from error
+            raise self._translated(error, "cannot load the graph", loading=True) from error
         self._check_provider(session)
         return session
 
@@ -119,6 +144,9 @@ class OnnxRuntimeBackend(Backend):
         # Threads that spin while they wait take the processor from the decoding of the next batch: with two cores that
         # halved the throughput on 28 x 28 PNGs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if self.device.kind == "cpu" and PRECISIONS[self.precision].full_range:
+            # On x86 without VNNI its 8-bit kernels saturate in 16 bits; with this they are exact there (#14642).
+            options.add_session_config_entry("session.x64quantprecision", "1")
         settings: dict[str, str] = {}
         if self.device.kind == "cuda":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if strict else "0")
@@ -136,7 +164,7 @@ class OnnxRuntimeBackend(Backend):
         try:
             self._check_provider(self._session_for(model, threads, strict=False))
         except self._errors as error:
-            raise self._translated(error, "cannot load the graph") from error
+            raise self._translated(error, "cannot load the graph", loading=True) from error
 
     def _prove(self) -> None:
         """One picture: a missing cuDNN (from 1.31 on) or a GPU without kernels shows at the first run, not before."""
@@ -151,7 +179,8 @@ class OnnxRuntimeBackend(Backend):
         if session.get_providers()[0] != _PROVIDERS[self.device.kind]:
             raise BackendError(
                 f"ONNX Runtime {self._ort.__version__} could not start CUDA on {self.device}: its CUDA or cuDNN "
-                "libraries are missing or of another version; pip install 'convexport[gpu]'"
+                "libraries are missing or of another version",
+                "pip install 'convexport[gpu]'",
             )
 
     def _check_graph(self) -> int:
@@ -159,7 +188,10 @@ class OnnxRuntimeBackend(Backend):
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         found = [(value.name, value.type, len(value.shape)) for value in (*inputs, *outputs)]
         if found != [(INPUT, "tensor(uint8)", 4), (OUTPUT, "tensor(float)", 2)]:
-            raise BackendError(f"the graph has {found}, expected {INPUT} uint8 [N,H,W,C] and {OUTPUT} float32 [N,K]")
+            raise BundleError(
+                f"the graph has {found}, expected {INPUT} uint8 [N,H,W,C] and {OUTPUT} float32 [N,K]",
+                "export the bundle again",
+            )
         return int(outputs[0].shape[1])
 
     def _run(self, images: Images) -> Probabilities:
@@ -175,15 +207,18 @@ class OnnxRuntimeBackend(Backend):
             raise self._translated(error, f"failed on {len(images)} images") from error
         return probabilities
 
-    def _translated(self, error: Exception, what: str) -> BackendError | DeviceError:
-        reason = str(error).strip().partition("\n")[0]
+    def _translated(self, error: Exception, what: str, *, loading: bool = False) -> ConvexportError:
+        reason = first_line(error)
         where = f"ONNX Runtime {self._ort.__version__} on {self.device}"
-        if "allocate memory" in reason or "out of memory" in reason.lower():
-            return DeviceError(f"{where} ran out of memory; take a smaller --batch than {self.max_batch}")
+        if "allocate memory" in reason or "out of memory" in reason.lower() or "bad_alloc" in reason:
+            return DeviceError(f"{where} ran out of memory", f"use a smaller batch than {self.max_batch}")
         if "cudnn is unavailable" in reason.lower():
-            return BackendError(f"{where} {what}: cuDNN cannot be loaded; pip install 'convexport[gpu]'")
-        hint = "; a newer onnxruntime is needed" if "IR version" in reason or "opset" in reason.lower() else ""
-        return BackendError(f"{where} {what}: {reason}{hint}")
+            return BackendError(f"{where} {what}: cuDNN cannot be loaded", "pip install 'convexport[gpu]'")
+        if "IR version" in reason or "opset" in reason.lower():
+            return BackendError(f"{where} {what}: {reason}", "install a newer onnxruntime")
+        if loading and self.device.kind == "cpu":
+            return BundleError(f"{where} {what}: {reason}", "export the bundle again")
+        return BackendError(f"{where} {what}: {reason}")
 
 
 class _Slot:
@@ -218,21 +253,21 @@ class _Slot:
 
 
 def load_onnxruntime(device: Device) -> Any:
-    """The module, able to run on that device. Raises `BackendError` or `DeviceError` with the command that mends it."""
+    """The module, able to run on that device. Raises `BackendError` or `DeviceError` with what fixes it."""
     wheel = "gpu" if device.kind == "cuda" else "cpu"
     try:
         ort = import_onnxruntime()
     except ModuleNotFoundError as error:
-        raise BackendError(f"onnxruntime is not installed; pip install 'convexport[{wheel}]'") from error
-    except (ImportError, OSError) as error:
-        raise BackendError(f"onnxruntime cannot be imported ({error}); {_reinstall(wheel)}") from error
+        raise BackendError("onnxruntime is not installed", f"pip install 'convexport[{wheel}]'") from error
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise BackendError(f"onnxruntime cannot be imported ({first_line(error)})", _reinstall(wheel)) from error
     if not hasattr(ort, "InferenceSession"):
         # What is left after one of two wheels that share the folder was uninstalled.
-        raise BackendError(f"onnxruntime is damaged: it has no InferenceSession; {_reinstall(wheel)}")
+        raise BackendError("onnxruntime is damaged: it has no InferenceSession", _reinstall(wheel))
     if device.kind == "cuda":
         require_gpu(device.index)
         if _PROVIDERS["cuda"] not in ort.get_available_providers():
-            raise BackendError(f"onnxruntime {ort.__version__} is the build for CPUs, without CUDA; {_GPU_WHEEL}")
+            raise BackendError(f"onnxruntime {ort.__version__} is the build for CPUs, without CUDA", _GPU_WHEEL)
         # Sessions log nothing (`_session_for`); what the library logs outside of them goes the same way, as the
         # warning of 1.26 and later that no plug-in stands behind every `device_id`.
         ort.set_default_logger_severity(4)
@@ -242,5 +277,39 @@ def load_onnxruntime(device: Device) -> Any:
     return ort
 
 
+def open_backend(bundle: Bundle, device: Device, precision: str, options: Options) -> Opened:
+    """The back end for one variant of a bundle."""
+    load_onnxruntime(device)  # what is missing is said before a large file is read
+    backend = OnnxRuntimeBackend(
+        bundle.read(bundle.manifest.variants[precision].file),
+        device=device,
+        precision=precision,
+        max_batch=options.batch or BATCHES[device.kind],
+        threads=options.threads,
+    )
+    return Opened(backend)
+
+
+def against(facts: Facts, kind: DeviceKind) -> Obstacle | None:
+    """Why ONNX Runtime does not run on such devices of a machine with these facts."""
+    if kind == "cuda" and not facts.gpus:
+        return Obstacle(facts.gpu_error or "no GPU was found")
+    module = facts.module("onnxruntime")
+    if not module.version:
+        extra = "gpu" if kind == "cuda" else "cpu"
+        return Obstacle(f"onnxruntime cannot be imported: {module.error}", f"pip install 'convexport[{extra}]'")
+    if kind == "cpu":
+        return None
+    if _PROVIDERS["cuda"] not in module.providers:
+        return Obstacle(f"onnxruntime {module.version} is the build for CPUs", _reinstall("gpu"))
+    needed = 13 if version_numbers(module.version) >= (1, 27) else 12
+    if facts.driver_cuda and int(facts.driver_cuda.split(".")[0]) < needed:
+        return Obstacle(
+            f"onnxruntime-gpu {module.version} needs CUDA {needed}, the driver knows CUDA up to {facts.driver_cuda}",
+            "pip install 'onnxruntime-gpu[cuda,cudnn]<1.27', or a newer driver",
+        )
+    return None if facts.cudnn else Obstacle("cuDNN was not found", "pip install 'onnxruntime-gpu[cuda,cudnn]'")
+
+
 def _reinstall(extra: str) -> str:
-    return f"pip uninstall onnxruntime onnxruntime-gpu && pip install 'convexport[{extra}]'"
+    return f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'convexport[{extra}]'"

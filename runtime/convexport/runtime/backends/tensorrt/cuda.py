@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convexport.runtime.errors import BackendError, DeviceError
+from convexport.runtime.errors import BackendError, DeviceError, first_line
 
 
 class OutOfDeviceMemory(DeviceError):  # noqa: N818
@@ -31,7 +31,7 @@ class Cuda:
         self._runtime = runtime or _bindings()
         count = self._call("cudaGetDeviceCount", "no GPU was found")
         if index >= count:
-            raise DeviceError(f"cuda:{index} is not there, this machine has {count} GPU(s); run classify --doctor")
+            raise DeviceError(f"cuda:{index} is not there, this machine has {count} GPU(s)", "run classify --doctor")
         self.index = index
         self.use()
 
@@ -130,7 +130,7 @@ class Cuda:
         if int(error):
             self._runtime.cudaGetLastError()  # clears it, lest a later caller take it for its own
             kind = OutOfDeviceMemory if error == self._runtime.cudaError_t.cudaErrorMemoryAllocation else DeviceError
-            raise kind(f"CUDA: {what}: {self._explain(error)}; run classify --doctor")
+            raise kind(f"CUDA: {what}: {self._explain(error)}", "run classify --doctor")
         return results[0] if results else None
 
     def _explain(self, error: Any) -> str:
@@ -142,5 +142,7 @@ def _bindings() -> Any:
     try:
         from cuda.bindings import runtime  # pyright: ignore[reportAttributeAccessIssue]
     except ImportError as error:
-        raise BackendError(f"cuda-bindings cannot be imported ({error}); pip install cuda-bindings") from error
+        raise BackendError(
+            f"cuda-bindings cannot be imported ({first_line(error)})", "pip install cuda-bindings"
+        ) from error
     return runtime

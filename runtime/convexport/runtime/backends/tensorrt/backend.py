@@ -11,31 +11,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from convexport.runtime.backends.base import Backend, Images, Probabilities
-from convexport.runtime.backends.tensorrt_slot import LoadedEngine, PlanRefused, Slot
-from convexport.runtime.cuda import Cuda, OutOfDeviceMemory
-from convexport.runtime.devices import Device, require_gpu
-from convexport.runtime.engine_cache import EngineCache, Plan, from_bundle
-from convexport.runtime.engines import (
-    BATCHES,
-    BuildOptions,
-    BuildProgress,
-    BuiltEngine,
-    build_engine,
-    engine_key,
-    load_tensorrt,
-)
+from convexport.runtime.backends.tensorrt.build import load_tensorrt
+from convexport.runtime.backends.tensorrt.cache import Plan
+from convexport.runtime.backends.tensorrt.cuda import Cuda, OutOfDeviceMemory
+from convexport.runtime.backends.tensorrt.slot import LoadedEngine, Slot
+from convexport.runtime.devices import Device
 from convexport.runtime.errors import BackendError, DeviceError, EngineError, UsageError
-from convexport.runtime.manifest import Manifest, Precision
-
-if TYPE_CHECKING:
-    from convexport.runtime.bundle import Bundle
-
 
 _FIRST_GPU = Device("cuda")
 
@@ -64,6 +51,7 @@ class TensorRTBackend(Backend):
     def __init__(self, plan: Plan, options: TensorRTOptions, cuda: Cuda | None = None, module: Any = None) -> None:
         self.device = options.device
         self.precision = plan.key.precision
+        self.version = f"{plan.key.flavour} {plan.key.version}"
         self._cuda = cuda or Cuda(options.device.index)
         self._slots: list[Slot] = []
         self._busy = False
@@ -103,7 +91,7 @@ class TensorRTBackend(Backend):
         """Answers in order, one a batch, while the next batches are copied and computed."""
         engine = self._open_engine()
         if self._busy:
-            raise UsageError("the TensorRT back end runs one stream of batches at a time; finish or close the other")
+            raise UsageError("the TensorRT back end runs one stream of batches at a time", "finish or close the other")
         self._busy = True
         pending: deque[tuple[Slot, bool]] = deque()
         parts: list[Probabilities] = []
@@ -154,7 +142,7 @@ class TensorRTBackend(Backend):
 
     def _open_engine(self) -> LoadedEngine:
         if self._engine is None:
-            raise BackendError("the TensorRT back end is closed, by its user or after an error; open it again")
+            raise BackendError("the TensorRT back end is closed, by its user or after an error", "open it again")
         return self._engine
 
     def _free_slots(self) -> None:
@@ -177,106 +165,3 @@ def _collect(pending: deque[tuple[Slot, bool]], parts: list[Probabilities]) -> I
         whole = np.concatenate(parts)
         parts.clear()
         yield whole
-
-
-@dataclass(frozen=True)
-class EngineRequest:
-    """Which engine of a bundle is wanted. `progress` hears of a build, `note` gets remarks for the user.
-
-    Without `may_build` only engines that are there, in the bundle or in the cache, are taken.
-    """
-
-    bundle: Bundle
-    precision: Precision
-    device: Device = _FIRST_GPU
-    max_batch: int | None = None
-    flavour: str | None = None
-    may_build: bool = True
-    progress: BuildProgress | None = None
-    note: Callable[[str], None] | None = None
-
-
-def open_backend(request: EngineRequest) -> tuple[TensorRTBackend, str]:
-    """The back end and where its engine comes from: the bundle, else the cache, else built now from the bundle's ONNX.
-
-    A plan that does not load is built again once; the second failure is reported. Raises `DeviceError` without a GPU,
-    `BackendError` without TensorRT, `EngineError` when no engine can be had.
-    """
-    search = _Search(request)
-    plan = from_bundle(request.bundle.manifest.engines, search.key, search.read)
-    if plan is None:
-        plan = search.cached()
-    try:
-        return search.load(plan), plan.origin
-    except PlanRefused as refused:
-        if request.note:
-            request.note(f"{refused.args[0].partition('; ')[0]}; building it again")
-    plan = search.cached(not_sha256=plan.sha256)
-    return search.load(plan), plan.origin
-
-
-def build_ahead(request: EngineRequest) -> Plan:
-    """Builds and caches the engine that `open_backend` would need here, unless the bundle or the cache has it."""
-    search = _Search(request)
-    return from_bundle(request.bundle.manifest.engines, search.key, search.read) or search.cached()
-
-
-def _graph(manifest: Manifest, precision: Precision) -> str:
-    """The file that engines are built from. Raises `EngineError` where the bundle has none that TensorRT takes.
-
-    The parser is not left to refuse an INT8 graph for CPUs: unsigned activations whose zero points are all 0 it takes
-    for signed ones, without a word.
-    """
-    variant = manifest.variants[precision]
-    if precision == "int8" and variant.engine_graph is None:
-        raise EngineError(
-            f"{manifest.name}: its int8 variant is quantised for CPUs, and it holds no int8 graph for TensorRT; "
-            "take --precision fp16, or export it again with --int8 and without --no-tensorrt"
-        )
-    return variant.engine_file
-
-
-class _Search:
-    """One request with the key of the engine that this machine wants."""
-
-    def __init__(self, request: EngineRequest) -> None:
-        gpu = require_gpu(request.device.index)
-        self._request = request
-        self._module = load_tensorrt(request.flavour)
-        self._onnx = _graph(request.bundle.manifest, request.precision)
-        largest = max(BATCHES[-1], request.max_batch or 0)
-        self._options = BuildOptions(
-            precision=request.precision,
-            flavour=self._module.__name__,
-            compute_capabilities=(gpu.compute_capability,),
-            batches=(*BATCHES[:-1], largest),
-            device_index=request.device.index,
-            name=self._onnx,
-        )
-        self.key = engine_key(request.bundle.sha256(self._onnx), self._options, self._module)
-        self._cache = EngineCache(waiting=request.note)
-
-    def read(self, name: str) -> tuple[bytes, str]:
-        """Bytes of a file of the bundle, and the hash that the manifest states."""
-        return self._request.bundle.read(name), self._request.bundle.sha256(name)
-
-    def cached(self, *, not_sha256: str | None = None) -> Plan:
-        """From the cache, else built."""
-        return self._cache.get_or_build(self.key, self._build, not_sha256=not_sha256)
-
-    def load(self, plan: Plan) -> TensorRTBackend:
-        request = self._request
-        options = TensorRTOptions(device=request.device, max_batch=request.max_batch, note=request.note)
-        return TensorRTBackend(plan, options, module=self._module)
-
-    def _build(self) -> BuiltEngine:
-        request = self._request
-        if not request.may_build:
-            raise EngineError(
-                f"neither the bundle nor the cache has a {self.key.flavour} engine for compute capability "
-                f"{self.key.compute_capabilities[0]}; --backend tensorrt or --build-engine builds one"
-            )
-        if request.note:
-            request.note(f"building a {self.key.flavour} engine from {self._onnx}; later starts take it from the cache")
-        options = replace(self._options, timing_cache=self._cache.timing_cache(self.key))
-        return build_engine(request.bundle.read(self._onnx), options, request.progress)

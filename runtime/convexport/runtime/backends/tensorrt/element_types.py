@@ -55,7 +55,8 @@ def check_types(layer_types: dict[str, dict[str, int]], precision: str, name: st
                 if found != precision:
                     raise EngineError(
                         f"{name}: an {precision} engine was asked for, but {count} of its "
-                        f"{what.replace('_', ' ')} tensors are {found}; build it from the {precision} variant"
+                        f"{what.replace('_', ' ')} tensors are {found}",
+                        f"build it from the {precision} variant",
                     )
 
 

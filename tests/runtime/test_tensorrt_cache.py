@@ -16,9 +16,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from convexport.runtime.engine_cache import EngineCache, Plan, cache_folder, fits, from_bundle
-from convexport.runtime.engines import BuiltEngine
-from convexport.runtime.errors import EngineError
+from convexport.runtime.backends.tensorrt.build import BuiltEngine
+from convexport.runtime.backends.tensorrt.cache import EngineCache, Plan, fits, from_bundle
+from convexport.runtime.errors import EngineError, UnavailableError
+from convexport.runtime.folders import cache_folder
 from convexport.runtime.manifest import Engine, EngineKey
 
 KEY = EngineKey(
@@ -280,18 +281,18 @@ def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch: pytest.Monk
     for name in ("CONVEXPORT_CACHE", "XDG_CACHE_HOME", "HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # no user is known
-    with pytest.raises(EngineError) as caught:
+    with pytest.raises(UnavailableError) as caught:
         cache_folder()
     why = "Could not determine home directory."
-    assert str(caught.value) == f"no place for the engine cache ({why}); set CONVEXPORT_CACHE to a folder of your own"
+    assert str(caught.value) == f"there is no place for a cache ({why}); set CONVEXPORT_CACHE to a folder of your own"
 
 
 CHILD = """
 import os, sys
 from pathlib import Path
 import msgspec
-from convexport.runtime.engine_cache import EngineCache
-from convexport.runtime.engines import BuiltEngine
+from convexport.runtime.backends.tensorrt.cache import EngineCache
+from convexport.runtime.backends.tensorrt.build import BuiltEngine
 from convexport.runtime.manifest import EngineKey
 
 folder, key, hang = Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=EngineKey), sys.argv[3] == "hang"

@@ -1,4 +1,4 @@
-"""TensorRT engines from ONNX. No torch and no onnx, so a device builds too.
+"""TensorRT engines built from ONNX, without torch and onnx, so that a device can build them too.
 
 TensorRT comes in two flavours with one Python API. `tensorrt` (versions 10 and 11) builds for the GPU it runs on;
 `tensorrt_rtx` (TensorRT for RTX) builds without a GPU for a set of compute capabilities and compiles the kernels when
@@ -14,16 +14,19 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any
 
+from convexport.runtime.backends.tensorrt.element_types import check_types, network_types, type_name
 from convexport.runtime.devices import gpus, require_gpu
-from convexport.runtime.engine_types import check_types, network_types, type_name
-from convexport.runtime.errors import BackendError, DeviceError, EngineError, UsageError
-from convexport.runtime.manifest import EngineKey, Precision
+from convexport.runtime.errors import BackendError, DeviceError, EngineError, UsageError, first_line
+from convexport.runtime.manifest import EngineKey
+from convexport.runtime.precision import PRECISIONS, Precision
 
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
 # The largest set one RTX plan holds without the code for Turing, which takes no fp32 and doubles as a plan of its own.
 RTX_TARGETS = ("8.0", "8.6", "8.9", "12.0", "12.1")
+# What TensorRT for RTX has kernels for at all.
+RTX_CAPABILITIES = ("7.5", *RTX_TARGETS)
 BATCHES = (1, 32, 256)
 OLDEST_VERSION = 10
 
@@ -70,7 +73,7 @@ class BuiltEngine:
 def profiles(batches: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
     """Batch buckets -> (min, opt, max) of each profile: (1, 32, 256) -> ((1, 1, 1), (2, 32, 32), (33, 256, 256))."""
     if not batches or min(batches) < 1 or list(batches) != sorted(set(batches)):
-        raise UsageError(f"batch buckets {list(batches)}: expected rising numbers of 1 and more, like 1, 32, 256")
+        raise UsageError(f"batch buckets {list(batches)}: expected rising numbers of 1 and more", "like 1, 32, 256")
     lows = [1, *(bucket + 1 for bucket in batches[:-1])]
     return tuple((low, bucket, bucket) for low, bucket in zip(lows, batches, strict=True))
 
@@ -86,21 +89,21 @@ def plan_targets(compute_capabilities: tuple[str, ...]) -> tuple[tuple[str, ...]
 def load_tensorrt(flavour: str | None = None) -> Any:
     """The module of a flavour, or of what is installed: `tensorrt` first where a GPU is. Raises `BackendError`."""
     if flavour is not None and flavour not in FLAVOURS:
-        raise UsageError(f"TensorRT flavour {flavour!r} is not known; expected {' or '.join(FLAVOURS)}")
+        raise UsageError(f"TensorRT flavour {flavour!r} is not known", f"expected {' or '.join(FLAVOURS)}")
     order = [flavour] if flavour else sorted(FLAVOURS, reverse=not _gpu_is_there())
     reasons = []
     for name in order:
         try:
             module = importlib.import_module(name)
-        except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: the wheel's own check of its libraries
-            reasons.append(f"{name}: {str(error).splitlines()[0]}")
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:  # RuntimeError: the wheel's own check
+            reasons.append(f"{name}: {first_line(error)}")
             continue
         if name == "tensorrt" and int(module.__version__.split(".")[0]) < OLDEST_VERSION:
             reasons.append(f"tensorrt: version {module.__version__}, expected {OLDEST_VERSION}.0 or newer")
             continue
         return module
     extra = (flavour or "tensorrt-rtx").replace("_", "-")
-    raise BackendError(f"TensorRT cannot be imported ({'; '.join(reasons)}); pip install 'convexport[{extra}]'")
+    raise BackendError(f"TensorRT cannot be imported ({'; '.join(reasons)})", f"pip install 'convexport[{extra}]'")
 
 
 def engine_key(onnx_sha256: str, options: BuildOptions, module: Any) -> EngineKey:
@@ -122,15 +125,15 @@ def build_engine(onnx_bytes: bytes, options: BuildOptions, progress: BuildProgre
     same bytes, options and version of TensorRT for RTX give the same plan, byte for byte in fp16. In fp32 with a range
     of batches, and in int8, the builder numbers names inside the plan (`__mye1234`) by memory addresses.
     """
-    if options.precision not in get_args(Precision):
-        raise UsageError(f"precision {options.precision!r} is not known; expected {', '.join(get_args(Precision))}")
+    if options.precision not in PRECISIONS:
+        raise UsageError.unknown("precision", options.precision, PRECISIONS)
     trt = load_tensorrt(options.flavour)
     key = engine_key(hashlib.sha256(onnx_bytes).hexdigest(), options, trt)
     started = time.perf_counter()
     logger = make_logger(trt)
     builder = trt.Builder(logger)
     if builder is None or not builder:
-        raise EngineError(f"{_who(trt)} cannot start its builder: {logger.reason()}; run classify --doctor")
+        raise EngineError(f"{_who(trt)} cannot start its builder: {logger.reason()}", "run classify --doctor")
     # Kept in a variable: a temporary network crashes the process.
     network = builder.create_network(_strongly_typed(trt))
     parser = _parse(trt, network, onnx_bytes, logger, options.name)
@@ -146,7 +149,8 @@ def build_engine(onnx_bytes: bytes, options: BuildOptions, progress: BuildProgre
     if plan is None:
         raise EngineError(
             f"{options.name}: {_who(trt)} built no {options.precision} engine for compute capability "
-            f"{', '.join(key.compute_capabilities)}: {logger.reason()}; take another precision or other targets"
+            f"{', '.join(key.compute_capabilities)}: {logger.reason()}",
+            "choose another precision or other targets",
         )
     seconds = time.perf_counter() - started
     cache = b"" if key.flavour == "tensorrt_rtx" else bytes(config.get_timing_cache().serialize())
@@ -188,7 +192,8 @@ def _targets(options: BuildOptions, module: Any) -> tuple[str, ...]:
         if set(asked) - {here}:
             raise EngineError(
                 f"tensorrt builds for the GPU in this machine, of compute capability {here}, not for "
-                f"{', '.join(asked)}; leave out --compute-capability, or pip install 'convexport[tensorrt-rtx]'"
+                f"{', '.join(asked)}",
+                "name no compute capability, or pip install 'convexport[tensorrt-rtx]'",
             )
         return (here,)
     known = _rtx_targets(module)
@@ -196,7 +201,8 @@ def _targets(options: BuildOptions, module: Any) -> tuple[str, ...]:
         if target not in known:
             raise EngineError(
                 f"tensorrt_rtx {module.__version__} makes no plan for compute capability {target}, only for "
-                f"{', '.join(known)}; on such a GPU use the tensorrt flavour: pip install 'convexport[tensorrt]'"
+                f"{', '.join(known)}",
+                "on such a GPU use the tensorrt flavour: pip install 'convexport[tensorrt]'",
             )
     return asked or RTX_TARGETS
 
@@ -209,7 +215,8 @@ def _parse(trt: Any, network: Any, onnx_bytes: bytes, logger: Any, name: str) ->
         if len(inputs) != 1 or inputs[0].dtype != trt.DataType.UINT8 or len(tuple(inputs[0].shape)) != 4:
             raise EngineError(
                 f"{name}: {len(inputs)} inputs ({', '.join(map(_signature, inputs)) or 'none'}), expected one, uint8 "
-                "[batch, height, width, channels]; export the model again"
+                "[batch, height, width, channels]",
+                "export the model again",
             )
         return parser
     error = parser.get_error(0)
@@ -218,13 +225,16 @@ def _parse(trt: Any, network: Any, onnx_bytes: bytes, logger: Any, name: str) ->
         node = f"node {error.node_name() or error.node()!r} (operator {error.node_operator()})"
         if error.node_operator() in ("QuantizeLinear", "DequantizeLinear"):
             raise EngineError(
-                f"{name}: {_who(trt)} refuses {node}: {readable(error.desc())}; it takes int8 with zero points of 0 "
-                "and float biases only, as convexport --int8 writes it to engines/int8.onnx"
+                f"{name}: {_who(trt)} refuses {node}: {readable(error.desc())}",
+                "it takes int8 with zero points of 0 and float biases only, as an export with int8 writes it to "
+                "engines/int8.onnx",
             )
         if code.startswith("UNSUPPORTED") or "Plugin not found" in error.desc():
-            raise EngineError(f"{name}: {_who(trt)} does not support {node}; use --backend onnxruntime")
-        raise EngineError(f"{name}: {_who(trt)} refuses {node}: {readable(error.desc())}; export the model again")
-    raise EngineError(f"{name}: {_who(trt)} cannot read it as ONNX ({readable(error.desc())}); export the model again")
+            raise EngineError(f"{name}: {_who(trt)} does not support {node}", "use the back end onnxruntime")
+        raise EngineError(f"{name}: {_who(trt)} refuses {node}: {readable(error.desc())}", "export the model again")
+    raise EngineError(
+        f"{name}: {_who(trt)} cannot read it as ONNX ({readable(error.desc())})", "export the model again"
+    )
 
 
 def _configure(trt: Any, builder: Any, network: Any, key: EngineKey, options: BuildOptions) -> Any:

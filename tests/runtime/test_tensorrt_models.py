@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from convexport.runtime.engines import BuildOptions, build_engine
+from convexport.runtime.backends.tensorrt.build import BuildOptions, build_engine
 
 pytest.importorskip("tensorrt_rtx", reason="needs the extra tensorrt-rtx")
 torch = pytest.importorskip("torch", reason="needs the extra export")

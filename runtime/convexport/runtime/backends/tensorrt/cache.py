@@ -26,8 +26,9 @@ from pathlib import Path
 import msgspec
 
 from convexport.runtime import atomic
-from convexport.runtime.engines import BuiltEngine
-from convexport.runtime.errors import EngineError
+from convexport.runtime.backends.tensorrt.build import BuiltEngine
+from convexport.runtime.errors import EngineError, first_line
+from convexport.runtime.folders import cache_folder
 from convexport.runtime.manifest import Engine, EngineKey, Sha256
 
 
@@ -47,7 +48,7 @@ class Plan:
         found = hashlib.sha256(self.data).hexdigest()
         if found != self.sha256:
             raise EngineError(
-                f"{self.origin}: the plan's SHA-256 is {found[:12]}…, expected {self.sha256[:12]}…; build it again"
+                f"{self.origin}: the plan's SHA-256 is {found[:12]}…, expected {self.sha256[:12]}…", "build it again"
             )
 
 
@@ -81,20 +82,6 @@ def from_bundle(
             data, sha256 = read(engine.file)
             return Plan(data, sha256, engine.key, f"the bundle's {engine.file}")
     return None
-
-
-def cache_folder() -> Path:
-    """Where engines are cached; it need not exist yet."""
-    chosen = os.environ.get("CONVEXPORT_CACHE")
-    if chosen:
-        return Path(chosen)
-    home = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(home) if home else Path.home() / ".cache") / "convexport"
-    except RuntimeError as error:  # a user without a home, as in some containers
-        raise EngineError(
-            f"no place for the engine cache ({error}); set CONVEXPORT_CACHE to a folder of your own"
-        ) from error
 
 
 class EngineCache:
@@ -136,12 +123,12 @@ class EngineCache:
                     return plan
                 built = build()
                 if built.key != key:
-                    raise EngineError(f"the engine was built for {built.key}, but {key} was asked for; report this")
+                    raise EngineError(f"the engine was built for {built.key}, but {key} was asked for", "report this")
                 self._store(built)
         except OSError as error:
             raise EngineError(
-                f"the engine cache {self.folder} cannot be used ({error.strerror}); set CONVEXPORT_CACHE to a folder "
-                "of your own"
+                f"the engine cache {self.folder} cannot be used ({first_line(error)})",
+                "set CONVEXPORT_CACHE to a folder of your own",
             ) from error
         return Plan(built.plan, built.sha256, key, f"the engine just built, {self._files(key)[1]}")
 
@@ -175,10 +162,9 @@ class EngineCache:
 
     @contextmanager
     def _lock(self, key: EngineKey) -> Iterator[None]:
-        try:
-            import fcntl
-        except ImportError as error:  # Windows
-            raise EngineError(f"engines are cached on Linux only ({error}); use --backend onnxruntime") from error
+        """Held by the one process that builds an engine; it goes with that process, so nobody waits for a dead one."""
+        import fcntl  # Linux and macOS
+
         entry_file, _ = self._files(key)
         descriptor = os.open(entry_file.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -201,7 +187,9 @@ def _read_trusted(file: Path) -> bytes | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise EngineError(f"{file}: cannot be read ({error.strerror}); remove it or set CONVEXPORT_CACHE") from error
+        raise EngineError(
+            f"{file}: cannot be read ({first_line(error)})", "remove it, or set CONVEXPORT_CACHE"
+        ) from error
     with os.fdopen(descriptor, "rb") as stream:
         _check_owner(file, os.fstat(stream.fileno()))
         return stream.read()
@@ -210,11 +198,13 @@ def _read_trusted(file: Path) -> bytes | None:
 def _check_owner(path: Path, status: os.stat_result) -> None:
     if status.st_uid not in (0, os.geteuid()):
         raise EngineError(
-            f"{path} belongs to user {status.st_uid}, and an engine is code: it is not loaded; set CONVEXPORT_CACHE to "
-            "a folder of your own"
+            f"{path} belongs to user {status.st_uid}, and an engine is code: it is not loaded",
+            "set CONVEXPORT_CACHE to a folder of your own",
         )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise EngineError(f"{path} is writable to others, and an engine is code: it is not loaded; chmod go-w {path}")
+        raise EngineError(
+            f"{path} is writable to others, and an engine is code: it is not loaded", f"chmod go-w {path}"
+        )
 
 
 def _write(file: Path, data: bytes) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from convexport.runtime.backends.base import Images, Probabilities
-from convexport.runtime.cuda import Cuda, OutOfDeviceMemory
-from convexport.runtime.engine_cache import Plan
-from convexport.runtime.engine_types import engine_types
-from convexport.runtime.engines import make_logger
+from convexport.runtime.backends.tensorrt.build import make_logger
+from convexport.runtime.backends.tensorrt.cache import Plan
+from convexport.runtime.backends.tensorrt.cuda import Cuda, OutOfDeviceMemory
+from convexport.runtime.backends.tensorrt.element_types import engine_types
 from convexport.runtime.errors import DeviceError, EngineError, UsageError
 
 _NO_BYTES = np.empty(0, np.uint8)
@@ -35,8 +35,8 @@ class LoadedEngine:
         self._engine = self._runtime.deserialize_cuda_engine(plan.data)
         if self._engine is None:
             raise PlanRefused(
-                f"{plan.origin}: {trt.__name__} {trt.__version__} does not load it: {self.logger.reason()}; "
-                "use --backend onnxruntime, or see classify --doctor"
+                f"{plan.origin}: {trt.__name__} {trt.__version__} does not load it: {self.logger.reason()}",
+                "use the back end onnxruntime, or see classify --doctor",
             )
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         found = {
@@ -93,7 +93,9 @@ class LoadedEngine:
         self.logger.errors.clear()  # an error that was overcome must not explain the next one
         if "outofmemory" in reason.lower().replace(" ", ""):
             return OutOfDeviceMemory(f"{self._origin}: {what}: {reason}; take a smaller --batch")
-        return EngineError(f"{self._origin}: {what}: {reason}; use --backend onnxruntime, or see classify --doctor")
+        return EngineError(
+            f"{self._origin}: {what}: {reason}", "use the back end onnxruntime, or see classify --doctor"
+        )
 
     def types(self) -> dict[str, int]:
         inspector = self._engine.create_engine_inspector()

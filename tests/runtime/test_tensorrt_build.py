@@ -12,10 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convexport.runtime import engines
+from convexport.runtime.backends.tensorrt import build as engines
+from convexport.runtime.backends.tensorrt.build import (
+    BuildOptions,
+    build_engine,
+    load_tensorrt,
+    plan_targets,
+    profiles,
+    readable,
+)
+from convexport.runtime.backends.tensorrt.element_types import check_types, engine_types
 from convexport.runtime.devices import Gpu
-from convexport.runtime.engine_types import check_types, engine_types
-from convexport.runtime.engines import BuildOptions, build_engine, load_tensorrt, plan_targets, profiles, readable
 from convexport.runtime.errors import BackendError, DeviceError, EngineError, UsageError
 from convexport.runtime.manifest import Precision
 from helpers.fake_cuda import FakeTensorRT
@@ -61,7 +68,7 @@ def test_the_same_input_gives_the_same_plan_and_another_input_another() -> None:
 def test_another_process_builds_the_same_plan() -> None:
     rtx()
     code = (
-        "from convexport.runtime.engines import *; from runtime.onnx_graphs import convolution;"
+        "from convexport.runtime.backends.tensorrt.build import *; from helpers.onnx_graphs import convolution;"
         "print(build_engine(convolution(True), BuildOptions('fp16', batches=(1, 8))).sha256)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"}
@@ -124,7 +131,7 @@ def test_an_asymmetric_int8_graph_is_refused_with_the_form_that_is_taken(zero: o
         f"model.int8.onnx: tensorrt_rtx {version} refuses node 'inner_q' (operator QuantizeLinear): "
     )
     assert message.endswith(
-        "; it takes int8 with zero points of 0 and float biases only, as convexport --int8 writes it to "
+        "; it takes int8 with zero points of 0 and float biases only, as an export with int8 writes it to "
         "engines/int8.onnx"
     )
 
@@ -134,7 +141,7 @@ def test_turing_takes_no_int8_out_of_a_float32_graph() -> None:
     options = BuildOptions("int8", compute_capabilities=("7.5",), name="engines/int8.onnx")
     assert refusal(quantised(convolution()), options) == (
         f"engines/int8.onnx: tensorrt_rtx {version} built no int8 engine for compute capability 7.5: Cannot compile "
-        "operation 'dense' for Turing (SM75): FP32 GEMM is not supported; take another precision or other targets"
+        "operation 'dense' for Turing (SM75): FP32 GEMM is not supported; choose another precision or other targets"
     )
 
 
@@ -143,7 +150,7 @@ def test_a_target_that_cannot_take_the_precision_gives_tensorrts_reason() -> Non
     message = refusal(convolution(), BuildOptions("fp32", compute_capabilities=("7.5",), name="model.fp32.onnx"))
     assert message == (
         f"model.fp32.onnx: tensorrt_rtx {version} built no fp32 engine for compute capability 7.5: Cannot compile "
-        "operation 'dense' for Turing (SM75): FP32 GEMM is not supported; take another precision or other targets"
+        "operation 'dense' for Turing (SM75): FP32 GEMM is not supported; choose another precision or other targets"
     )
 
 
@@ -153,7 +160,7 @@ def test_an_operator_that_is_not_supported_is_named_with_its_node() -> None:
         message = refusal(convolution(activation=operator), BuildOptions("fp32", name="model.fp32.onnx"))
         assert message == (
             f"model.fp32.onnx: tensorrt_rtx {version} does not support node 'act1' (operator {operator}); "
-            "use --backend onnxruntime"
+            "use the back end onnxruntime"
         )
 
 
@@ -236,7 +243,7 @@ def test_batch_buckets_become_profiles_without_a_gap() -> None:
         with pytest.raises(UsageError) as caught:
             profiles(wrong)
         assert str(caught.value) == (
-            f"batch buckets {list(wrong)}: expected rising numbers of 1 and more, like 1, 32, 256"
+            f"batch buckets {list(wrong)}: expected rising numbers of 1 and more; like 1, 32, 256"
         )
 
 
@@ -246,7 +253,7 @@ def test_unknown_names_are_wrong_use() -> None:
     assert str(caught.value) == "TensorRT flavour 'tensorrt-rtx' is not known; expected tensorrt or tensorrt_rtx"
     with pytest.raises(UsageError) as caught:
         build_engine(b"", BuildOptions("fp8"))  # type: ignore[arg-type]
-    assert str(caught.value) == "precision 'fp8' is not known; expected fp32, fp16, int8"
+    assert str(caught.value) == "precision 'fp8' is not known; known: fp32, fp16, int8"
 
 
 def test_without_the_library_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -306,7 +313,7 @@ def test_tensorrt_builds_for_no_other_gpu(monkeypatch: pytest.MonkeyPatch) -> No
     use(monkeypatch, FakeTensorRT(), "8.9")
     assert refusal(b"a model", BuildOptions("fp16", flavour="tensorrt", compute_capabilities=("8.6", "8.9"))) == (
         "tensorrt builds for the GPU in this machine, of compute capability 8.9, not for 8.6, 8.9; "
-        "leave out --compute-capability, or pip install 'convexport[tensorrt-rtx]'"
+        "name no compute capability, or pip install 'convexport[tensorrt-rtx]'"
     )
 
 

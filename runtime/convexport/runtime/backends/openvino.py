@@ -1,0 +1,162 @@
+"""OpenVINO on a CPU. The library is imported when a back end is made, and not before.
+
+Where the processor can, OpenVINO computes a float32 graph in bfloat16 by itself. That would be a precision which nobody
+asked for, so the precision of its arithmetic is set to float32 and read back. Products of 8-bit operands stay 8 bits
+wide: that is what the graph says.
+"""
+
+from __future__ import annotations
+
+import importlib
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from convexport.runtime.backends.base import INPUT, OUTPUT, Backend, Images, Probabilities, pieces
+from convexport.runtime.backends.registry import DeviceKind, Obstacle, Opened
+from convexport.runtime.devices import BATCHES, Device, available_cores
+from convexport.runtime.errors import BackendError, BundleError, DeviceError, first_line
+
+if TYPE_CHECKING:
+    from convexport.runtime.bundle import Bundle
+    from convexport.runtime.doctor import Facts
+    from convexport.runtime.options import Options
+
+_INSTALL = "pip install 'convexport[openvino]'"
+_MEMORY = ("bad_alloc", "allocate", "out of memory")
+
+
+class OpenVINOBackend(Backend):
+    """Runs an ONNX file with input `images` uint8 [batch, H, W, C] and output `probabilities` float32 [batch, K].
+
+    Args:
+        model: The bytes of the ONNX file.
+        precision: What the bundle calls it.
+        threads: Threads of the CPU; None takes one for each core that the process may use.
+        max_batch: The largest number of images computed at once.
+
+    Raises:
+        BackendError: The library is missing, cannot take the graph, or would compute in another precision than float32.
+        BundleError: The graph does not keep the contract.
+        DeviceError: The memory does not suffice.
+    """
+
+    name = "openvino"
+
+    def __init__(self, model: bytes, *, precision: str, threads: int | None = None, max_batch: int = 64) -> None:
+        self.device = Device("cpu")
+        self.precision = precision
+        self.max_batch = max_batch
+        library = load_openvino()
+        self.version = str(library.__version__).partition("-")[0]
+        self._compiled: Any = self._compile(library, model, threads)
+        self._classes = self._check_graph()
+        # A request serves one thread at a time; each thread takes one from here or makes one.
+        self._requests: SimpleQueue[Any] = SimpleQueue()
+
+    def run(self, images: Images) -> Probabilities:
+        """uint8 [N, H, W, C] -> float32 [N, K], at most `max_batch` of them at once."""
+        if self._compiled is None:
+            raise BackendError("the OpenVINO back end is closed", "open it again")
+        parts = [self._run(part) for part in pieces(images, self.max_batch)]
+        return np.concatenate(parts) if parts else np.zeros((0, self._classes), np.float32)
+
+    def close(self) -> None:
+        """Frees the compiled network and its memory. Safe to call twice."""
+        self._requests = SimpleQueue()
+        self._compiled = None
+
+    def _compile(self, library: Any, model: bytes, threads: int | None) -> Any:
+        wanted = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_NUM_THREADS": threads or available_cores(),
+            "NUM_STREAMS": 1,
+        }
+        try:
+            core = library.Core()
+            compiled = core.compile_model(core.read_model(model), "CPU", wanted)
+            arithmetic = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+            devices = list(compiled.get_property("EXECUTION_DEVICES"))
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = _reason(error)
+            if any(word in reason.lower() for word in _MEMORY):
+                raise self._no_memory() from error
+            raise BackendError(f"{self._who()} cannot load the graph: {reason}", "use another back end") from error
+        if (arithmetic, devices) != ("f32", ["CPU"]):
+            raise BackendError(
+                f"{self._who()} would compute in {arithmetic} on {', '.join(devices)}, expected f32 on CPU",
+                "choose another back end",
+            )
+        return compiled
+
+    def _check_graph(self) -> int:
+        """The contract of the graph -> its number of classes."""
+        found = [
+            (value.any_name, value.element_type.to_string(), len(value.partial_shape))
+            for value in (*self._compiled.inputs, *self._compiled.outputs)
+        ]
+        if found != [(INPUT, "u8", 4), (OUTPUT, "f32", 2)]:
+            raise BundleError(
+                f"the graph has {found}, expected {INPUT} uint8 [N,H,W,C] and {OUTPUT} float32 [N,K]",
+                "export the bundle again",
+            )
+        return int(self._compiled.outputs[0].partial_shape[1].get_length())
+
+    def _run(self, images: Images) -> Probabilities:
+        try:
+            request = self._requests.get_nowait()
+        except Empty:
+            request = self._compiled.create_infer_request()
+        try:
+            answer = request.infer({0: np.ascontiguousarray(images)}, share_inputs=True)[0]
+            probabilities: Probabilities = np.array(answer)  # its memory belongs to the request
+        except (RuntimeError, ValueError, TypeError) as error:
+            reason = _reason(error)
+            if any(word in reason.lower() for word in _MEMORY):
+                raise self._no_memory() from error
+            raise BackendError(f"{self._who()} failed on {len(images)} images: {reason}") from error
+        self._requests.put(request)
+        return probabilities
+
+    def _no_memory(self) -> DeviceError:
+        return DeviceError(f"{self._who()} ran out of memory", f"use a smaller batch than {self.max_batch}")
+
+    def _who(self) -> str:
+        return f"OpenVINO {self.version} on {self.device}"
+
+
+def load_openvino() -> Any:
+    """The module. Raises `BackendError` with the command that installs it."""
+    try:
+        library = importlib.import_module("openvino")
+    except ModuleNotFoundError as error:
+        raise BackendError("openvino is not installed", _INSTALL) from error
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise BackendError(
+            f"openvino cannot be imported ({first_line(error)})", f"pip uninstall openvino && {_INSTALL}"
+        ) from error
+    if not hasattr(library, "Core"):
+        raise BackendError("openvino is damaged: it has no Core", f"pip uninstall openvino && {_INSTALL}")
+    return library
+
+
+def open_backend(bundle: Bundle, device: Device, precision: str, options: Options) -> Opened:
+    """The back end for one variant of a bundle."""
+    load_openvino()  # what is missing is said before a large file is read
+    batch = options.batch or BATCHES[device.kind]
+    model = bundle.read(bundle.manifest.variants[precision].file)
+    return Opened(OpenVINOBackend(model, precision=precision, threads=options.threads, max_batch=batch))
+
+
+def against(facts: Facts, kind: DeviceKind) -> Obstacle | None:
+    """Why OpenVINO does not run on a machine with these facts."""
+    module = facts.module("openvino")
+    return None if module.version else Obstacle(f"openvino cannot be imported: {module.error}", _INSTALL)
+
+
+def _reason(error: Exception) -> str:
+    """The line that says what was wrong: those before it name OpenVINO's own source files."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
+    return telling[0].rstrip(".") if telling else first_line(error)

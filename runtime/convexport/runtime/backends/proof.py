@@ -1,0 +1,98 @@
+"""The proof that a machine computes what the export computed: the golden images, run once and remembered.
+
+A proof belongs to a bundle, a back end and its version, a precision, a device and a kind of processor. It is a small
+file in the cache folder; removing it makes the next start prove again, and where none can be written it is proved at
+every start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from convexport.runtime import atomic
+from convexport.runtime.backends.base import Backend
+from convexport.runtime.bundle import Bundle
+from convexport.runtime.devices import processor_kind
+from convexport.runtime.errors import ConvexportError, UnavailableError
+from convexport.runtime.folders import cache_folder
+from convexport.runtime.images import load_image
+
+
+@dataclass(frozen=True)
+class GoldenResult:
+    """One golden image on this device against what the origin gave it in float32 at export."""
+
+    file: str
+    expected: str
+    label: str
+    max_abs_difference: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Same label, and no probability further away than the variant's tolerance."""
+        return self.label == self.expected and self.max_abs_difference <= self.tolerance
+
+
+def golden_results(bundle: Bundle, backend: Backend, batch: int = 64) -> list[GoldenResult]:
+    """The bundle's golden images through a back end, each beside what it should give.
+
+    Raises `BundleError` for an image that is not as listed, `UnavailableError` where the device fails.
+    """
+    manifest = bundle.manifest
+    golden = manifest.golden
+    if not golden:
+        return []
+    images = np.stack([load_image(bundle.read(g.file), manifest.input, name=g.file)[0] for g in golden])
+    found = np.concatenate([backend.run(images[i : i + batch]) for i in range(0, len(images), batch)])
+    names = manifest.classes
+    tolerance = manifest.variants[backend.precision].golden_tolerance
+    return [
+        GoldenResult(
+            file=g.file,
+            expected=names[int(np.argmax(g.probabilities))],
+            label=names[int(np.argmax(p))],
+            # NaN stays NaN and so passes no tolerance.
+            max_abs_difference=float(np.abs(np.asarray(g.probabilities) - p).max()),
+            tolerance=tolerance,
+        )
+        for g, p in zip(golden, found, strict=True)
+    ]
+
+
+def failure(bundle: Bundle, backend: Backend) -> str | None:
+    """Why a back end must not serve here, in words; None where it has proved itself, now or before."""
+    place = _place(bundle, backend)
+    if place is not None and place.is_file():
+        return None
+    where = f"{backend.name} on {backend.device} in {backend.precision}"
+    try:
+        results = golden_results(bundle, backend)
+    except UnavailableError as error:
+        return f"{where} failed on the golden images ({error.message})"
+    wrong = [result for result in results if not result.passed]
+    if wrong:
+        return f"{where} gives other answers than the export on {len(wrong)} of {len(results)} golden images"
+    if place is not None and results:
+        with suppress(OSError):  # a read-only home: it is proved again next time
+            atomic.write(place, b"", mode=0o600)
+    return None
+
+
+def _place(bundle: Bundle, backend: Backend) -> Path | None:
+    """The file that remembers the proof; None where there is no place for a cache."""
+    manifest = bundle.manifest
+    golden = "".join(manifest.files[g.file].sha256 + repr(g.probabilities) for g in manifest.golden)
+    facts = (
+        *(bundle.sha256(manifest.variants[backend.precision].file), golden),
+        *(backend.name, backend.version, str(backend.device), backend.precision, processor_kind()),
+    )
+    try:
+        return cache_folder() / "proofs" / hashlib.sha256("\0".join(facts).encode()).hexdigest()
+    except ConvexportError:  # a user without a home
+        return None

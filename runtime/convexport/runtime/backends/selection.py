@@ -1,0 +1,173 @@
+"""Which back end and precision serve: `auto` takes the best that works and says why; a name is kept or refused.
+
+What was measured on one machine is the answer of another only when that machine has proved it: a precision that `auto`
+chooses has passed the golden images there (`proof`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from convexport.runtime.backends import proof, registry
+from convexport.runtime.backends.base import Backend
+from convexport.runtime.backends.registry import BackendSpec
+from convexport.runtime.bundle import Bundle
+from convexport.runtime.devices import Device, gpus, processor_kind
+from convexport.runtime.errors import (
+    BundleError,
+    ConvexportError,
+    DeviceError,
+    GateRefused,
+    UnavailableError,
+    UsageError,
+)
+from convexport.runtime.manifest import Manifest
+from convexport.runtime.options import Options
+from convexport.runtime.precision import PRECISIONS, Precision
+
+MARGIN = 1.10
+"""How much faster a choice must have been measured to replace the plain one: less is noise."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A back end on a device in a precision, and why it stands where it stands."""
+
+    spec: BackendSpec
+    device: Device
+    precision: Precision
+    why: str = ""
+
+
+def create(bundle: Bundle, options: Options) -> tuple[Backend, str]:
+    """The best back end that fits the options and works here, and in words what was taken and why.
+
+    Raises `UsageError` for an unknown name, `UnavailableError` where what was asked for is not there, `BundleError`
+    where the bundle lacks the precision, `GateRefused` where no precision gives the answers of the export here.
+    """
+    refusals: list[str] = []
+    broken: set[tuple[str, Device]] = set()
+    last: ConvexportError | None = None
+    for candidate in _candidates(bundle.manifest, options, refusals):
+        spec, device = candidate.spec, candidate.device
+        if (spec.name, device) in broken:
+            continue
+        try:
+            backend, origin = spec.open(bundle, device, candidate.precision, options)
+        except UnavailableError as error:
+            broken.add((spec.name, device))
+            refusals.append(error.message)
+            last = error
+            continue
+        failure = proof.failure(bundle, backend) if options.precision == "auto" else None
+        if failure:
+            backend.close()
+            refusals.append(failure)
+            last = GateRefused(f"{bundle.manifest.name}: {failure}", "choose another back end or precision by name")
+            continue
+        taken = f"{spec.name} on {device} in {backend.precision}{candidate.why}"
+        return backend, "; ".join([taken, *filter(None, [origin]), *refusals])
+    # Nothing stands behind the last candidate: what was asked for by name ends with its own error.
+    assert last is not None
+    raise last
+
+
+def choose_precision(manifest: Manifest, device: Device, precision: str = "auto") -> Precision:
+    """The precision to run on a device without regard to what was measured; a name is kept or refused.
+
+    Raises `BundleError` that names those in the bundle.
+    """
+    return _precisions(manifest, device, precision)[0]
+
+
+def _candidates(manifest: Manifest, options: Options, refusals: list[str]) -> Iterator[Candidate]:
+    """What to try, best first. Where no device was named, why no GPU comes first goes to `refusals`."""
+    for device, specs in _places(options, refusals):
+        precisions = _precisions(manifest, device, options.precision)
+        asked = ", as asked" if options.precision != "auto" else ""
+        plain = [Candidate(spec, device, name, asked) for spec in specs for name in precisions]
+        if device.kind == "cpu":
+            yield from _by_rate(manifest, plain, options)
+        else:
+            # The precision that a GPU runs best comes first; its back ends differ less.
+            yield from sorted(plain, key=lambda candidate: precisions.index(candidate.precision))
+
+
+def _places(options: Options, refusals: list[str]) -> list[tuple[Device, list[BackendSpec]]]:
+    """Devices, best first, with the back ends that may run there."""
+    named = None if options.device == "auto" else Device.parse(options.device)
+    wanted = None
+    if options.backend != "auto":
+        assert isinstance(options.backend, str)
+        wanted = registry.find(options.backend)
+        if named and not wanted.runs_on(named):
+            raise UsageError(
+                f"back end {wanted.name} does not run on {named.kind}, only on {' and '.join(wanted.extras)}",
+                f"leave out the device, or choose another back end: {', '.join(s.name for s in registry.on(named.kind))}",
+            )
+    there = [named] if named else []
+    if not named and (wanted is None or "cuda" in wanted.extras):
+        try:
+            there.append(Device("cuda", gpus()[0].index))
+        except DeviceError as error:
+            if wanted and set(wanted.extras) == {"cuda"}:
+                there.append(Device("cuda"))  # what is missing is the back end's to say
+            refusals.append(error.message)
+    if not named and (wanted is None or "cpu" in wanted.extras):
+        there.append(Device("cpu"))
+    return [(device, [wanted] if wanted else registry.on(device.kind)) for device in there]
+
+
+def _precisions(manifest: Manifest, device: Device, precision: str) -> list[Precision]:
+    held = [name for name in PRECISIONS if name in manifest.variants]
+    if precision == "auto":
+        rank = {name: spec.cuda_rank if device.kind == "cuda" else spec.cpu_rank for name, spec in PRECISIONS.items()}
+        exact = [name for name in held if rank[name] <= rank["fp32"]] if device.kind == "cuda" else held
+        return sorted(exact or held, key=rank.__getitem__)
+    if precision not in held:
+        raise BundleError(
+            f"{manifest.name}: no {precision} variant in this bundle, it holds {', '.join(held)}",
+            "choose one of these, or export it again with that precision",
+        )
+    return [precision]
+
+
+def _by_rate(manifest: Manifest, plain: list[Candidate], options: Options) -> Iterator[Candidate]:
+    """The plain candidates of a CPU, with what the export measured clearly faster in front, the fastest first."""
+    if options.backend == "auto":
+        base = next(candidate for candidate in plain if not candidate.spec.measured_only)
+    else:
+        base = plain[0]
+    kind = processor_kind()
+    rates = {id(candidate): _rate(manifest, candidate, kind) for candidate in plain}
+    least = rates[id(base)]
+    faster = [c for c in plain if c is not base and least and (rates[id(c)] or 0) >= MARGIN * least]
+    faster.sort(key=lambda candidate: -(rates[id(candidate)] or 0))
+    for candidate in faster:
+        yield _explained(candidate, base)
+    yield base
+    # Lossy precisions and back ends that were not measured faster serve only who asks for them by name.
+    for candidate in plain:
+        asked = options.backend != "auto" or not candidate.spec.measured_only
+        if candidate is not base and candidate not in faster and asked:
+            yield candidate
+
+
+def _explained(candidate: Candidate, base: Candidate) -> Candidate:
+    theirs = [base.spec.title] if base.spec != candidate.spec else []
+    theirs += [base.precision] if base.precision != candidate.precision else []
+    why = f"{candidate.why}, which the export measured faster than {' in '.join(theirs)}"
+    return Candidate(candidate.spec, candidate.device, candidate.precision, why)
+
+
+def _rate(manifest: Manifest, candidate: Candidate, kind: str) -> float | None:
+    """Images per second that the export measured with that back end on this kind of processor, None where it did not."""
+    variant = manifest.variants[candidate.precision]
+    if not hasattr(variant, "verifications"):  # TEMPORARY until formats is merged
+        return variant.images_per_second if candidate.spec.name == "onnxruntime" else None
+    for found in variant.verifications:
+        same = (found.backend, found.device) == (candidate.spec.name, candidate.device.kind)
+        if same and found.machine in ("", kind):
+            return found.images_per_second
+    return None

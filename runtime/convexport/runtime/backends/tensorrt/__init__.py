@@ -1,0 +1,1 @@
+"""TensorRT: engines are built, proved and cached here, and one back end runs them."""

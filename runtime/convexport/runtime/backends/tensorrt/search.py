@@ -1,0 +1,229 @@
+"""Which engine serves: the bundle's that fits, else the cache's, else one built now from the bundle's ONNX file.
+
+Where both flavours of TensorRT are installed, an engine of either that is there already is taken before anything is
+built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from convexport.runtime.backends.registry import DeviceKind, Obstacle, Opened
+from convexport.runtime.backends.tensorrt.backend import TensorRTBackend, TensorRTOptions
+from convexport.runtime.backends.tensorrt.build import (
+    BATCHES,
+    FLAVOURS,
+    OLDEST_VERSION,
+    RTX_CAPABILITIES,
+    BuildOptions,
+    BuildProgress,
+    BuiltEngine,
+    build_engine,
+    engine_key,
+    load_tensorrt,
+)
+from convexport.runtime.backends.tensorrt.cache import EngineCache, Plan, from_bundle
+from convexport.runtime.backends.tensorrt.slot import PlanRefused
+from convexport.runtime.devices import Device, require_gpu, version_numbers
+from convexport.runtime.errors import BackendError, EngineError
+from convexport.runtime.manifest import EngineKey, Manifest
+from convexport.runtime.precision import PRECISIONS, Precision
+
+if TYPE_CHECKING:
+    from convexport.runtime.bundle import Bundle
+    from convexport.runtime.doctor import Facts
+    from convexport.runtime.options import Options
+
+_FIRST_GPU = Device("cuda")
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """Which engine of a bundle is wanted.
+
+    Attributes:
+        bundle: The bundle that holds the graph, and perhaps the engine.
+        precision: One of the bundle's precisions.
+        device: The GPU that will run it.
+        max_batch: The largest batch; None takes the largest bucket.
+        flavour: `tensorrt` or `tensorrt_rtx`; None takes whatever has an engine, else what is installed.
+        may_build: Whether an engine may be built where none is there.
+        progress: Hears of a build: phase, steps done, steps in the phase.
+        note: Hears remarks for the user.
+    """
+
+    bundle: Bundle
+    precision: Precision
+    device: Device = _FIRST_GPU
+    max_batch: int | None = None
+    flavour: str | None = None
+    may_build: bool = True
+    progress: BuildProgress | None = None
+    note: Callable[[str], None] | None = None
+
+    def say(self, text: str) -> None:
+        """Tells `note`, where there is one."""
+        if self.note:
+            self.note(text)
+
+
+def open_backend(bundle: Bundle, device: Device, precision: str, options: Options) -> Opened:
+    """The back end for one variant of a bundle. Only who asks for TensorRT by name waits while an engine is built."""
+    load_tensorrt()  # before the GPU is looked for: without the library there is nothing to look for
+    require_gpu(device.index)
+    wanted = options.backend == "tensorrt"
+    request = EngineRequest(bundle, precision, device, options.batch, may_build=wanted, note=options.note)
+    return open_engine(request)
+
+
+def open_engine(request: EngineRequest) -> Opened:
+    """The back end and where its engine comes from: the bundle, else the cache, else built now from the bundle's ONNX.
+
+    A plan that does not load is built again once; the second failure is reported. Raises `DeviceError` without a GPU,
+    `BackendError` without TensorRT, `EngineError` when no engine can be had.
+    """
+    search = _Search(request)
+    plan = search.there() or search.built()
+    try:
+        return Opened(search.load(plan), plan.origin)
+    except PlanRefused as refused:
+        request.say(f"{refused.message}; building it again")
+    plan = search.built(instead_of=plan)
+    return Opened(search.load(plan), plan.origin)
+
+
+def build_ahead(request: EngineRequest) -> Plan:
+    """Builds and caches the engine that `open_engine` would need here, unless the bundle or the cache has one."""
+    search = _Search(request)
+    return search.there() or search.built()
+
+
+def against(facts: Facts, kind: DeviceKind) -> Obstacle | None:
+    """Why neither flavour of TensorRT runs on a machine with these facts; the one that comes nearer is explained."""
+    obstacles = [_against(facts, flavour) for flavour in FLAVOURS]
+    if None in obstacles:
+        return None
+    there = [facts.module(flavour).version for flavour in FLAVOURS]
+    return next((obstacle for obstacle, version in zip(obstacles, there, strict=True) if version), obstacles[0])
+
+
+def _against(facts: Facts, flavour: str) -> Obstacle | None:
+    install = f"pip install 'convexport[{flavour.replace('_', '-')}]'"
+    module = facts.module(flavour)
+    if not facts.gpus:
+        builds = "; it builds engines here all the same" if module.version and flavour == "tensorrt_rtx" else ""
+        return Obstacle((facts.gpu_error or "no GPU was found") + builds)
+    if not module.version:
+        return Obstacle(f"{flavour} cannot be imported: {module.error}", install)
+    if flavour == "tensorrt" and version_numbers(module.version) < (OLDEST_VERSION,):
+        return Obstacle(f"tensorrt {module.version}, expected {OLDEST_VERSION}.0 or newer", install)
+    bindings = facts.module("cuda.bindings.runtime")
+    if not bindings.version:
+        return Obstacle(f"cuda-bindings cannot be imported: {bindings.error}", "pip install cuda-bindings")
+    unknown = [card.compute_capability for card in facts.gpus if card.compute_capability not in RTX_CAPABILITIES]
+    if flavour == "tensorrt_rtx" and len(unknown) == len(facts.gpus):
+        reason = f"TensorRT for RTX has no kernels for compute capability {unknown[0]}"
+        return Obstacle(reason, "pip install 'convexport[tensorrt]'")
+    return None
+
+
+def _graph(manifest: Manifest, precision: Precision) -> str:
+    """The file that engines are built from. Raises `EngineError` where the bundle has none that TensorRT takes.
+
+    The parser is not left to refuse an INT8 graph for CPUs: unsigned activations whose zero points are all 0 it takes
+    for signed ones, without a word.
+    """
+    variant = manifest.variants[precision]
+    if PRECISIONS[precision].engine_graph and variant.engine_graph is None:
+        raise EngineError(
+            f"{manifest.name}: its {precision} variant is quantized for CPUs, and it holds no {precision} graph for "
+            "TensorRT",
+            f"choose another precision, or export it again with {precision} and with TensorRT's graphs",
+        )
+    return variant.engine_file
+
+
+class _Flavour(NamedTuple):
+    """One installed TensorRT, how it would build the engine, and the key of that engine."""
+
+    module: Any
+    options: BuildOptions
+    key: EngineKey
+
+
+class _Search:
+    """One request with the engines that this machine could use, the preferred flavour first."""
+
+    def __init__(self, request: EngineRequest) -> None:
+        self._request = request
+        gpu = require_gpu(request.device.index)
+        self._onnx = _graph(request.bundle.manifest, request.precision)
+        self._flavours = list(self._installed(gpu.compute_capability))
+        self._cache = EngineCache(waiting=request.note)
+
+    def there(self) -> Plan | None:
+        """An engine that exists: of the bundle, else of the cache; None where there is none."""
+        bundle = self._request.bundle
+
+        def read(name: str) -> tuple[bytes, str]:
+            return bundle.read(name), bundle.sha256(name)
+
+        for flavour in self._flavours:
+            plan = from_bundle(bundle.manifest.engines, flavour.key, read)
+            if plan:
+                return plan
+        return next(filter(None, (self._cache.get(flavour.key) for flavour in self._flavours)), None)
+
+    def built(self, instead_of: Plan | None = None) -> Plan:
+        """One that is built now, by the flavour of the plan that did not load, else by the preferred one."""
+        found = [flavour for flavour in self._flavours if instead_of and flavour.key.flavour == instead_of.key.flavour]
+        flavour = (found or self._flavours)[0]
+        not_sha256 = instead_of.sha256 if instead_of else None
+        return self._cache.get_or_build(flavour.key, partial(self._build, flavour), not_sha256=not_sha256)
+
+    def load(self, plan: Plan) -> TensorRTBackend:
+        """The back end that runs a plan."""
+        request = self._request
+        (module,) = (flavour.module for flavour in self._flavours if flavour.key.flavour == plan.key.flavour)
+        options = TensorRTOptions(device=request.device, max_batch=request.max_batch, note=request.note)
+        return TensorRTBackend(plan, options, module=module)
+
+    def _installed(self, capability: str) -> Iterator[_Flavour]:
+        """The flavours that are installed and build for this GPU. Raises the error of the preferred one if none do."""
+        request, error = self._request, None
+        largest = max(BATCHES[-1], request.max_batch or 0)
+        preferred = load_tensorrt(request.flavour)
+        others = () if request.flavour else tuple(name for name in FLAVOURS if name != preferred.__name__)
+        found = False
+        for name in (preferred.__name__, *others):
+            options = BuildOptions(
+                precision=request.precision,
+                flavour=name,
+                compute_capabilities=(capability,),
+                batches=(*BATCHES[:-1], largest),
+                device_index=request.device.index,
+                name=self._onnx,
+            )
+            try:
+                module = load_tensorrt(name)
+                yield _Flavour(module, options, engine_key(request.bundle.sha256(self._onnx), options, module))
+                found = True
+            except (BackendError, EngineError) as refused:
+                error = error or refused
+        if not found and error:
+            raise error
+
+    def _build(self, flavour: _Flavour) -> BuiltEngine:
+        request, key = self._request, flavour.key
+        if not request.may_build:
+            raise EngineError(
+                f"neither the bundle nor the cache has a {key.flavour} engine for compute capability "
+                f"{key.compute_capabilities[0]}",
+                "ask for the back end tensorrt by name to build one, or build it ahead of time",
+            )
+        request.say(f"building a {key.flavour} engine from {self._onnx}; later starts take it from the cache")
+        options = replace(flavour.options, timing_cache=self._cache.timing_cache(key))
+        return build_engine(request.bundle.read(self._onnx), options, request.progress)

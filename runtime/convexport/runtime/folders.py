@@ -1,0 +1,25 @@
+"""Where convexport keeps what it may make again: engines, and the proofs that a machine computes right."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from convexport.runtime.errors import UnavailableError
+
+
+def cache_folder() -> Path:
+    """`$CONVEXPORT_CACHE`, else `$XDG_CACHE_HOME/convexport`, else `~/.cache/convexport`; it need not exist yet.
+
+    Raises `UnavailableError` for a user without a home folder, as in some containers.
+    """
+    chosen = os.environ.get("CONVEXPORT_CACHE")
+    if chosen:
+        return Path(chosen)
+    home = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(home) if home else Path.home() / ".cache") / "convexport"
+    except RuntimeError as error:
+        raise UnavailableError(
+            f"there is no place for a cache ({error})", "set CONVEXPORT_CACHE to a folder of your own"
+        ) from error

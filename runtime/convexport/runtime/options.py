@@ -1,0 +1,81 @@
+"""`Options`: what a user may ask of a classifier. One object from the command, or from a program, to the back end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypedDict
+
+from convexport.runtime.devices import Device
+from convexport.runtime.errors import UsageError
+from convexport.runtime.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from convexport.runtime.backends.base import Backend
+
+MAX_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a bundle is run. `auto` leaves a choice to the runtime, which says what it chose; a name is kept or refused.
+
+    Attributes:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        backend: `auto`, the name of a row of `backends.registry.BACKENDS`, or a `Backend` of your own.
+        precision: `auto`, or one that the bundle holds.
+        batch: The largest number of images computed at once; None takes 64 on a CPU and 256 on a GPU.
+        threads: Threads of the CPU; None takes one for each core that the process may use.
+        workers: Processes that read images beside the one that computes.
+        top: How many classes a record lists; at most as many as there are.
+        language: Language of the labels.
+        note: Hears remarks for the user, one line each, as while an engine is built.
+
+    Raises:
+        UsageError: A value is out of its range, or two of them contradict each other.
+    """
+
+    device: str = "auto"
+    backend: str | Backend = "auto"
+    precision: str = "auto"
+    batch: int | None = None
+    threads: int | None = None
+    workers: int = 0
+    top: int = 3
+    language: str = "en"
+    note: Callable[[str], None] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("batch", self.batch, 1),
+            ("threads", self.threads, 1),
+            ("workers", self.workers, 0),
+            ("top", self.top, 1),
+        ):
+            if value is not None and value < least:
+                raise UsageError(f"{name} {value}: expected {least} or more")
+        if self.threads is not None and self.threads > MAX_THREADS:
+            raise UsageError(f"threads {self.threads}: expected at most {MAX_THREADS}")
+        if self.device != "auto":
+            Device.parse(self.device)
+        if self.precision not in ("auto", *PRECISIONS):
+            raise UsageError.unknown("precision", self.precision, ("auto", *PRECISIONS))
+
+    def say(self, text: str) -> None:
+        """Tells `note`, where there is one."""
+        if self.note:
+            self.note(text)
+
+
+class OptionKeys(TypedDict, total=False):
+    """The fields of `Options` as keyword arguments of a `Classifier`."""
+
+    device: str
+    backend: str | Backend
+    precision: str
+    batch: int | None
+    threads: int | None
+    workers: int
+    top: int
+    language: str
+    note: Callable[[str], None] | None

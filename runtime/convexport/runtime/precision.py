@@ -1,0 +1,44 @@
+"""The table of precisions: one row says everything that the runtime knows of a precision.
+
+The export adds columns of its own to these rows by the same key (`export/precisions.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Precision = str
+"""A key of `PRECISIONS`."""
+
+
+@dataclass(frozen=True)
+class PrecisionSpec:
+    """One precision.
+
+    Attributes:
+        name: What options, manifests and records call it.
+        onnx_type: The ONNX element type that convolutions and matrix products of its graph compute in.
+        cuda_rank: Place among the precisions that `auto` tries on a GPU, best first. A GPU runs fp16 natively.
+        cpu_rank: Place among those that `auto` tries on a CPU where nothing was measured. A CPU computes an FP16 graph
+            in float32, so fp16 gains nothing there; int8 answers otherwise than float32 and must have shown its worth.
+        engine_graph: Whether TensorRT needs an ONNX file of its own for it (docs/decisions/0011).
+        full_range: Whether its products may saturate on x86 processors without VNNI, so that ONNX Runtime must be told
+            to compute exactly (onnxruntime#14642).
+    """
+
+    name: Precision
+    onnx_type: str
+    cuda_rank: int
+    cpu_rank: int
+    engine_graph: bool = False
+    full_range: bool = False
+
+
+PRECISIONS: dict[Precision, PrecisionSpec] = {
+    spec.name: spec
+    for spec in (
+        PrecisionSpec("fp32", "FLOAT", cuda_rank=1, cpu_rank=0),
+        PrecisionSpec("fp16", "FLOAT16", cuda_rank=0, cpu_rank=1),
+        PrecisionSpec("int8", "INT8", cuda_rank=2, cpu_rank=2, engine_graph=True, full_range=True),
+    )
+}
