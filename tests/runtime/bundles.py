@@ -97,7 +97,7 @@ def make_bundle(
         ),
         files={name: m.File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in files.items()},
     )
-    for name, data in (files | {"manifest.json": m.encode(manifest)}).items():
+    for name, data in (files | {"bundle.json": m.encode(manifest)}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return folder
@@ -115,6 +115,7 @@ def make_variant(file: str, rate: float | None = None) -> m.Variant:
         torch_accuracy=0.9876,
         agreement=0.9995,
         max_abs_difference=0.0001,
+        images_per_second=rate,
         measures=(),
     )
     return m.Variant(
@@ -122,8 +123,7 @@ def make_variant(file: str, rate: float | None = None) -> m.Variant:
         opset=20,
         ir_version=10,
         golden_tolerance=1e-4,
-        images_per_second=rate,
-        verification=verification,
+        verifications=(verification,),
     )
 
 
@@ -142,6 +142,6 @@ def png(picture: NDArray[np.uint8]) -> bytes:
 
 def change_manifest(folder: Path, **changes: object) -> None:
     """Rewrites fields of a bundle's manifest."""
-    path = folder / "manifest.json"
+    path = folder / "bundle.json"
     values = msgspec.json.decode(path.read_bytes())
     path.write_bytes(msgspec.json.encode(values | changes))

@@ -54,7 +54,7 @@ def write_repository(bundle: Path, directory: Path) -> Repository:
     Each model appears whole or not at all. Raises `BundleError` for a bundle that is damaged, `UsageError` where a
     model is there already or the folder cannot be written.
     """
-    with open_bundle(bundle) as opened:
+    with open_bundle(bundle, verify=True) as opened:
         models, notes = _models(opened.manifest)
         for model in models:
             if (directory / model.name).exists():

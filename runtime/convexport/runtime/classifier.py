@@ -69,9 +69,6 @@ class Classifier:
         workers: int = 0,
         note: Callable[[str], None] | None = None,
     ) -> None:
-        self.bundle = open_bundle(path)
-        self.manifest = self.bundle.manifest
-        self.labels = _labels(self.manifest.labels, language)
         for name, value, least in (
             ("batch", batch, 1),
             ("top", top, 1),
@@ -83,12 +80,20 @@ class Classifier:
         if threads is not None and threads > MAX_THREADS:
             raise UsageError(f"threads {threads}: expected at most {MAX_THREADS}")
         self.workers = workers
-        self.top = min(top, len(self.labels))
-        if isinstance(backend, Backend):
-            self.backend, self.description = backend, f"{backend.name} on {backend.device}, as given"
-        else:
-            request = BackendRequest(device, backend, precision, batch, threads, note)
-            self.backend, self.description = create(self.bundle, request)
+        self.bundle = open_bundle(path)
+        try:
+            self.manifest = self.bundle.manifest
+            self.labels = _labels(self.manifest.labels, language)
+            self.top = min(top, len(self.labels))
+            self.bundle.check_labels()
+            if isinstance(backend, Backend):
+                self.backend, self.description = backend, f"{backend.name} on {backend.device}, as given"
+            else:
+                request = BackendRequest(device, backend, precision, batch, threads, note)
+                self.backend, self.description = create(self.bundle, request)
+        except BaseException:
+            self.bundle.close()
+            raise
         self.batch = batch or BATCHES[self.backend.device.kind]
 
     def classify(self, images: Iterable[Source | Failure]) -> Iterator[Record]:
