@@ -83,6 +83,8 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
     checkpoint = load_checkpoint(options.source)
     header = checkpoint.header
     progress(f"checkpoint  {header.name}: {header.model}, {_recorded_line(checkpoint)}")
+    for remark in checkpoint.remarks:
+        progress(remark)
     dataset = labelled_set(header, options.source.dataset, options.data)
     sample, dataset = _sample(checkpoint, dataset, options, progress)
     expected = measures.reference(checkpoint, sample)
