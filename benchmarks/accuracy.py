@@ -50,7 +50,7 @@ def main() -> int:
     """Measures every bundle and writes the page; gives the exit code of runtime/errors.py."""
     options = arguments()
     try:
-        folders = sorted(path.parent for path in options.bundles.glob("*/manifest.json"))
+        folders = sorted(path.parent for path in options.bundles.glob("*/bundle.json"))
         if not folders:
             raise BundleError(f"no bundle in {options.bundles}; make one with convexport, or name their folder")
         measured = [measure(folder, options) for folder in folders]

@@ -43,14 +43,15 @@ from gpu_speed import (
 from numpy.typing import NDArray
 
 from convexport.export.samples import impatient
+from convexport.runtime import devices
 from convexport.runtime.backends import registry, selection
 from convexport.runtime.backends.base import Backend
 from convexport.runtime.bundle import find_bundles, open_bundle
-from convexport.runtime.devices import BATCHES, Device, gpus
+from convexport.runtime.devices import Device, gpus
 from convexport.runtime.doctor import gather
 from convexport.runtime.errors import ConvexportError, DatasetError, DeviceError, UsageError
-from convexport.runtime.manifest import Precision
 from convexport.runtime.options import Options
+from convexport.runtime.precision import Precision
 from convexport.training import checkpoint, datasets
 from convexport.training.checkpoint import Checkpoint
 
@@ -212,7 +213,7 @@ def _requested(case: Case, request: Options) -> Backend:
 
 def _channels_last(case: Case, precision: Precision) -> Backend:
     model = case.bundle.read(case.bundle.manifest.variants[precision].file)
-    return ChannelsLast(model, device=CUDA, precision=precision, max_batch=BATCHES["cuda"])
+    return ChannelsLast(model, device=CUDA, precision=precision, max_batch=devices.BATCHES["cuda"])
 
 
 def _answers(case: Case, make: Callable[[], Backend]) -> NDArray[np.float32]:

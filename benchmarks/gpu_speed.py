@@ -27,7 +27,7 @@ from convexport.runtime.backends.tensorrt.search import EngineRequest, open_engi
 from convexport.runtime.bundle import Bundle
 from convexport.runtime.devices import Device
 from convexport.runtime.errors import BackendError
-from convexport.runtime.manifest import Precision
+from convexport.runtime.precision import Precision
 from convexport.training import models
 from convexport.training.checkpoint import Checkpoint
 

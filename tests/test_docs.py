@@ -108,7 +108,7 @@ def test_the_bundle_drawn_holds_the_files_of_the_manifest_shown() -> None:
             folder = match[2]
         else:
             drawn.add(folder + match[2])
-    assert drawn == {"manifest.json", *manifest.decode(block("## Manifest", "json").encode()).files}
+    assert drawn == {"bundle.json", *manifest.decode(block("## Manifest", "json").encode()).files}
 
 
 def test_the_checkpoint_header_shown_is_whole_and_valid() -> None:

@@ -78,7 +78,7 @@ def test_one_other_label_is_named_and_counted(modules, bundle, folder, tmp_path)
 
 def test_a_failed_self_test_is_a_refusal_with_the_machine_and_the_reason(modules, bundle, folder, tmp_path):
     aarch64, emulated = modules
-    golden = json.loads((bundle / "manifest.json").read_text())["golden"]
+    golden = json.loads((bundle / "bundle.json").read_text())["golden"]
     expected = [entry["probabilities"] for entry in golden]
     swapped = [entry | {"probabilities": other} for entry, other in zip(golden, reversed(expected), strict=True)]
     change_manifest(bundle, golden=swapped)

@@ -110,7 +110,7 @@ def test_a_name_with_control_characters_cannot_command_the_terminal(classify, pl
 
 
 def test_neither_can_a_name_in_a_bundle(classify, place: Path) -> None:
-    manifest = place / "bundles/tiny-noise-fp32/manifest.json"
+    manifest = place / "bundles/tiny-noise-fp32/bundle.json"
     values = json.loads(manifest.read_bytes())
     label = "\x1b[2Jcat"
     english = [label if name == "cat" else name for name in values["labels"]["en"]]
@@ -271,12 +271,12 @@ def test_wrong_use_is_one_line_and_exit_code_2(classify, arguments: list[str], l
 
 def test_an_empty_name_of_a_bundle_is_not_the_default(classify) -> None:
     said = classify("images", "--bundle", "")
-    assert (said.code, said.last) == (4, "classify: manifest.json: no such file; is this the folder of a bundle?")
+    assert (said.code, said.last) == (4, "classify: bundle.json: no such file; is this the folder of a bundle?")
 
 
 def test_a_missing_bundle_names_those_there_are(classify) -> None:
     said = classify("images", "--bundle", "bundles/tiny-noise-fp16")
-    near = "did you mean bundles/tiny-noise-fp32? bundles/ holds tiny-noise-fp32; name one with --bundle"
+    near = "did you mean bundles/tiny-noise-fp32? bundles/ holds tiny-noise-fp32; name one of them"
     assert (said.code, said.out) == (4, "")
     assert said.last == f"classify: bundles/tiny-noise-fp16: no such bundle; {near}"
 
@@ -285,9 +285,7 @@ def test_without_bundle_and_with_several_it_says_which_there_are(classify, place
     make_bundle(place / "bundles" / "another", INPUT)
     said = classify("images")
     assert said.code == 4
-    assert said.last == (
-        "classify: no bundle was named; bundles/ holds another, tiny-noise-fp32; name one with --bundle"
-    )
+    assert said.last == ("classify: no bundle was named; bundles/ holds another, tiny-noise-fp32; name one of them")
 
 
 def test_one_flipped_bit_is_refused_with_the_files_name(classify, place: Path) -> None:
@@ -307,7 +305,7 @@ def test_one_flipped_bit_is_refused_with_the_files_name(classify, place: Path) -
 def test_a_manifest_of_format_99_is_refused_in_clear_words(classify, place: Path) -> None:
     change_manifest(place / "bundles/tiny-noise-fp32", format=99)
     said = classify("images")
-    where = "bundles/tiny-noise-fp32/manifest.json"
+    where = "bundles/tiny-noise-fp32/bundle.json"
     expected = f"classify: {where}: format 99, but this convexport reads format 2; update convexport"
     assert (said.code, said.last) == (4, expected)
 
@@ -333,7 +331,7 @@ def test_the_self_test_compares_with_the_export_and_names_the_next_command(class
 
 
 def test_a_self_test_that_fails_marks_the_picture_and_ends_with_6(classify, place: Path) -> None:
-    manifest = json.loads((place / "bundles/tiny-noise-fp32/manifest.json").read_bytes())
+    manifest = json.loads((place / "bundles/tiny-noise-fp32/bundle.json").read_bytes())
     golden = manifest["golden"]
     golden[1]["probabilities"] = [0.1] * 10
     change_manifest(place / "bundles/tiny-noise-fp32", golden=golden)

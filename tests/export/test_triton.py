@@ -32,7 +32,7 @@ def parse(file: Path) -> Any:
 
 
 def add_engine(bundle: Path, flavour: str, capabilities: tuple[str, ...], data: bytes) -> None:
-    manifest = decode((bundle / "manifest.json").read_bytes())
+    manifest = decode((bundle / "bundle.json").read_bytes())[0]
     name = f"engines/{flavour}-{capabilities[0]}.plan"
     (bundle / "engines").mkdir(exist_ok=True)
     (bundle / name).write_bytes(data)
@@ -48,7 +48,7 @@ def add_engine(bundle: Path, flavour: str, capabilities: tuple[str, ...], data: 
     file = File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
     files = {**manifest.files, name: file}
     manifest = msgspec.structs.replace(manifest, engines=(*manifest.engines, engine), files=files)
-    (bundle / "manifest.json").write_bytes(encode(manifest))
+    (bundle / "bundle.json").write_bytes(encode(manifest))
 
 
 def test_every_variant_becomes_a_model_the_server_can_read(bundle: Path, tmp_path: Path) -> None:

@@ -60,11 +60,15 @@ def make_bundle(
     folder: Path,
     input: m.Input | None = None,
     *,
-    precisions: Iterable[m.Precision] = ("fp32",),
-    rates: dict[str, float] | None = None,
+    precisions: Iterable[str] = ("fp32",),
+    rates: dict[tuple[str, str], float] | None = None,
+    machine: str = "",
     labels: dict[str, tuple[str, ...]] | None = None,
 ) -> Path:
-    """Writes a whole bundle to `folder` and gives it back. Precisions share one graph; `rates` are images/s."""
+    """Writes a whole bundle to `folder` and gives it back. Precisions share one graph.
+
+    `rates` are images/s by (back end, precision), measured on a processor of the kind `machine`.
+    """
     input = input or m.Input(height=12, width=12, channels=3)
     labels = labels or {"en": ENGLISH, "fr": FRENCH}
     graph = make_graph(input, len(labels["en"]))
@@ -81,7 +85,14 @@ def make_bundle(
         input=input,
         normalization=m.Normalization(mean=(0.5,) * input.channels, std=(1.0,) * input.channels),
         labels=labels,
-        variants={p: make_variant(f"model.{p}.onnx", rates.get(p)) for p in precisions},
+        variants={
+            p: make_variant(
+                f"model.{p}.onnx",
+                {name: rate for (name, precision), rate in rates.items() if precision == p},
+                machine,
+            )
+            for p in precisions
+        },
         golden=tuple(
             m.Golden(file=f"golden/{i}.png", label=None, probabilities=tuple(float(x) for x in answers[i]))
             for i in range(len(golden))
@@ -97,34 +108,34 @@ def make_bundle(
         ),
         files={name: m.File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest()) for name, data in files.items()},
     )
-    for name, data in (files | {"manifest.json": m.encode(manifest)}).items():
+    for name, data in (files | {"bundle.json": m.encode(manifest)}).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return folder
 
 
-def make_variant(file: str, rate: float | None = None) -> m.Variant:
-    """A variant whose gate measured what the tests need to read back."""
-    verification = m.Verification(
-        method=("runtime",),
-        backend="onnxruntime",
-        device="cpu",
-        images=2000,
-        images_kind="Noise, test",
-        accuracy=0.9871,
-        torch_accuracy=0.9876,
-        agreement=0.9995,
-        max_abs_difference=0.0001,
-        measures=(),
-    )
-    return m.Variant(
-        file=file,
-        opset=20,
-        ir_version=10,
-        golden_tolerance=1e-4,
-        images_per_second=rate,
-        verification=verification,
-    )
+def make_variant(file: str, rates: dict[str, float] | None = None, machine: str = "") -> m.Variant:
+    """A variant whose gate measured what the tests need to read back, with the rate of each back end."""
+
+    def measured(backend: str, rate: float | None) -> m.Verification:
+        return m.Verification(
+            method=("runtime",),
+            backend=backend,
+            device="cpu",
+            machine=machine,
+            images=2000,
+            images_kind="Noise, test",
+            accuracy=0.9871,
+            torch_accuracy=0.9876,
+            agreement=0.9995,
+            max_abs_difference=0.0001,
+            images_per_second=rate,
+            measures=(),
+        )
+
+    found = {"onnxruntime": None, **(rates or {})}
+    verifications = tuple(measured(backend, rate) for backend, rate in found.items())
+    return m.Variant(file=file, opset=20, ir_version=10, golden_tolerance=1e-4, verifications=verifications)
 
 
 def pictures(count: int, input: m.Input, *, seed: int = 0) -> NDArray[np.uint8]:
@@ -142,6 +153,6 @@ def png(picture: NDArray[np.uint8]) -> bytes:
 
 def change_manifest(folder: Path, **changes: object) -> None:
     """Rewrites fields of a bundle's manifest."""
-    path = folder / "manifest.json"
+    path = folder / "bundle.json"
     values = msgspec.json.decode(path.read_bytes())
     path.write_bytes(msgspec.json.encode(values | changes))

@@ -32,7 +32,7 @@ def smallest_manifest() -> m.Manifest:
         labels={"en": ("no", "yes")},
         variants={
             "fp32": m.Variant(
-                file="model.fp32.onnx", opset=20, ir_version=10, golden_tolerance=1e-3, verification=verification
+                file="model.fp32.onnx", opset=20, ir_version=10, golden_tolerance=1e-3, verifications=(verification,)
             )
         },
         golden=(m.Golden(file="golden/0.png", label="yes", probabilities=(0.25, 0.75)),),

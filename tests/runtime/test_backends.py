@@ -31,7 +31,11 @@ FIX = "nvidia-smi must list one first; the CPU serves where no device or back en
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     precisions = ("fp32", "fp16", "int8")
-    return make_bundle(tmp_path_factory.mktemp("b") / "tiny", precisions=precisions, rates={"fp32": 1.0, "int8": 2.0})
+    return make_bundle(
+        tmp_path_factory.mktemp("b") / "tiny",
+        precisions=precisions,
+        rates={("onnxruntime", "fp32"): 1.0, ("onnxruntime", "int8"): 2.0},
+    )
 
 
 @pytest.fixture
@@ -145,7 +149,10 @@ def test_what_is_left_of_two_wheels_in_one_folder_is_told(folder: Path, monkeypa
         ({"batch": 0}, "batch 0: expected 1 or more"),
         (
             {"device": "cpu", "backend": "tensorrt"},
-            "back end tensorrt does not run on cpu, only on cuda; leave out the device, or choose another back end: onnxruntime, openvino",
+            (
+                "back end tensorrt does not run on cpu, only on cuda; leave out the device, or choose another back end: "
+                "onnxruntime, openvino"
+            ),
         ),
     ],
 )

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from convexport.runtime import doctor
+from convexport.runtime.backends.registry import BACKENDS
 from convexport.runtime.doctor import BackendState, Card, Diagnosis, Facts, Fault, Module, as_text, diagnose, judge
 
 NO_GPU = "no GPU was found: NVIDIA's driver is not installed (libcuda.so.1 cannot be loaded)"
@@ -29,7 +30,12 @@ def facts(**changes: Any) -> Facts:
         "python": "3.11.9",
         "gpu_error": None if changes.get("gpus") else NO_GPU,
         "packages": {"onnxruntime": "1.31.1"},
-        "modules": {"onnxruntime": Module(version="1.31.1", providers=CPU), "tensorrt": ABSENT, "tensorrt_rtx": ABSENT},
+        "modules": {
+            "onnxruntime": Module(version="1.31.1", providers=CPU),
+            "tensorrt": ABSENT,
+            "tensorrt_rtx": ABSENT,
+            "openvino": ABSENT,
+        },
     }
     return Facts(**plain | changes)
 
@@ -41,6 +47,7 @@ def server(**changes: Any) -> Facts:
         "tensorrt": Module(version="10.13.0.35"),
         "tensorrt_rtx": Module(version="1.7.1.116"),
         "cuda.bindings.runtime": BINDINGS,
+        "openvino": Module(version="2026.4.1"),
     } | changes.pop("modules", {})
     plain: dict[str, Any] = {
         "driver": "580.82.07",
@@ -60,17 +67,18 @@ def state(diagnosis: Diagnosis, backend: str, device: str = "cuda") -> BackendSt
 
 def test_on_a_laptop_onnxruntime_runs_on_the_cpu_and_nothing_is_broken() -> None:
     assert as_text(judge(facts())) == [
-        "machine   Linux x86_64, Python 3.11.9",
-        f"GPU       {NO_GPU}",
-        "packages  onnxruntime 1.31.1",
+        "machine    Linux x86_64, Python 3.11.9",
+        f"GPU        {NO_GPU}",
+        "packages   onnxruntime 1.31.1",
         "",
-        "runs  onnxruntime on cpu",
-        "no    onnxruntime on cuda",
-        f"      {NO_GPU}",
         "no    tensorrt on cuda",
         f"      {NO_GPU}",
-        "no    tensorrt_rtx on cuda",
+        "no    onnxruntime on cuda",
         f"      {NO_GPU}",
+        "runs  onnxruntime on cpu",
+        "no    openvino on cpu",
+        "      openvino cannot be imported: it is not installed",
+        "      fix: pip install 'convexport[openvino]'",
         "",
         "nothing is broken",
     ]
@@ -81,23 +89,23 @@ def test_on_a_server_with_everything_everything_runs() -> None:
     assert [one.runs for one in diagnosis.backends] == [True] * 4
     assert diagnosis.faults == ()
     text = as_text(diagnosis)
-    assert "GPU       NVIDIA L4 (compute capability 8.9)" in text
-    assert "driver    580.82.07, CUDA up to 13.0" in text
-    assert "cuDNN     9.13.0" in text
+    assert "GPU        NVIDIA L4 (compute capability 8.9)" in text
+    assert "driver     580.82.07, CUDA up to 13.0" in text
+    assert "cuDNN      9.13.0" in text
 
 
 def test_both_onnxruntime_wheels_together_are_a_fault_with_its_cure() -> None:
     packages = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.0"}
     what = "onnxruntime 1.31.1 and onnxruntime-gpu 1.31.0 share one folder, and removing one breaks the other"
-    mend = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'convexport[{}]'"
-    assert judge(facts(packages=packages)).faults == (Fault(what, mend.format("cpu")),)
-    assert judge(server(packages=packages)).faults == (Fault(what, mend.format("gpu")),)
-    assert as_text(judge(server(packages=packages)))[-2:] == [f"fault: {what}", f"       mend: {mend.format('gpu')}"]
+    fix = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'convexport[{}]'"
+    assert judge(facts(packages=packages)).faults == (Fault(what, fix.format("cpu")),)
+    assert judge(server(packages=packages)).faults == (Fault(what, fix.format("gpu")),)
+    assert as_text(judge(server(packages=packages)))[-2:] == [f"fault: {what}", f"       fix: {fix.format('gpu')}"]
 
 
 def test_a_wheel_that_is_installed_and_does_not_import_is_a_fault() -> None:
     diagnosis = judge(facts(modules={"onnxruntime": Module(error="its files are not complete")}))
-    assert state(diagnosis, "onnxruntime", "cpu").mend == "pip install 'convexport[cpu]'"
+    assert state(diagnosis, "onnxruntime", "cpu").fix == "pip install 'convexport[cpu]'"
     assert diagnosis.faults == (
         Fault(
             "onnxruntime 1.31.1 is installed and cannot be imported: its files are not complete",
@@ -110,13 +118,13 @@ def test_a_wheel_that_is_installed_and_does_not_import_is_a_fault() -> None:
     assert judge(broken).faults == (
         Fault(
             "tensorrt 10.13 is installed and cannot be imported: libnvinfer.so.10: no such file",
-            "pip install --force-reinstall 'convexport[tensorrt]'",
+            "pip install --force-reinstall --no-deps tensorrt==10.13",
         ),
     )
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason", "mend"),
+    ("changes", "reason", "fix"),
     [
         (
             {"modules": {"onnxruntime": Module(version="1.31.1", providers=CPU)}},
@@ -136,9 +144,9 @@ def test_a_wheel_that_is_installed_and_does_not_import_is_a_fault() -> None:
         ({"cudnn": None}, "cuDNN was not found", "pip install 'onnxruntime-gpu[cuda,cudnn]'"),
     ],
 )
-def test_why_onnxruntime_does_not_run_on_a_gpu(changes: dict[str, Any], reason: str, mend: str) -> None:
+def test_why_onnxruntime_does_not_run_on_a_gpu(changes: dict[str, Any], reason: str, fix: str) -> None:
     found = state(judge(server(**changes)), "onnxruntime")
-    assert (found.runs, found.reason, found.mend) == (False, reason, mend)
+    assert (found.runs, found.reason, found.fix) == (False, reason, fix)
 
 
 def test_an_older_onnxruntime_runs_on_an_older_driver() -> None:
@@ -146,43 +154,52 @@ def test_an_older_onnxruntime_runs_on_an_older_driver() -> None:
     assert state(judge(server(driver_cuda="12.4", modules=older)), "onnxruntime").runs
 
 
+RTX = {"tensorrt": ABSENT, "tensorrt_rtx": Module(version="1.7.1.116")}
+
+
 @pytest.mark.parametrize(
-    ("backend", "changes", "reason", "mend"),
+    ("changes", "reason", "fix"),
     [
         (
-            "tensorrt",
-            {"modules": {"tensorrt": ABSENT}},
+            {"modules": {"tensorrt": ABSENT, "tensorrt_rtx": ABSENT}},
             "tensorrt cannot be imported: it is not installed",
             "pip install 'convexport[tensorrt]'",
         ),
         (
-            "tensorrt",
-            {"modules": {"tensorrt": Module(version="8.6.1")}},
+            {"modules": {"tensorrt": Module(version="8.6.1"), "tensorrt_rtx": ABSENT}},
             "tensorrt 8.6.1, expected 10.0 or newer",
             "pip install 'convexport[tensorrt]'",
         ),
         (
-            "tensorrt_rtx",
-            {"modules": {"cuda.bindings.runtime": ABSENT}},
+            {"modules": RTX | {"cuda.bindings.runtime": ABSENT}},
             "cuda-bindings cannot be imported: it is not installed",
             "pip install cuda-bindings",
         ),
         (
-            "tensorrt_rtx",
-            {"gpus": (Card("NVIDIA H100 80GB HBM3", "9.0"),)},
+            {"gpus": (Card("NVIDIA H100 80GB HBM3", "9.0"),), "modules": RTX},
             "TensorRT for RTX has no kernels for compute capability 9.0",
             "pip install 'convexport[tensorrt]'",
         ),
     ],
 )
-def test_why_tensorrt_does_not_run(backend: str, changes: dict[str, Any], reason: str, mend: str) -> None:
-    found = state(judge(server(**changes)), backend)
-    assert (found.runs, found.reason, found.mend) == (False, reason, mend)
+def test_why_tensorrt_does_not_run(changes: dict[str, Any], reason: str, fix: str) -> None:
+    found = state(judge(server(**changes)), "tensorrt")
+    assert (found.runs, found.reason, found.fix) == (False, reason, fix)
+
+
+@pytest.mark.parametrize("modules", [RTX, {"tensorrt_rtx": ABSENT}])
+def test_one_flavour_of_tensorrt_that_runs_is_enough(modules: dict[str, Module]) -> None:
+    assert state(judge(server(modules=modules)), "tensorrt").runs
 
 
 def test_rtx_without_a_gpu_still_builds() -> None:
     diagnosis = judge(facts(modules={"tensorrt_rtx": Module(version="1.7.1.116")}))
-    assert state(diagnosis, "tensorrt_rtx").reason == f"{NO_GPU}; it builds engines here all the same"
+    assert state(diagnosis, "tensorrt").reason == f"{NO_GPU}; it builds engines here all the same"
+
+
+def test_every_back_end_of_the_table_is_judged_on_every_device_that_it_runs_on() -> None:
+    judged = [(one.backend, one.device) for one in judge(server()).backends]
+    assert judged == [(spec.name, kind) for spec in BACKENDS.values() for kind in spec.extras]
 
 
 def test_hardware_without_a_driver_is_a_fault() -> None:

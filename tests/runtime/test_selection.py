@@ -1,4 +1,4 @@
-"""What `auto` takes on a CPU: what was measured clearly faster on such a processor, and only what proves itself here."""
+"""What `auto` takes on a CPU: what was measured clearly faster on such a processor and proves itself here."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from convexport.runtime.backends.tensorrt.build import (
 from convexport.runtime.backends.tensorrt.element_types import check_types, engine_types
 from convexport.runtime.devices import Gpu
 from convexport.runtime.errors import BackendError, DeviceError, EngineError, UsageError
-from convexport.runtime.manifest import Precision
+from convexport.runtime.precision import Precision
 from helpers.fake_cuda import FakeTensorRT
 from helpers.onnx_graphs import convolution, float_input, quantised
 

@@ -20,7 +20,8 @@ from convexport.runtime.backends.tensorrt.search import EngineRequest, build_ahe
 from convexport.runtime.bundle import open_bundle
 from convexport.runtime.devices import Device, Gpu
 from convexport.runtime.errors import BackendError, BundleError, DeviceError, EngineError
-from convexport.runtime.manifest import Engine, EngineGraph, EngineKey, File, Input, Precision, decode, encode
+from convexport.runtime.manifest import Engine, EngineGraph, EngineKey, File, Input, decode, encode
+from convexport.runtime.precision import Precision
 from helpers.bundles import make_bundle
 from helpers.fake_cuda import FakeCudaRuntime, FakeTensorRT, classify, fake_plan
 
@@ -55,8 +56,8 @@ class Workshop:
 
     def add_engine(self, data: bytes, key: EngineKey) -> None:
         """Puts an engine into the bundle, as the exporter does."""
-        path = self.bundle / "manifest.json"
-        manifest = decode(path.read_bytes())
+        path = self.bundle / "bundle.json"
+        manifest = decode(path.read_bytes())[0]
         name = f"engines/{len(manifest.engines)}.plan"
         (self.bundle / "engines").mkdir(exist_ok=True)
         (self.bundle / name).write_bytes(data)
@@ -70,13 +71,13 @@ class Workshop:
 
     def add_int8(self, graph: bytes | None) -> None:
         """Gives the bundle an int8 variant, and `graph` as what TensorRT takes in its place."""
-        path = self.bundle / "manifest.json"
-        manifest = decode(path.read_bytes())
+        path = self.bundle / "bundle.json"
+        manifest = decode(path.read_bytes())[0]
         variant, files = manifest.variants["fp32"], manifest.files
         if graph is not None:
             (self.bundle / "engines").mkdir()
             (self.bundle / "engines/int8.onnx").write_bytes(graph)
-            engine_graph = EngineGraph(file="engines/int8.onnx", verification=variant.verification)
+            engine_graph = EngineGraph(file="engines/int8.onnx", verifications=variant.verifications)
             variant = msgspec.structs.replace(variant, engine_graph=engine_graph)
             files = {**files, engine_graph.file: File(bytes=len(graph), sha256=hashlib.sha256(graph).hexdigest())}
         variants = {**manifest.variants, "int8": variant}

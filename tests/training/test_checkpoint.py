@@ -141,7 +141,7 @@ def test_weights_of_another_network_are_refused() -> None:
 def test_a_foreign_state_dict_is_unwrapped(tmp_path: Path) -> None:
     state = models.build("softmax").state_dict()
     torch.save({"net": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "a.pth")
-    found = checkpoint.load_foreign(tmp_path / "a.pth")
+    found = checkpoint.load_foreign(tmp_path / "a.pth")[0]
     assert found.keys() == state.keys()
 
 

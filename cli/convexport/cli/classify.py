@@ -20,6 +20,7 @@ from convexport.runtime.precision import PRECISIONS
 
 if TYPE_CHECKING:
     from convexport.runtime.backends.proof import GoldenResult
+    from convexport.runtime.bundle import Bundle
     from convexport.runtime.classifier import Classifier
     from convexport.runtime.records import Record
 
@@ -71,6 +72,7 @@ def parser() -> terminal.Parser:
     add("--output", metavar="FILE", help="results go to this file, which appears when it is complete")
     modes = result.add_mutually_exclusive_group()
     modes.add_argument("--self-test", action="store_true", help="classify the bundle's golden images and compare")
+    modes.add_argument("--verify", action="store_true", help="compare every file of the bundle with its SHA-256")
     modes.add_argument("--info", action="store_true", help="show what the bundle says of itself")
     modes.add_argument("--build-engine", action="store_true", help="build this GPU's TensorRT engine ahead of time")
     modes.add_argument("--doctor", action="store_true", help="what can run here, what cannot, and what mends it")
@@ -87,6 +89,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--json goes with --doctor; for records as JSON lines take --format jsonl")
     modes: dict[str, Callable[[argparse.Namespace], int]] = {
         "info": _info,
+        "verify": _verify,
         "self_test": _self_test,
         "build_engine": _build_engine,
         "doctor": _doctor,
@@ -135,6 +138,7 @@ def _classify(options: argparse.Namespace) -> int:
 
 def _self_test(options: argparse.Namespace) -> int:
     with _open(options) as classifier, _sink(options.output) as out:
+        classifier.bundle.verify()
         _remark(classifier.description)
         place, results = classifier.bundle.path, classifier.self_test()
         if not results:
@@ -154,9 +158,8 @@ def _info(options: argparse.Namespace) -> int:
     import msgspec
 
     from convexport.cli.describe import describe
-    from convexport.runtime.bundle import open_bundle
 
-    with open_bundle(_bundle(options)) as bundle, _sink(options.output) as out:
+    with _open_bundle(options, verify=True) as bundle, _sink(options.output) as out:
         if options.format == "jsonl":
             out.write(msgspec.json.encode(bundle.manifest, order="deterministic") + b"\n")
         else:
@@ -165,10 +168,17 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
+def _verify(options: argparse.Namespace) -> int:
+    with _open_bundle(options, verify=True) as bundle, _sink(options.output) as out:
+        files = bundle.manifest.files.values()
+        size = sum(file.bytes for file in files)
+        out.write(f"{bundle.path}: {len(files)} files, {size:,} bytes, each as exported\n".encode())
+    return 0
+
+
 def _build_engine(options: argparse.Namespace) -> int:
     from convexport.runtime.backends.selection import choose_precision
     from convexport.runtime.backends.tensorrt.search import EngineRequest, build_ahead
-    from convexport.runtime.bundle import open_bundle
     from convexport.runtime.devices import Device
 
     if options.backend not in ("auto", "tensorrt"):
@@ -176,7 +186,7 @@ def _build_engine(options: argparse.Namespace) -> int:
     device = Device.parse("cuda" if options.device == "auto" else options.device)
     if device.kind == "cpu":
         raise UsageError("--build-engine builds for a GPU; leave out --device cpu")
-    with open_bundle(_bundle(options)) as bundle, terminal.bar("building") as update:
+    with _open_bundle(options) as bundle, terminal.bar("building") as update:
 
         def progress(phase: str, done: int, steps: int) -> None:
             update(done / steps, phase)
@@ -216,7 +226,19 @@ def _open(options: argparse.Namespace) -> Classifier:
     wanted = {name: getattr(options, name) for name in _field_names(Options) if hasattr(options, name)}
     if options.top is None:
         wanted["top"] = 1 if options.format == "text" else Options.top
-    return Classifier(_bundle(options), Options(**wanted, note=_remark))
+    classifier = Classifier(_bundle(options), Options(**wanted, note=_remark))
+    for remark in classifier.bundle.remarks:
+        _remark(remark)
+    return classifier
+
+
+def _open_bundle(options: argparse.Namespace, *, verify: bool = False) -> Bundle:
+    from convexport.runtime.bundle import open_bundle
+
+    bundle = open_bundle(_bundle(options), verify=verify)
+    for remark in bundle.remarks:
+        _remark(remark)
+    return bundle
 
 
 def _field_names(kind: type) -> list[str]:

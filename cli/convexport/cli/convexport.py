@@ -211,7 +211,7 @@ def _summary(result: ExportResult) -> None:
     rows = []
     for name, graph in manifest.graphs.items():
         check = graph.verification
-        rate = manifest.variants[name].images_per_second if name in manifest.variants else None
+        rate = check.images_per_second
         rows.append(
             (
                 name,

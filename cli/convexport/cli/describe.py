@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from convexport.cli.terminal import table
 from convexport.cli.text_lines import printable
 from convexport.runtime.bundle import Bundle
-from convexport.runtime.manifest import Engine, EngineGraph, Manifest, Variant
+from convexport.runtime.manifest import Engine, EngineGraph, Manifest, Variant, Verification
 
 _FRAMING = {
     "crop": "the middle of the picture, scaled",
@@ -62,9 +64,15 @@ def _graph(name: str, graph: Variant | EngineGraph, manifest: Manifest) -> tuple
         "-" if gate.accuracy is None else _percent(gate.accuracy),
         _percent(gate.agreement),
         f"{gate.max_abs_difference:.1e}",
-        gate.images_kind if str(gate.images) in gate.images_kind else f"{gate.images:,} x {gate.images_kind}",
+        _measured_on(gate),
         f"{gate.backend} on {gate.device}: {', '.join(gate.method)}",
     )
+
+
+def _measured_on(gate: Verification) -> str:
+    """What the images were, and how many where that does not say it itself: "MNIST test set, all 10,000"."""
+    stated = [int(number.replace(",", "")) for number in re.findall(r"\b\d[\d,]*\b", gate.images_kind)]
+    return gate.images_kind if gate.images in stated else f"{gate.images:,} x {gate.images_kind}"
 
 
 def _engine(engine: Engine, manifest: Manifest) -> tuple[str, ...]:

@@ -14,7 +14,8 @@ from convexport.runtime.backends.tensorrt.build import (
     plan_targets,
 )
 from convexport.runtime.errors import BackendError, DeviceError, EngineError
-from convexport.runtime.manifest import Engine, Precision, Variant
+from convexport.runtime.manifest import Engine, Variant
+from convexport.runtime.precision import Precision
 
 Progress = Callable[[str], None]
 

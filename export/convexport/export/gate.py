@@ -24,7 +24,8 @@ from convexport.runtime.backends.tensorrt.cache import Plan
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.devices import Device, gpus
 from convexport.runtime.errors import DeviceError, GateRefused, UnavailableError
-from convexport.runtime.manifest import Engine, Manifest, Measure, Precision, Verification
+from convexport.runtime.manifest import Engine, Manifest, Measure, Verification
+from convexport.runtime.precision import Precision
 from convexport.training.checkpoint import Checkpoint
 from convexport.training.datasets import Dataset
 
@@ -133,7 +134,8 @@ def summary(found: Verification) -> str:
 
 def _open(case: Case, device: str, precision: Precision) -> Classifier:
     backend, batch = "onnxruntime", measures.MAX_BATCH
-    return Classifier(case.folder, device, backend, precision, batch, top=len(case.expected.classes))
+    classes = len(case.expected.classes)
+    return Classifier(case.folder, device=device, backend=backend, precision=precision, batch=batch, top=classes)
 
 
 def _on_gpu(case: Case, stack: ExitStack, progress: Progress) -> Served | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from convexport.runtime.manifest import Precision
+from convexport.runtime.precision import Precision
 
 
 @dataclass(frozen=True)

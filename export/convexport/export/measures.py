@@ -30,7 +30,8 @@ from convexport.export.precision import ElementTypes, Fp16Emulation
 from convexport.export.samples import Sample
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.errors import CheckpointError
-from convexport.runtime.manifest import Flip, Measure, Precision, Verification
+from convexport.runtime.manifest import Flip, Measure, Verification
+from convexport.runtime.precision import Precision
 from convexport.runtime.records import Prediction
 from convexport.training import evaluate
 from convexport.training.checkpoint import Checkpoint, Header

@@ -27,11 +27,11 @@ from convexport.runtime.manifest import (
     Golden,
     Manifest,
     Model,
-    Precision,
     Provenance,
     Variant,
     Verification,
 )
+from convexport.runtime.precision import Precision
 from convexport.training import models
 from convexport.training.checkpoint import Checkpoint
 from convexport.training.datasets import Dataset
@@ -83,6 +83,8 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
     checkpoint = load_checkpoint(options.source)
     header = checkpoint.header
     progress(f"checkpoint  {header.name}: {header.model}, {_recorded_line(checkpoint)}")
+    for remark in checkpoint.remarks:
+        progress(remark)
     dataset = labelled_set(header, options.source.dataset, options.data)
     sample, dataset = _sample(checkpoint, dataset, options, progress)
     expected = measures.reference(checkpoint, sample)
@@ -101,7 +103,7 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
         draft.write("README.md", card(manifest).encode())
         manifest = msgspec.structs.replace(manifest, files=dict(draft.files))
         draft.describe(manifest)
-        open_bundle(draft.path).close()
+        open_bundle(draft.path, verify=True).close()
     progress(f"bundle      {target}: {sum(file.bytes for file in draft.files.values()):,} bytes, verified")
     return ExportResult(target, manifest, time.perf_counter() - started)
 
@@ -268,9 +270,9 @@ def _unverified(kind: Precision, variant: _Built) -> Variant:
         opset=model.opset_import[0].version,
         ir_version=model.ir_version,
         golden_tolerance=LIMITS[kind].golden,
-        verification=nothing,
+        verifications=(nothing,),
         details=variant.details,
-        engine_graph=EngineGraph(file=_engine_file(kind), verification=nothing, details=engine_graph.details)
+        engine_graph=EngineGraph(file=_engine_file(kind), verifications=(nothing,), details=engine_graph.details)
         if engine_graph
         else None,
     )
@@ -281,11 +283,10 @@ def _verified(manifest: Manifest, result: gate.GateResult) -> Manifest:
     variants = {
         kind: msgspec.structs.replace(
             variant,
-            verification=result.verifications[kind],
-            images_per_second=result.rates[kind],
+            verifications=(_with_rate(result.verifications[kind], result.rates[kind]),),
             details={**variant.details, **result.details.get(kind, {})},
             engine_graph=variant.engine_graph
-            and msgspec.structs.replace(variant.engine_graph, verification=result.engine_graphs[kind]),
+            and msgspec.structs.replace(variant.engine_graph, verifications=(result.engine_graphs[kind],)),
         )
         for kind, variant in manifest.variants.items()
     }
@@ -293,3 +294,8 @@ def _verified(manifest: Manifest, result: gate.GateResult) -> Manifest:
         msgspec.structs.replace(engine, verification=result.engines.get(engine.file)) for engine in manifest.engines
     )
     return msgspec.structs.replace(manifest, variants=variants, engines=engines)
+
+
+def _with_rate(found: Verification, rate: float) -> Verification:
+    """A verification with the rate, which was measured on the CPU, where it ran there too."""
+    return msgspec.structs.replace(found, images_per_second=rate) if found.device == "cpu" else found

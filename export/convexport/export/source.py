@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -145,7 +144,8 @@ def _foreign(source: Source, facts: Foreign) -> Checkpoint:
             f"--classes holds {len(facts.classes)} labels; expected two or more, all different, one a line"
         )
     arguments = {"classes": len(facts.classes), "channels": channels}
-    state = _without_needless_biases(load_foreign(source.path), models.build(source.model, arguments).state_dict())
+    found, sha256 = load_foreign(source.path)
+    state = _without_needless_biases(found, models.build(source.model, arguments).state_dict())
     name = f"{source.model}-{Path(source.dataset).absolute().name if source.dataset else source.path.stem}"
     header = Header(
         format=FORMAT,
@@ -166,7 +166,7 @@ def _foreign(source: Source, facts: Foreign) -> Checkpoint:
         versions={},
         git_commit=None,
     )
-    return Checkpoint(header, state, hashlib.sha256(source.path.read_bytes()).hexdigest())
+    return Checkpoint(header, state, sha256)
 
 
 def _without_needless_biases(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from convexport.runtime.bundle import Bundle, open_bundle
 from convexport.runtime.errors import BundleError, UsageError
-from convexport.runtime.manifest import Engine, Manifest, Precision
-from convexport.runtime.precision import PRECISIONS
+from convexport.runtime.manifest import Engine, Manifest
+from convexport.runtime.precision import PRECISIONS, Precision
 
 MAX_BATCH = 256
 QUEUE_DELAY_MICROSECONDS = 500
@@ -55,7 +55,7 @@ def write_repository(bundle: Path, directory: Path) -> Repository:
     Each model appears whole or not at all. Raises `BundleError` for a bundle that is damaged, `UsageError` where a
     model is there already or the folder cannot be written.
     """
-    with open_bundle(bundle) as opened:
+    with open_bundle(bundle, verify=True) as opened:
         models, notes = _models(opened.manifest)
         for model in models:
             if (directory / model.name).exists():

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from convexport.runtime.atomic import sync_file, sync_folder
-from convexport.runtime.bundle import MANIFEST
+from convexport.runtime.bundle_files import MANIFEST, OLD_MANIFEST
 from convexport.runtime.errors import BundleError, UsageError
 from convexport.runtime.manifest import File, Manifest, encode
 
@@ -38,7 +38,7 @@ class Draft:
         self.files[name] = File(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
     def describe(self, manifest: Manifest) -> None:
-        """Writes `manifest.json`. Writing it again replaces it."""
+        """Writes the manifest. Writing it again replaces it."""
         _write(self.path / MANIFEST, encode(manifest))
 
 
@@ -72,7 +72,7 @@ def drafting(target: Path) -> Iterator[Draft]:
 def _free(target: Path) -> bool:
     """Whether a bundle may go there: nothing is there, or another bundle. One look, for others write there too."""
     try:
-        return MANIFEST in os.listdir(target)  # noqa: PTH208 - pathlib's lists lazily
+        return not {MANIFEST, OLD_MANIFEST}.isdisjoint(os.listdir(target))  # noqa: PTH208 - pathlib's lists lazily
     except FileNotFoundError:
         return True
     except NotADirectoryError:

@@ -1,8 +1,8 @@
-"""Bundles: a folder, or a zip of one. Every file's size and SHA-256 is verified before any parser sees a byte of it.
+"""Bundles: a folder, or a zip of one. No parser sees a byte of a file before its SHA-256 was compared.
 
-Only files that the manifest lists can be read. Others beside them (a `.DS_Store`, notes of one's own) are never opened.
-A listed file must be a regular file inside the bundle: a link that leads out of it is refused, and so are a zip's
-entries with unsafe or repeated names, links, encryption, or a size other than the manifest's.
+A file is read and hashed when it is used, once. Opening reads the manifest alone, and looks whether every file that it
+lists is there with its size. Only listed files can be read; others beside them (a `.DS_Store`, notes of one's own) are
+never opened.
 """
 
 from __future__ import annotations
@@ -11,37 +11,39 @@ import difflib
 import hashlib
 import os
 import stat
-import zipfile
-import zlib
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import IO
 
 from convexport.runtime import manifest as manifests
-from convexport.runtime.errors import BundleError
+from convexport.runtime.bundle_files import DAMAGED, MANIFEST, OLD_MANIFEST, BundleFiles, Folder, Zip
+from convexport.runtime.errors import BundleError, first_line
 from convexport.runtime.manifest import Manifest
 
-MANIFEST = "manifest.json"
+LABELS = "labels.txt"
 MAX_MANIFEST_BYTES = 16 << 20
 _CHUNK = 1 << 20
-# RuntimeError: the entry is encrypted. NotImplementedError: a compression that is not known here. ValueError: a name
-# that is no text.
-_BAD_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError)
-_DAMAGED = "the file is damaged; copy or export the bundle again"
 
 
 class Bundle:
-    """An opened bundle. `path` is where it was found, `manifest` what it says of itself."""
+    """An opened bundle.
 
-    def __init__(self, path: Path, files: _Files) -> None:
+    Attributes:
+        path: Where it was found.
+        manifest: What it says of itself.
+        remarks: What the reader of the manifest remarked, such as keys of a newer version that it ignored.
+    """
+
+    def __init__(self, path: Path, files: BundleFiles) -> None:
         self.path = path
         self._files = files
-        data = files.read(MANIFEST, MAX_MANIFEST_BYTES)
+        where = path / files.manifest
+        data = files.read(files.manifest, MAX_MANIFEST_BYTES)
         if len(data) > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{path / MANIFEST}: more than {MAX_MANIFEST_BYTES:,} bytes; export the bundle again")
-        self.manifest: Manifest = manifests.decode(data, str(path / MANIFEST))
+            raise BundleError(f"{where}: more than {MAX_MANIFEST_BYTES:,} bytes", "export the bundle again")
+        self.manifest: Manifest
+        self.remarks: tuple[str, ...]
+        self.manifest, self.remarks = manifests.decode(data, str(where))
+        for name, listed in self.manifest.files.items():
+            self._check_size(name, files.size(name), listed.bytes)
 
     def read(self, name: str) -> bytes:
         """The bytes of a listed file, verified. Raises `BundleError` where they are missing or not the listed ones."""
@@ -75,38 +77,72 @@ class Bundle:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def check_labels(self) -> None:
+        """Compares `labels.txt` with the manifest, whose labels no hash protects. Raises `BundleError`."""
+        if LABELS not in self.manifest.files:
+            return
+        where = self.path / LABELS
+        try:
+            found = self.read(LABELS).decode().removesuffix("\n").split("\n")
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{where}: no text in UTF-8 ({first_line(error)})", "export the bundle again") from error
+        expected = list(self.manifest.classes)
+        if len(found) != len(expected):
+            different = f"{len(found)} labels, the manifest has {len(expected)}"
+        elif found != expected:
+            row = next(row for row, label in enumerate(expected) if found[row] != label)
+            different = f"label {row} is {found[row]!r}, the manifest has {expected[row]!r}"
+        else:
+            return
+        raise BundleError(f"{where}: {different}", "export the bundle again")
+
     def _listed(self, name: str) -> manifests.File:
         listed = self.manifest.files.get(name)
         if listed is None:
-            raise BundleError(
-                f"{self.path}: {name!r} is not in its manifest; it lists {', '.join(self.manifest.files)}"
-            )
+            files = ", ".join(self.manifest.files)
+            raise BundleError(f"{self.path}: {name!r} is not in its manifest", f"it lists {files}")
         return listed
 
     def _check(self, name: str, size: int, sha256: str) -> None:
         listed = self._listed(name)
-        where = self.path / name
-        if size != listed.bytes:
-            found = f"{size:,} bytes" if size < listed.bytes else f"more than {listed.bytes:,} bytes"
-            raise BundleError(f"{where}: {found}, expected {listed.bytes:,}; {_DAMAGED}")
+        self._check_size(name, size, listed.bytes)
         if sha256 != listed.sha256:
-            raise BundleError(f"{where}: SHA-256 {sha256[:12]}…, expected {listed.sha256[:12]}…; {_DAMAGED}")
+            found = f"SHA-256 {sha256[:12]}…, expected {listed.sha256[:12]}…"
+            raise BundleError(f"{self.path / name}: {found}", DAMAGED)
+
+    def _check_size(self, name: str, size: int, expected: int) -> None:
+        if size != expected:  # a reader stops at one byte too many
+            found = f"{size:,} bytes" if size < expected else f"more than {expected:,} bytes"
+            raise BundleError(f"{self.path / name}: {found}, expected {expected:,}", DAMAGED)
 
 
-def open_bundle(path: str | os.PathLike[str]) -> Bundle:
-    """A bundle's folder or zip -> `Bundle` with every file verified. Raises `BundleError`."""
+def open_bundle(path: str | os.PathLike[str], *, verify: bool = False) -> Bundle:
+    """Opens a bundle.
+
+    Args:
+        path: The bundle's folder or zip.
+        verify: Reads every listed file now. By default a file is compared with its SHA-256 when it is read.
+
+    Returns:
+        The bundle, to be closed.
+
+    Raises:
+        BundleError: It is missing, damaged, or of another format.
+    """
     place = Path(path)
     try:
         is_folder = stat.S_ISDIR(place.stat().st_mode)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleError(f"{place}: no such bundle; {_which(place.parent, place.name)}") from error
+        raise BundleError(f"{place}: no such bundle", _which(place.parent, place.name)) from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise BundleError(f"{place}: cannot be read ({error})") from error
-    bundle = Bundle(place, _Folder(place) if is_folder else _Zip(place))
+        raise BundleError(f"{place}: cannot be read ({first_line(error)})") from error
+    files = Folder(place) if is_folder else Zip(place)
     try:
-        bundle.verify()
+        bundle = Bundle(place, files)
+        if verify:
+            bundle.verify()
     except BundleError:
-        bundle.close()
+        files.close()
         raise
     return bundle
 
@@ -115,7 +151,7 @@ def default_bundle(root: str | os.PathLike[str] = "bundles") -> Path:
     """The only bundle under `root`. Raises `BundleError` that says which there are."""
     found = find_bundles(root)
     if len(found) != 1:
-        raise BundleError(f"no bundle was named; {_which(Path(root), '')}")
+        raise BundleError("no bundle was named", _which(Path(root), ""))
     return found[0]
 
 
@@ -127,7 +163,12 @@ def find_bundles(root: str | os.PathLike[str] = "bundles") -> list[Path]:
         return []
     # os.path says no where pathlib raises, as for another user's folder.
     is_file = os.path.isfile
-    return [path for path in found if is_file(path / MANIFEST) or (path.suffix == ".zip" and is_file(path))]
+    names = (MANIFEST, OLD_MANIFEST)
+    return [
+        path
+        for path in found
+        if any(is_file(path / name) for name in names) or (path.suffix == ".zip" and is_file(path))
+    ]
 
 
 def _which(root: Path, name: str) -> str:
@@ -138,94 +179,4 @@ def _which(root: Path, name: str) -> str:
         return f"there is none under {where}/; make one with: convexport --model lenet5"
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {where / near[0]}? " if near else ""
-    return f"{hint}{where}/ holds {', '.join(names)}; name one with --bundle"
-
-
-class _Files(ABC):
-    """Where a bundle's bytes come from. Nothing here trusts them; foreign errors become `BundleError`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @abstractmethod
-    def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
-        """A file of the bundle for reading; errors inside the `with` are translated as well."""
-
-    def read(self, name: str, size: int) -> bytes:
-        """At most one byte more than `size`: enough to tell a file that is too long."""
-        with self.open(name) as file:
-            return file.read(size + 1)
-
-    @abstractmethod
-    def close(self) -> None: ...
-
-
-class _Folder(_Files):
-    @contextmanager
-    def open(self, name: str) -> Iterator[IO[bytes]]:
-        file = self.path / name
-        try:
-            root = self.path.resolve(strict=True)
-            if root not in file.resolve(strict=True).parents:
-                raise BundleError(f"{file}: a link that leads out of the bundle; copy the file in its place")
-            if not stat.S_ISREG(file.stat().st_mode):
-                raise BundleError(f"{file}: no regular file; {_DAMAGED}")
-            with file.open("rb") as stream:
-                yield stream
-        except FileNotFoundError as error:
-            hint = "is this the folder of a bundle?" if name == MANIFEST else "copy or export the bundle again"
-            raise BundleError(f"{file}: no such file; {hint}") from error
-        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-            raise BundleError(f"{file}: cannot be read ({error})") from error
-
-    def close(self) -> None:
-        """A folder holds nothing open."""
-
-
-class _Zip(_Files):
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        with self._translated(path):
-            self._zip = zipfile.ZipFile(path)
-        try:
-            self._entries = self._checked_entries()
-        except BundleError:
-            self.close()
-            raise
-
-    @contextmanager
-    def open(self, name: str) -> Iterator[IO[bytes]]:
-        entry = self._entries.get(name)
-        if entry is None:
-            raise BundleError(f"{self.path / name}: no such file in the zip; copy or export the bundle again")
-        with self._translated(self.path / name), self._zip.open(entry) as stream:
-            yield stream
-
-    def close(self) -> None:
-        self._zip.close()
-
-    def _checked_entries(self) -> dict[str, zipfile.ZipInfo]:
-        """Files by name, without the one folder that a zip of a folder begins with."""
-        entries: dict[str, zipfile.ZipInfo] = {}
-        for entry in self._zip.infolist():
-            name = entry.filename
-            if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
-                raise BundleError(f"{self.path}: the entry {name!r} leads out of the zip; {_DAMAGED}")
-            if name in entries:
-                raise BundleError(f"{self.path}: the entry {name!r} is there twice; {_DAMAGED}")
-            if stat.S_ISLNK(entry.external_attr >> 16):
-                raise BundleError(f"{self.path}: the entry {name!r} is a link; zip the folder without links")
-            entries[name] = entry
-        folders = [name[: -len(MANIFEST)] for name in entries if name in {MANIFEST, f"{name.split('/')[0]}/{MANIFEST}"}]
-        if len(folders) != 1:
-            found = f"{len(folders)} of them" if folders else "none"
-            raise BundleError(f"{self.path}: expected one {MANIFEST}, at the top or in one folder, found {found}")
-        (top,) = folders
-        return {name[len(top) :]: entry for name, entry in entries.items() if name.startswith(top)}
-
-    @contextmanager
-    def _translated(self, where: Path) -> Iterator[None]:
-        try:
-            yield
-        except _BAD_ZIP as error:
-            raise BundleError(f"{where}: cannot be read from the zip ({error}); {_DAMAGED}") from error
+    return f"{hint}{where}/ holds {', '.join(names)}; name one of them"

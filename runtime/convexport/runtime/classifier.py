@@ -65,6 +65,7 @@ class Classifier:
             self.manifest = self.bundle.manifest
             self.labels = _labels(self.manifest.labels, self.options.language)
             self.top = min(self.options.top, len(self.labels))
+            self.bundle.check_labels()
             if given is not None:
                 self.backend, self.description = given, f"{given.name} on {given.device}, as given"
             else:
@@ -87,9 +88,7 @@ class Classifier:
             UnavailableError: The device fails.
             BundleError: The network does not fit the labels.
         """
-        if isinstance(images, str | bytes | os.PathLike | Image.Image | np.ndarray) and _is_one(images):
-            images = [images]
-        entries = decode(images, self.manifest.input, self.options.workers)
+        entries = decode(_several(images), self.manifest.input, self.options.workers)
         for entry in entries:
             if isinstance(entry, Failure):
                 yield entry
@@ -193,8 +192,8 @@ def _check_given(backend: Backend, options: Options) -> None:
         )
 
 
-def _is_one(images: Source) -> bool:
-    """Whether this is one image, where an array could also be a stack of them."""
-    if not isinstance(images, np.ndarray):
-        return True
-    return images.ndim < 3 or (images.ndim == 3 and images.shape[2] <= 4)
+def _several(images: Source | Iterable[Source | Failure]) -> Iterable[Source | Failure]:
+    """One image as a list of it, several as they are."""
+    if isinstance(images, np.ndarray):
+        return [images] if images.ndim < 3 or (images.ndim == 3 and images.shape[2] <= 4) else images
+    return [images] if isinstance(images, str | bytes | os.PathLike | Image.Image) else images

@@ -120,7 +120,7 @@ def processor_kind() -> str:
 
     machine = platform.machine() or "unknown"
     try:
-        found = np.show_config(mode="dicts")["SIMD Extensions"]["found"]  # type: ignore[call-overload,index]
+        found = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
     except (TypeError, KeyError):  # numpy before 1.25 prints, and some builds know nothing
         return machine
     ability = next((name for key, name in _ABILITIES.items() if key in found), "")

@@ -209,7 +209,7 @@ def _import(name: str) -> Module:
     try:
         module = import_onnxruntime() if name == "onnxruntime" else importlib.import_module(name)
         # A folder that a removed wheel left behind imports as an empty namespace.
-        version = getattr(module, "__version__", None) or metadata.version("-".join(name.split(".")[:2]))
+        version = getattr(module, "__version__", None) or metadata.version(name.partition(".")[0] + "-bindings")
         providers = module.get_available_providers() if name == "onnxruntime" else ()
     except metadata.PackageNotFoundError:
         return Module(error="its files are not complete")

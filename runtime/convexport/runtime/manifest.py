@@ -1,7 +1,7 @@
-"""The manifest of a bundle: every fact a reader needs, as strict, versioned structs. No I/O here.
+"""The manifest of a bundle: every fact that a reader needs, as versioned structs. No I/O here.
 
-`decode` checks the format version before anything else, and every error names the key's path. Version 2 is described,
-with an example, in docs/format.md.
+`decode` checks the format's version before anything else, and every error names the key's path. docs/format.md
+describes the format with an example, and how it grows.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from convexport.runtime.errors import BundleError
+from convexport.runtime.formats import manifest_2, manifest_checks
+from convexport.runtime.formats.growth import Format
+from convexport.runtime.precision import Precision
 
-FORMAT = 2
+FORMAT = "3.0"
 
-Precision = Literal["fp32", "fp16", "int8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 Framing = Literal["crop", "pad", "stretch"]
 Ink = Literal["any", "light-on-dark"]
 
@@ -24,8 +25,8 @@ Size = Annotated[int, msgspec.Meta(ge=1)]
 Probability = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
-class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of the manifest's parts: immutable, and strict about keys it does not know."""
+class Part(msgspec.Struct, frozen=True):
+    """Base of the manifest's parts, which are immutable. A key that a minor version adds has a default."""
 
 
 class Input(Part, frozen=True, kw_only=True):
@@ -78,27 +79,35 @@ class Flip(Part, frozen=True, kw_only=True):
 
 
 class Verification(Part, frozen=True, kw_only=True):
-    """What the gate measured on one variant or engine, through the runtime.
+    """What the gate measured on one file through one back end on one device.
 
     `method`: `runtime` ran the file as it ships on the named back end and device; `fp16-storage-emulation` ran the
     network in float32 with weights and every stored tensor rounded through FP16 (no GPU was there);
-    `not-run` says that the file could not be executed on the exporting machine. `images_kind` says what the images
-    were; `accuracy` is None where they had no labels.
+    `not-run` says that the file could not be executed on the exporting machine. `machine` is the kind of processor,
+    such as "x86_64 avx512_vnni". `images_kind` says what the images were; `accuracy` is None where they had no
+    labels, `images_per_second` where the rate was not measured.
     """
 
     method: tuple[str, ...]
     backend: str
+    backend_version: str = ""
     device: str
+    machine: str = ""
     images: int
     images_kind: str
     accuracy: Probability | None
     torch_accuracy: Probability | None
     agreement: Probability
     max_abs_difference: float
+    images_per_second: float | None = None
     fp16_headroom: float | None = None
     measures: tuple[Measure, ...]
     flips: tuple[Flip, ...] = ()
     flips_total: int = 0
+
+
+# One for each back end and kind of device; the first is the one that summaries show.
+Verifications = Annotated[tuple[Verification, ...], msgspec.Meta(min_length=1)]
 
 
 class EngineGraph(Part, frozen=True, kw_only=True):
@@ -108,26 +117,33 @@ class EngineGraph(Part, frozen=True, kw_only=True):
     """
 
     file: str
-    verification: Verification
+    verifications: Verifications
     details: dict[str, Any] = {}
+
+    @property
+    def verification(self) -> Verification:
+        """The verification that summaries show."""
+        return self.verifications[0]
 
 
 class Variant(Part, frozen=True, kw_only=True):
-    """One ONNX file. `golden_tolerance` is the largest |Δp| a device may show on the golden images.
+    """One ONNX file. `golden_tolerance` is the largest |Δp| that a device may show on the golden images.
 
-    `images_per_second` were measured through the runtime at export (CPU, batch as given), so that the runtime can
-    choose int8 where it was faster; None where it was not measured. `engine_graph` is None where `file` serves
-    TensorRT as well.
+    `engine_graph` is None where `file` serves TensorRT as well.
     """
 
     file: str
     opset: int
     ir_version: int
     golden_tolerance: float
-    images_per_second: float | None = None
-    verification: Verification
+    verifications: Verifications
     details: dict[str, Any] = {}
     engine_graph: EngineGraph | None = None
+
+    @property
+    def verification(self) -> Verification:
+        """The verification that summaries show."""
+        return self.verifications[0]
 
     @property
     def engine_file(self) -> str:
@@ -142,7 +158,7 @@ class EngineKey(Part, frozen=True, kw_only=True):
     """
 
     onnx_sha256: Sha256
-    flavour: Literal["tensorrt", "tensorrt_rtx"]
+    flavour: Literal["tensorrt", "tensorrt_rtx"] = msgspec.field(name="flavor")
     version: str
     compute_capabilities: tuple[str, ...]
     precision: Precision
@@ -161,7 +177,11 @@ class Engine(Part, frozen=True, kw_only=True):
 
 
 class Golden(Part, frozen=True, kw_only=True):
-    """An image with the probabilities torch float32 gave it: any device can prove that it computes the same."""
+    """An image with the probabilities that torch float32 gave it: any device can prove that it computes the same.
+
+    `label` is the true one, None where it is not known. The expected answer is the class of the largest probability,
+    which is another one where torch itself is wrong.
+    """
 
     file: str
     label: str | None
@@ -208,13 +228,18 @@ class Provenance(Part, frozen=True, kw_only=True):
 
 
 class Manifest(Part, frozen=True, kw_only=True):
-    """A whole bundle. `files` lists every file but `manifest.json` itself; keys are paths with forward slashes."""
+    """A whole bundle. `files` lists every file but the manifest itself; keys are paths with forward slashes.
 
-    format: int
+    `activation` is what the graph ends in: `softmax`, whose probabilities sum to 1, or `sigmoid`, where an image may
+    have several labels; the export writes `softmax` alone today.
+    """
+
+    format: str
     name: str
     model: Model
     input: Input
-    normalization: Normalization = msgspec.field(name="normalisation")  # the key that the format has
+    normalization: Normalization
+    activation: Literal["softmax", "sigmoid"] = "softmax"
     labels: dict[str, tuple[str, ...]]
     variants: dict[Precision, Variant]
     engines: tuple[Engine, ...] = ()
@@ -238,68 +263,22 @@ class Manifest(Part, frozen=True, kw_only=True):
         return found
 
 
-class _Version(msgspec.Struct):
-    format: int
+_FORMAT = Format("manifest", FORMAT, Manifest, BundleError, "export the bundle again", {2: manifest_2.upgraded})
 
 
-_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # RecursionError: thousands of brackets
+def decode(data: bytes, where: str = "bundle.json") -> tuple[Manifest, tuple[str, ...]]:
+    """Bytes of a manifest -> `Manifest`, and a remark that names the keys that are not known, if there are any.
 
-
-def decode(data: bytes, where: str = "manifest.json") -> Manifest:
-    """Bytes of a manifest -> `Manifest`. Raises `BundleError` naming `where`, the key's path and what to do."""
+    Raises `BundleError` naming `where`, the key's path and what to do.
+    """
+    manifest, remarks = _FORMAT.decode(data, where)
     try:
-        version = msgspec.json.decode(data, type=_Version).format
-    except _UNREADABLE as error:
-        raise BundleError(f"{where}: not a convexport manifest ({error}); export the bundle again") from error
-    if version != FORMAT:
-        raise BundleError(
-            f"{where}: format {version}, but this convexport reads format {FORMAT}; "
-            + ("update convexport" if version > FORMAT else "export the bundle again")
-        )
-    try:
-        manifest = msgspec.json.decode(data, type=Manifest)
-    except _UNREADABLE as error:
-        raise BundleError(f"{where}: {error}; export the bundle again") from error
-    _check(manifest, where)
-    return manifest
+        manifest_checks.check(manifest)
+    except ValueError as error:
+        raise BundleError(f"{where}: {error}", _FORMAT.again) from error
+    return manifest, remarks
 
 
 def encode(manifest: Manifest) -> bytes:
     """`Manifest` -> indented JSON bytes with a final newline; the same manifest always gives the same bytes."""
     return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
-
-
-def _check(manifest: Manifest, where: str) -> None:
-    """What the types cannot say: English labels, equal lengths, and every named file listed with its hash."""
-
-    def refuse(path: str, found: str, expected: str) -> None:
-        raise BundleError(f"{where}: `{path}` is {found}, expected {expected}; export the bundle again")
-
-    if "en" not in manifest.labels:
-        refuse("$.labels", f"in {sorted(manifest.labels)}", "`en` among them")
-    count = len(manifest.classes)
-    if not count:
-        refuse("$.labels.en", "empty", "at least one label")
-    for language, labels in manifest.labels.items():
-        if len(labels) != count:
-            refuse(f"$.labels.{language}", f"{len(labels)} labels", f"{count}")
-    if not manifest.variants:
-        refuse("$.variants", "empty", "at least one precision")
-    channels = manifest.input.channels
-    for key, values in (("mean", manifest.normalization.mean), ("std", manifest.normalization.std)):
-        if len(values) != channels:
-            refuse(f"$.normalization.{key}", f"{len(values)} values", f"{channels}")
-    named = [(f"$.variants.{name}.file", variant.file) for name, variant in manifest.variants.items()]
-    named += [(f"$.variants.{name}.engine_graph.file", found.engine_file) for name, found in manifest.variants.items()]
-    named += [(f"$.engines[{index}].file", engine.file) for index, engine in enumerate(manifest.engines)]
-    named += [(f"$.golden[{index}].file", golden.file) for index, golden in enumerate(manifest.golden)]
-    for path, file in named:
-        if file not in manifest.files:
-            refuse(path, f"{file!r}", "a key of `$.files`")
-    for file in manifest.files:
-        parts = file.split("/")
-        if not all(parts) or any(part in {".", ".."} or set(part) & set("\\:\0") for part in parts):
-            refuse("$.files", f"the path {file!r}", "a relative path inside the bundle")
-    for index, golden in enumerate(manifest.golden):
-        if len(golden.probabilities) != count:
-            refuse(f"$.golden[{index}].probabilities", f"{len(golden.probabilities)} values", f"{count}")

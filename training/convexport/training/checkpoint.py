@@ -1,6 +1,6 @@
 """A checkpoint: one `.safetensors` file whose JSON header says everything. Loading never guesses, never unpickles.
 
-The header travels in the file's metadata under the key `convexport`. Version 1 is described in docs/format.md.
+The header travels in the file's metadata under the key `convexport`. docs/format.md describes it.
 """
 
 from __future__ import annotations
@@ -8,28 +8,33 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from convexport.runtime import atomic
-from convexport.runtime.errors import CheckpointError, UsageError
+from convexport.runtime.errors import CheckpointError, UsageError, first_line
+from convexport.runtime.formats.growth import Format
 from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalization, Part
 from convexport.training import models
+from convexport.training.formats import header_1
 
-FORMAT = 1
+FORMAT = "2.0"
 KEY = "convexport"
+_PICKLED = {".pth", ".pt"}
 # What torch.load raises on malformed files, besides its UnpicklingError.
 _MALFORMED = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, AssertionError, TypeError, AttributeError),
     struct.error,
 )
-_FOREIGN = "for a state dict made elsewhere give --model, --classes, --mean and --std with it"
+_FOREIGN = "give the model, its classes, mean and std with it, if it is a state dict made elsewhere"
 
 
 class Header(Part, frozen=True, kw_only=True):
@@ -38,13 +43,13 @@ class Header(Part, frozen=True, kw_only=True):
     `normalization.temperature` is 1 until it was fitted on the validation split. `recipe` is the recipe as it ran.
     """
 
-    format: int
+    format: str
     name: str
     model: str
     arguments: dict[str, Any]
     classes: dict[str, tuple[str, ...]]
     input: Input
-    normalization: Normalization = msgspec.field(name="normalisation")  # the key that the format has
+    normalization: Normalization
     dataset: Dataset
     recipe: dict[str, Any]
     accuracy: Accuracy
@@ -55,17 +60,24 @@ class Header(Part, frozen=True, kw_only=True):
     training_seconds: float | None = None
 
 
-class _Version(msgspec.Struct):
-    format: int
+_FORMAT = Format("checkpoint header", FORMAT, Header, CheckpointError, "train it again", {1: header_1.upgraded})
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A header and the network's state dict (float32 on the CPU). `sha256` is the file's; empty before it was saved."""
+    """A header and the network's state dict.
+
+    Attributes:
+        header: What the file says of the network.
+        state: Tensors by name, float32 on the CPU.
+        sha256: The file's; empty before it was saved.
+        remarks: What the reader of the header remarked, such as keys of a newer version that it ignored.
+    """
 
     header: Header
     state: dict[str, Tensor]
     sha256: str = ""
+    remarks: tuple[str, ...] = ()
 
     def network(self) -> nn.Sequential:
         """The network with these weights, in evaluation mode. Raises `CheckpointError` where they do not fit it."""
@@ -76,7 +88,8 @@ class Checkpoint:
             if expected.get(key) != found.get(key):
                 raise CheckpointError(
                     f"checkpoint {self.header.name}: tensor {key!r} is {_shape(found.get(key))}, {self.header.model} "
-                    f"expects {_shape(expected.get(key))}; train again or name the model it was made for"
+                    f"expects {_shape(expected.get(key))}",
+                    "train again or name the model it was made for",
                 )
         network.load_state_dict(self.state)
         return network.eval()
@@ -107,76 +120,83 @@ def write(path: Path, data: bytes) -> None:
         atomic.write(path, data)
     except OSError as error:
         raise CheckpointError(
-            f"{path} cannot be written ({error.strerror}); make room, or name another folder with --out"
+            f"{path} cannot be written ({first_line(error)})", "make room, or name another folder"
         ) from error
 
 
 def load(path: Path) -> Checkpoint:
-    """Reads a checkpoint. Raises `CheckpointError`: missing, damaged, foreign, of another format."""
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} is not there; train one with convtrain, or check the path")
-    if path.suffix in {".pth", ".pt"}:
-        raise CheckpointError(f"checkpoint {path} is none of convexport's; {_FOREIGN}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"checkpoint {path} is damaged ({error}); train it again") from error
-    if KEY not in metadata:
-        raise CheckpointError(f"checkpoint {path} has no convexport header; {_FOREIGN}")
-    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    return Checkpoint(_header(metadata[KEY], path), state, hashlib.sha256(path.read_bytes()).hexdigest())
+    """Reads a checkpoint; its SHA-256 and its tensors come from one read.
 
-
-def _header(text: str, path: Path) -> Header:
-    try:
-        version = msgspec.json.decode(text, type=_Version).format
-        if version != FORMAT:
-            action = "update convexport" if version > FORMAT else "train it again"
-            raise CheckpointError(f"checkpoint {path}: format {version}, this convexport reads {FORMAT}; {action}")
-        return msgspec.json.decode(text, type=Header)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise CheckpointError(f"checkpoint {path}: header: {error}; train it again") from error
-
-
-def load_foreign(path: Path) -> dict[str, Tensor]:
-    """A state dict made elsewhere (`.pth`, `.pt`, `.safetensors`), loaded with `weights_only=True`: no code runs.
-
-    Wrappers `state_dict`, `model` and `net` and the prefix `module.` of DataParallel are taken off.
-    Raises `CheckpointError`; `UsageError` for a checkpoint of convexport's own, whose header would be lost.
+    Raises:
+        CheckpointError: It is missing, damaged, foreign, or of another format.
     """
-    if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} is not there; check the path")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                own = KEY in (file.metadata() or {})
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"checkpoint {path} is damaged ({error})") from error
-        if own:
-            raise UsageError(
-                f"checkpoint {path} is convexport's own and says these itself; leave out --classes, --mean and --std"
-            )
-        return state
-    return _state_of(_unpickled(path), path)
+    data = _read(path, "train one with convtrain, or check the path")
+    if path.suffix in _PICKLED:
+        raise CheckpointError(f"checkpoint {path} is not one that convexport wrote", _FOREIGN)
+    metadata, state = tensors(data, f"checkpoint {path}", "train it again")
+    if KEY not in metadata:
+        raise CheckpointError(f"checkpoint {path} has no convexport header", _FOREIGN)
+    header, remarks = _FORMAT.decode(metadata[KEY].encode(), f"checkpoint {path}")
+    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    return Checkpoint(header, state, hashlib.sha256(data).hexdigest(), remarks)
 
 
-def _unpickled(path: Path) -> object:
+def load_foreign(path: Path) -> tuple[dict[str, Tensor], str]:
+    """A state dict made elsewhere (`.pth`, `.pt`, `.safetensors`) and the file's SHA-256, from one read.
+
+    It is loaded with `weights_only=True`: no code runs. Wrappers `state_dict`, `model` and `net` and the prefix
+    `module.` of DataParallel are taken off.
+
+    Raises:
+        CheckpointError: It is missing, damaged, or no state dict.
+        UsageError: It is a checkpoint of convexport's own, whose header would be lost.
+    """
+    data = _read(path, "check the path")
+    sha256 = hashlib.sha256(data).hexdigest()
+    if path.suffix != ".safetensors":
+        return _state_of(_unpickled(data, path), path), sha256
+    metadata, state = tensors(data, f"checkpoint {path}")
+    if KEY in metadata:
+        raise UsageError(
+            f"checkpoint {path} is convexport's own and says its classes, mean and std itself", "leave them out"
+        )
+    return state, sha256
+
+
+def tensors(data: bytes, where: str, fix: str | None = None) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Bytes of a safetensors file -> its metadata and its tensors. Raises `CheckpointError` where it is damaged."""
+    try:
+        state = from_bytes(data)
+    except (SafetensorError, ValueError, KeyError) as error:  # KeyError: an element type that torch does not have
+        raise CheckpointError(f"{where} is damaged ({first_line(error)})", fix) from error
+    # The library has checked the header: its length in 8 bytes, then JSON.
+    length = int.from_bytes(data[:8], "little")
+    metadata: dict[str, str] = msgspec.json.decode(data[8 : 8 + length]).get("__metadata__") or {}
+    return metadata, state
+
+
+def _read(path: Path, fix: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise CheckpointError(f"checkpoint {path} is not there", fix) from error
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read ({first_line(error)})", fix) from error
+
+
+def _unpickled(data: bytes, path: Path) -> object:
     import pickle
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"checkpoint {path} holds more than tensors and is not loaded, since that could run code ({reason}); "
-            "save network.state_dict() alone"
+            f"checkpoint {path} holds more than tensors and is not loaded, since that could run code "
+            f"({first_line(error)})",
+            "save network.state_dict() alone",
         ) from error
     except _MALFORMED as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"checkpoint {path} is no readable state dict ({reason})") from error
+        raise CheckpointError(f"checkpoint {path} is no readable state dict ({first_line(error)})") from error
 
 
 def _state_of(value: object, path: Path) -> dict[str, Tensor]:

@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from convexport.runtime.errors import CheckpointError, UsageError
-from convexport.training.checkpoint import write
+from convexport.runtime.errors import CheckpointError, UsageError, first_line
+from convexport.runtime.formats.growth import Format
+from convexport.training import checkpoint
 from convexport.training.evaluate import EpochRecord
 
-FORMAT = 1
+FORMAT = "2.0"
 KEY = "convexport-state"
 
 
-class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Where a run stands. `run` describes it in full: only the same run is continued.
 
     `sums` are the epoch's loss sum, right answers and images so far; `seconds` counts all sittings.
     """
 
-    format: int
+    format: str
     run: dict[str, Any]
     epoch: int
     step: int
@@ -40,33 +40,31 @@ class Place(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     history: tuple[EpochRecord, ...]
 
 
+_FORMAT = Format("state of a run", FORMAT, Place, CheckpointError, "delete it and train anew")
+
+
 def save(path: Path, place: Place, tensors: dict[str, Tensor]) -> None:
     """Writes the state whole or not at all: a kill at any instant leaves this state or the one before."""
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-    write(path, to_bytes(plain, metadata={KEY: msgspec.json.encode(place).decode()}))
+    checkpoint.write(path, to_bytes(plain, metadata={KEY: msgspec.json.encode(place).decode()}))
 
 
 def load(path: Path, run: dict[str, Any]) -> tuple[Place, dict[str, Tensor]]:
     """Reads the state of `run`. Raises `CheckpointError` (missing, damaged) and `UsageError` (another run's)."""
     if not path.is_file():
-        raise CheckpointError(f"no state to resume at {path}; start the training without --resume")
+        raise CheckpointError(f"no state to resume at {path}", "start the training without --resume")
     try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(KEY, "")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - safe_open is no mapping
-        place = msgspec.json.decode(text, type=Place)
-    except (SafetensorError, OSError, msgspec.DecodeError) as error:
-        raise CheckpointError(f"state {path} is damaged ({error}); delete it and train anew") from error
-    if place.format != FORMAT:
-        raise CheckpointError(
-            f"state {path}: format {place.format}, this convexport reads {FORMAT}; delete it and train anew"
-        )
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"state {path} cannot be read ({first_line(error)})") from error
+    metadata, tensors = checkpoint.tensors(data, f"state {path}", _FORMAT.again)
+    place, _ = _FORMAT.decode(metadata.get(KEY, "").encode(), f"state {path}")
     wanted, found = _flat(msgspec.json.decode(msgspec.json.encode(run))), _flat(place.run)
     for key in sorted(wanted.keys() | found.keys()):
         if wanted.get(key) != found.get(key):
             raise UsageError(
-                f"state {path} belongs to another run: `{key}` was {found.get(key)!r}, asked for "
-                f"{wanted.get(key)!r}; give the same options, or delete it and train anew"
+                f"state {path} belongs to another run: `{key}` was {found.get(key)!r}, asked for {wanted.get(key)!r}",
+                "give the same options, or delete it and train anew",
             )
     return place, tensors
 

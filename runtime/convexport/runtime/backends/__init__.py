@@ -1,1 +1,1 @@
-"""The back ends: one module or folder each, one table of them (`registry`), and what chooses among them (`selection`)."""
+"""The back ends: the table (`registry`), what chooses among them (`selection`), what proves them (`proof`)."""

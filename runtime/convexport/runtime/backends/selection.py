@@ -102,9 +102,10 @@ def _places(options: Options, refusals: list[str]) -> list[tuple[Device, list[Ba
         assert isinstance(options.backend, str)
         wanted = registry.find(options.backend)
         if named and not wanted.runs_on(named):
+            others = ", ".join(spec.name for spec in registry.on(named.kind))
             raise UsageError(
                 f"back end {wanted.name} does not run on {named.kind}, only on {' and '.join(wanted.extras)}",
-                f"leave out the device, or choose another back end: {', '.join(s.name for s in registry.on(named.kind))}",
+                f"leave out the device, or choose another back end: {others}",
             )
     there = [named] if named else []
     if not named and (wanted is None or "cuda" in wanted.extras):
@@ -162,12 +163,9 @@ def _explained(candidate: Candidate, base: Candidate) -> Candidate:
 
 
 def _rate(manifest: Manifest, candidate: Candidate, kind: str) -> float | None:
-    """Images per second that the export measured with that back end on this kind of processor, None where it did not."""
-    variant = manifest.variants[candidate.precision]
-    if not hasattr(variant, "verifications"):  # TEMPORARY until formats is merged
-        return variant.images_per_second if candidate.spec.name == "onnxruntime" else None
-    for found in variant.verifications:
-        same = (found.backend, found.device) == (candidate.spec.name, candidate.device.kind)
+    """Images per second as the export measured them with that back end on this kind of processor, else None."""
+    for found in manifest.variants[candidate.precision].verifications:
+        same = (found.backend, Device.parse(found.device)) == (candidate.spec.name, candidate.device)
         if same and found.machine in ("", kind):
             return found.images_per_second
     return None

@@ -1,0 +1,1 @@
+"""How the formats grow, and the frozen readers of the older ones."""

@@ -1,0 +1,1 @@
+"""The frozen readers of older checkpoints."""
