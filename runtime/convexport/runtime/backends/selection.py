@@ -165,7 +165,7 @@ def _explained(candidate: Candidate, base: Candidate) -> Candidate:
 def _rate(manifest: Manifest, candidate: Candidate, kind: str) -> float | None:
     """Images per second as the export measured them with that back end on this kind of processor, else None."""
     for found in manifest.variants[candidate.precision].verifications:
-        same = (found.backend, Device.parse(found.device)) == (candidate.spec.name, candidate.device)
+        same = (found.backend, found.device) == (candidate.spec.name, str(candidate.device))
         if same and found.machine in ("", kind):
             return found.images_per_second
     return None
