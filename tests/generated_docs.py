@@ -1,4 +1,4 @@
-"""The parts of the pages that are made from the code, between `<!-- generated: NAME -->` and `<!-- end -->`.
+"""What is made from the code: parts of the pages, between `<!-- generated: NAME -->` and `<!-- end -->`, and a schema.
 
 python tests/generated_docs.py      writes them anew; test_docs.py holds the pages against them
 """
@@ -6,17 +6,23 @@ python tests/generated_docs.py      writes them anew; test_docs.py holds the pag
 from __future__ import annotations
 
 import ast
+import inspect
+import json
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from convexport.cli import classify, convexport, convtrain
 from convexport.runtime import errors
+from convexport.runtime.manifest import FORMAT, Manifest
 from helpers.markdown_pages import ROOT
 
 PORTIONS = ("training", "export", "runtime", "cli")
 COLUMNS = "100"
+SCHEMA = ROOT / "runtime/convexport/runtime/bundle.schema.json"
 _PART = re.compile(r"(?<=<!-- generated: )([^\n]+)( -->\n)(.*?)(?=<!-- end -->)", re.DOTALL)
 
 
@@ -106,6 +112,16 @@ def renewed(text: str) -> str:
     return _PART.sub(lambda match: f"{match[1]}{match[2]}{PARTS[match[1]]()}", text)
 
 
+def schema() -> bytes:
+    """The JSON Schema of `bundle.json`, from the types."""
+    found = msgspec.json.schema(Manifest)
+    for part in found["$defs"].values():
+        if "description" in part:
+            part["description"] = inspect.cleandoc(part["description"])
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": f"convexport's bundle.json, {FORMAT}"}
+    return (json.dumps({**head, **found}, indent=2, ensure_ascii=False) + "\n").encode()
+
+
 def main(pages: list[Path]) -> None:
     """Writes the pages whose generated parts have changed, and says which."""
     for page in pages:
@@ -117,4 +133,5 @@ def main(pages: list[Path]) -> None:
 
 
 if __name__ == "__main__":
+    SCHEMA.write_bytes(schema())
     main(sorted((ROOT / "docs").glob("*.md")))

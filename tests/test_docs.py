@@ -13,7 +13,7 @@ import tomllib
 
 from convexport.runtime import errors, manifest, records
 from convexport.training import checkpoint, resume
-from generated_docs import PARTS, error_tree, modules, parts
+from generated_docs import PARTS, SCHEMA, error_tree, modules, parts, schema
 from helpers.markdown_pages import ROOT, fences, pages, section, table
 
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
@@ -79,7 +79,7 @@ def test_the_error_tree_drawn_is_the_tree_of_the_classes() -> None:
 
 def test_each_format_has_the_number_that_its_reader_reads() -> None:
     rows = table(FORMATS, "format")
-    assert {row[0]: int(row[1]) for row in rows} == {
+    assert {row[0]: row[1] for row in rows} == {
         "manifest": manifest.FORMAT,
         "checkpoint": checkpoint.FORMAT,
         "state": resume.FORMAT,
@@ -91,10 +91,26 @@ def test_each_format_has_the_number_that_its_reader_reads() -> None:
 
 def test_the_manifest_shown_is_whole_and_valid() -> None:
     example = block("## Manifest", "json")
-    found = manifest.decode(example.encode())
+    found, remarks = manifest.decode(example.encode())
+    assert remarks == ()
     assert everything(found) == json.loads(example)  # with every key that has a default
     assert list(found.variants) == ["fp16", "fp32"]
     assert all(measure.passed for variant in found.variants.values() for measure in variant.verification.measures)
+
+
+def test_the_schema_that_is_shipped_is_the_types_own() -> None:
+    assert SCHEMA.read_bytes() == schema(), RENEW
+
+
+def test_the_schema_takes_the_manifest_shown_and_refuses_one_with_a_fault() -> None:
+    import jsonschema
+
+    validator = jsonschema.Draft202012Validator(json.loads(schema()))
+    shown = json.loads(block("## Manifest", "json"))
+    assert list(validator.iter_errors(shown)) == []
+    assert list(validator.iter_errors(shown | {"format": "3.7", "new": 1})) == []  # a newer minor version
+    faults = {"format": "4.0", "activation": "tanh", "labels": {"en": "cat"}, "variants": {"fp32": {}}, "name": None}
+    assert [key for key, wrong in faults.items() if validator.is_valid(shown | {key: wrong})] == []
 
 
 def test_the_bundle_drawn_holds_the_files_of_the_manifest_shown() -> None:
@@ -108,7 +124,7 @@ def test_the_bundle_drawn_holds_the_files_of_the_manifest_shown() -> None:
             folder = match[2]
         else:
             drawn.add(folder + match[2])
-    assert drawn == {"bundle.json", *manifest.decode(block("## Manifest", "json").encode()).files}
+    assert drawn == {"bundle.json", *manifest.decode(block("## Manifest", "json").encode())[0].files}
 
 
 def test_the_checkpoint_header_shown_is_whole_and_valid() -> None:
@@ -148,7 +164,7 @@ def test_the_csv_shown_is_what_the_same_records_write() -> None:
 def test_the_text_shown_is_what_the_same_records_write() -> None:
     from convexport.cli.text_lines import text_lines
 
-    labels = manifest.decode(block("## Manifest", "json").encode()).classes
+    labels = manifest.decode(block("## Manifest", "json").encode())[0].classes
     answers = shown_records()
     two = msgspec.structs.replace(answers[-1], top=answers[-1].top[:1])
     several, single = ([text for _, text in text_lines(found, labels, "en")] for found in (answers, [two]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
 import io
 import json
 import os
@@ -115,7 +116,11 @@ def test_neither_can_a_name_in_a_bundle(classify, place: Path) -> None:
     label = "\x1b[2Jcat"
     english = [label if name == "cat" else name for name in values["labels"]["en"]]
     golden = [{**picture, "probabilities": [float(name == label) for name in english]} for picture in values["golden"]]
-    change_manifest(manifest.parent, labels={"en": english}, golden=golden)
+    labels = "\n".join(english).encode()
+    (manifest.parent / "labels.txt").write_bytes(labels)
+    listed = {"bytes": len(labels), "sha256": hashlib.sha256(labels).hexdigest()}
+    values["files"]["labels.txt"] = listed
+    change_manifest(manifest.parent, labels={"en": english}, golden=golden, files=values["files"])
     said = classify("--self-test")
     assert r"  \x1b[2Jcat  " in said.out
     assert "\x1b" not in said.out
@@ -306,7 +311,7 @@ def test_a_manifest_of_format_99_is_refused_in_clear_words(classify, place: Path
     change_manifest(place / "bundles/tiny-noise-fp32", format=99)
     said = classify("images")
     where = "bundles/tiny-noise-fp32/bundle.json"
-    expected = f"classify: {where}: format 99, but this convexport reads format 2; update convexport"
+    expected = f"classify: {where}: format 99, but this convexport reads 2, 3.0; update convexport"
     assert (said.code, said.last) == (4, expected)
 
 

@@ -19,7 +19,7 @@ from convexport.training.checkpoint import Checkpoint, Header
 
 def header(**changes: Any) -> Header:
     base = Header(
-        format=1,
+        format=checkpoint.FORMAT,
         name="softmax-mnist",
         model="softmax",
         arguments={"classes": 10},
@@ -105,17 +105,17 @@ def test_a_file_without_our_header_is_told_from_a_damaged_one(tmp_path: Path) ->
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(path)
     assert str(caught.value) == (
-        f"checkpoint {path} has no convexport header; for a state dict made elsewhere give "
-        "--model, --classes, --mean and --std with it"
+        f"checkpoint {path} has no convexport header; give the model, its classes, mean and std "
+        "with it, if it is a state dict made elsewhere"
     )
 
 
 def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    checkpoint.save(path, small(format=99))
+    checkpoint.save(path, small(format="99.0"))
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(path)
-    assert str(caught.value) == f"checkpoint {path}: format 99, this convexport reads 1; update convexport"
+    assert str(caught.value) == f"checkpoint {path}: format 99.0, but this convexport reads 1, 2.0; update convexport"
 
 
 def test_a_header_nested_without_end_is_refused(tmp_path: Path) -> None:
@@ -124,7 +124,9 @@ def test_a_header_nested_without_end_is_refused(tmp_path: Path) -> None:
     deep = text.replace('"recipe":{}', '"recipe":{"a":' + "[" * 100_000 + "]" * 100_000 + "}")
     assert deep != text
     save_file({"weight": torch.zeros(2)}, path, metadata={"convexport": deep})
-    with pytest.raises(CheckpointError, match=r"^checkpoint .*: header: maximum recursion depth .*; train it again$"):
+    with pytest.raises(
+        CheckpointError, match=r"^checkpoint .*: not a convexport .*maximum recursion depth .*; train it again$"
+    ):
         checkpoint.load(path)
 
 
@@ -151,7 +153,7 @@ def test_a_checkpoint_of_ones_own_does_not_lose_its_header_as_a_foreign_one(tmp_
     with pytest.raises(UsageError) as caught:
         checkpoint.load_foreign(path)
     assert str(caught.value) == (
-        f"checkpoint {path} is convexport's own and says these itself; leave out --classes, --mean and --std"
+        f"checkpoint {path} is convexport's own and says its classes, mean and std itself; leave them out"
     )
 
 
@@ -173,6 +175,6 @@ def test_a_state_dict_in_the_place_of_a_checkpoint_is_told_what_it_lacks(tmp_pat
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(path)
     assert str(caught.value) == (
-        f"checkpoint {path} is none of convexport's; for a state dict made elsewhere give --model, --classes, --mean "
-        "and --std with it"
+        f"checkpoint {path} is not one that convexport wrote; give the model, its classes, mean and std with "
+        "it, if it is a state dict made elsewhere"
     )

@@ -138,6 +138,7 @@ def _prepare(options: argparse.Namespace, factory: type[TrainOptions]) -> tuple[
         device=str(acceleration.resolve(options.device)),
         resume=options.resume,
         stop=_stop_on_interrupt(),
+        note=terminal.remark,
         half=options.half,
     )
 

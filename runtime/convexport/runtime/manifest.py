@@ -234,7 +234,7 @@ class Manifest(Part, frozen=True, kw_only=True):
     have several labels; the export writes `softmax` alone today.
     """
 
-    format: str
+    format: Annotated[str, msgspec.Meta(pattern=r"^3\.[0-9]+$")]
     name: str
     model: Model
     input: Input

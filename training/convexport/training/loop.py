@@ -30,6 +30,10 @@ from convexport.training.recipes import Recipe
 VALIDATION_SEED = 0
 
 
+def _silent(remark: str) -> None:
+    """Nobody wants to hear remarks."""
+
+
 def _never() -> bool:
     return False
 
@@ -40,7 +44,7 @@ class TrainOptions:
 
     A state is written when `stop` says so, every `state_seconds`, and at an epoch's end where writing takes at most a
     tenth of the time (a GPU's epochs can be as short as the writing). `half` rounds the weights through half precision
-    before they are measured, for a checkpoint that stores them so.
+    before they are measured, for a checkpoint that stores them so. `note` hears remarks.
     """
 
     model: str
@@ -52,6 +56,7 @@ class TrainOptions:
     resume: bool = False
     state_seconds: float = 120.0
     stop: Callable[[], bool] = _never
+    note: Callable[[str], None] = _silent
     half: bool = False
 
 
@@ -325,7 +330,7 @@ class _Run:
 
     def load(self) -> None:
         """Goes on where the state file says."""
-        place, tensors = resume.load(self.options.state, self.description)
+        place, tensors = resume.load(self.options.state, self.description, self.options.note)
         self.network.load_state_dict(resume.part(tensors, "network"))
         if self.averaged is not None:
             self.averaged.load_state_dict(resume.part(tensors, "average"))

@@ -6,6 +6,7 @@ the place in the run. It disappears when training ends.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,11 @@ def save(path: Path, place: Place, tensors: dict[str, Tensor]) -> None:
     checkpoint.write(path, to_bytes(plain, metadata={KEY: msgspec.json.encode(place).decode()}))
 
 
-def load(path: Path, run: dict[str, Any]) -> tuple[Place, dict[str, Tensor]]:
-    """Reads the state of `run`. Raises `CheckpointError` (missing, damaged) and `UsageError` (another run's)."""
+def load(path: Path, run: dict[str, Any], note: Callable[[str], None]) -> tuple[Place, dict[str, Tensor]]:
+    """Reads the state of `run`. Raises `CheckpointError` (missing, damaged) and `UsageError` (another run's).
+
+    `note` hears of keys of a newer version that are ignored.
+    """
     if not path.is_file():
         raise CheckpointError(f"no state to resume at {path}", "start the training without --resume")
     try:
@@ -58,7 +62,9 @@ def load(path: Path, run: dict[str, Any]) -> tuple[Place, dict[str, Tensor]]:
     except OSError as error:
         raise CheckpointError(f"state {path} cannot be read ({first_line(error)})") from error
     metadata, tensors = checkpoint.tensors(data, f"state {path}", _FORMAT.again)
-    place, _ = _FORMAT.decode(metadata.get(KEY, "").encode(), f"state {path}")
+    place, remarks = _FORMAT.decode(metadata.get(KEY, "").encode(), f"state {path}")
+    for remark in remarks:
+        note(remark)
     wanted, found = _flat(msgspec.json.decode(msgspec.json.encode(run))), _flat(place.run)
     for key in sorted(wanted.keys() | found.keys()):
         if wanted.get(key) != found.get(key):
