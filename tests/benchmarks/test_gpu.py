@@ -139,7 +139,8 @@ def test_a_torch_without_cuda_beside_a_gpu_is_said_to_be_that(gpu: ModuleType, m
 
 def test_images_of_a_data_set_that_nobody_knows_are_noise_and_the_page_says_so(gpu: ModuleType) -> None:
     images, title = gpu._images(untrained("lenet5"), Namespace(images=7, data=None))
-    assert images.shape == (7, 28, 28, 1)
+    assert (images.shape, images.dtype) == ((7, 28, 28, 1), np.uint8)
+    assert [len(np.unique(image)) > 200 for image in images] == [True] * 7
     assert title.startswith("random pixels (data set or folder 'none' is not known; ")
 
 
