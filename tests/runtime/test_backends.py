@@ -121,10 +121,14 @@ def test_tensorrt_by_name_with_its_library_and_no_gpu_says_so(folder: Path) -> N
     assert "no GPU was found" in str(error)
 
 
-def test_without_onnxruntime_the_line_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("one_gpu")
+@pytest.mark.parametrize(("device", "extra"), [("cpu", "cpu"), ("cuda", "gpu")])
+def test_without_onnxruntime_the_line_names_the_extra(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, device: str, extra: str
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    error = refused(folder, device="cpu")
-    assert (error.exit_code, str(error)) == (5, "onnxruntime is not installed; pip install 'convexport[cpu]'")
+    error = refused(folder, device=device, backend="onnxruntime")
+    assert (error.exit_code, str(error)) == (5, f"onnxruntime is not installed; pip install 'convexport[{extra}]'")
 
 
 def test_what_is_left_of_two_wheels_in_one_folder_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
