@@ -23,13 +23,17 @@ PORTIONS = ("training", "export", "runtime", "cli")
 
 @dataclass(frozen=True)
 class Probe:
-    """A name to look for. `pattern` fits identifiers and strings, `among` keeps to files that use that module."""
+    """A name to look for: `pattern` fits identifiers and strings.
+
+    `among` keeps to files that use that module, `apart` leaves out the files whose path it fits.
+    """
 
     change: str
     name: str
     pattern: str
     target: str = ""
     among: str = ""
+    apart: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,16 @@ def _back_end(name: str, kind: str) -> Probe:
 PROBES = (
     Probe("a precision", "int8", _word("int8"), "at most 3 files, new and edited"),
     _back_end("onnxruntime", "OnnxRuntime"),
-    _back_end("openvino", "OpenVino"),
+    _back_end("openvino", "OpenV(INO|ino)"),
     Probe("a field of the records", "notes", "^notes$", among="convexport.runtime.records"),
     Probe("a key of the manifest", "golden_tolerance", "^golden_tolerance$"),
-    Probe("an option from the command to the back end", "threads", "^(--)?threads$", "at most 5 places"),
+    Probe(
+        "an option from the command to a back end",
+        "threads",
+        "^(--)?threads$",
+        "at most 5 places",
+        apart="backends/(openvino|tensorrt)",  # the way to one of them: onnxruntime
+    ),
 )
 
 
@@ -127,7 +137,7 @@ def cost(probe: Probe) -> Cost:
     own: list[str] = []
     edits: list[tuple[str, str]] = []
     for file, tree in _files():
-        if probe.among and not _uses(file, tree, probe.among):
+        if (probe.among and not _uses(file, tree, probe.among)) or (probe.apart and re.search(probe.apart, file)):
             continue
         if any(probe.name in Path(part).stem for part in Path(file).parts[1:]):
             own.append(file)
