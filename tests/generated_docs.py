@@ -18,6 +18,7 @@ import msgspec
 from convexport.cli import classify, convexport, convtrain
 from convexport.runtime import errors
 from convexport.runtime.manifest import FORMAT, Manifest
+from helpers.cost_of_change import cost_table
 from helpers.markdown_pages import ROOT
 
 PORTIONS = ("training", "export", "runtime", "cli")
@@ -96,6 +97,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "modules": _module_table,
     "errors": lambda: _block(error_tree()),
     "limits": gate_limits,
+    "cost of change": cost_table,
     "convtrain --help": _help(convtrain.parser),
     "convexport --help": _help(convexport.parser),
     "classify --help": _help(classify.parser),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +15,8 @@ import tomllib
 from convexport.runtime import errors, manifest, records
 from convexport.training import checkpoint, resume
 from generated_docs import PARTS, SCHEMA, error_tree, modules, parts, schema
+from helpers import cost_of_change
+from helpers.cost_of_change import PROBES, Probe, cost
 from helpers.markdown_pages import ROOT, fences, pages, section, table
 
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
@@ -47,6 +50,27 @@ def test_the_module_table_holds_every_module_of_the_tree_and_says_what_each_hold
     assert [row[0] for row in rows] == list(modules())
     assert {"training/loop.py", "export/gate.py", "runtime/backends/base.py", "cli/classify.py"} <= set(modules())
     assert [path for path, words in rows if len(words) < 20] == []
+
+
+@pytest.mark.parametrize("probe", PROBES, ids=lambda probe: probe.name)
+def test_what_a_change_costs_is_counted_where_the_code_names_it(
+    probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a docstring nor a comment nor a part of another word names it; its own module is no edit."""
+    name = probe.name
+    monkeypatch.setattr(cost_of_change, "ROOT", tmp_path)
+    room = tmp_path / "runtime" / "convexport" / "runtime"
+    room.mkdir(parents=True)
+    uses = f"from {probe.among} import x\n" if probe.among else ""
+    silent = f'{uses}"""Of {name}."""\nnot_u{name}_ = 1  # {name}\n'
+    (room / "silent.py").write_text(silent)
+    (room / "table.py").write_text(
+        f'{silent}NAMES = ("{name}",)\nclass A:\n    def b(self):\n        return "{name}"\n'
+    )
+    (room / f"{name}.py").write_text(f'{silent}NAME = "{name}"\n')
+    assert cost(probe) == cost_of_change.Cost(
+        (f"runtime/{name}.py",), (("runtime/table.py", ""), ("runtime/table.py", "A.b"))
+    )
 
 
 def test_the_import_order_drawn_is_the_one_enforced() -> None:
@@ -95,7 +119,8 @@ def test_the_manifest_shown_is_whole_and_valid() -> None:
     assert remarks == ()
     assert everything(found) == json.loads(example)  # with every key that has a default
     assert list(found.variants) == ["fp16", "fp32"]
-    assert all(measure.passed for variant in found.variants.values() for measure in variant.verification.measures)
+    measures = [measure for variant in found.variants.values() for measure in variant.verification.measures]
+    assert {measure.passed for measure in measures} == {True}
 
 
 def test_the_schema_that_is_shipped_is_the_types_own() -> None:

@@ -23,9 +23,9 @@ from convexport.runtime.classifier import Classifier
 from convexport.runtime.errors import BundleError, CheckpointError
 from convexport.runtime.records import Prediction
 from convexport.training import checkpoint, resume
-from markdown_pages import ROOT
-from runtime.bundles import change_manifest, make_bundle
-from smallest_manifest import smallest_manifest
+from helpers.bundles import change_manifest, make_bundle
+from helpers.markdown_pages import ROOT
+from helpers.smallest_manifest import smallest_manifest
 
 FIXTURES = Path(__file__).parent / "fixtures"
 BUNDLE = FIXTURES / "bundle-0.1.0"

@@ -183,13 +183,14 @@ def test_of_two_exports_that_end_at_once_the_last_one_stays_whole(
     assert (tmp_path / "net" / "model.fp32.onnx").read_text() == "second"
 
 
-def test_a_bundle_that_another_export_moves_away_is_no_longer_in_the_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bundle_that_another_export_moves_away_is_no_longer_in_the_way(tmp_path: Path) -> None:
     with drafting(tmp_path / "net") as draft:
         fill(draft)
-        monkeypatch.setattr(Path, "exists", lambda self: True)  # as it was a moment ago
-    assert (tmp_path / "net" / "model.fp32.onnx").read_text() == "first"
+    with drafting(tmp_path / "net") as draft:
+        fill(draft, "second")
+        (tmp_path / "net").rename(tmp_path / "moved")
+    assert names(tmp_path) == ["moved", "net"]
+    assert (tmp_path / "net" / "model.fp32.onnx").read_text() == "second"
 
 
 def test_an_old_bundle_gives_way_to_one_that_another_export_has_put_there(tmp_path: Path, overtaken: set[str]) -> None:

@@ -6,6 +6,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,10 +127,14 @@ def test_tensorrt_by_name_with_its_library_and_no_gpu_says_so(folder: Path) -> N
     assert "no GPU was found" in str(error)
 
 
-def test_without_onnxruntime_the_line_names_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("one_gpu")
+@pytest.mark.parametrize(("device", "extra"), [("cpu", "cpu"), ("cuda", "gpu")])
+def test_without_onnxruntime_the_line_names_the_extra(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, device: str, extra: str
+) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    error = refused(folder, device="cpu")
-    assert (error.exit_code, str(error)) == (5, "onnxruntime is not installed; pip install 'convexport[cpu]'")
+    error = refused(folder, device=device, backend="onnxruntime")
+    assert (error.exit_code, str(error)) == (5, f"onnxruntime is not installed; pip install 'convexport[{extra}]'")
 
 
 def test_what_is_left_of_two_wheels_in_one_folder_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,9 +198,10 @@ def test_a_graph_that_is_none_and_one_that_keeps_another_contract_are_refused() 
 
 def test_an_error_inside_the_library_becomes_ours() -> None:
     with OnnxRuntimeBackend(make_graph(INPUT), device=CPU, precision="fp32") as backend:
+        before = backend.run(pictures(1, INPUT))
         with pytest.raises(BackendError, match=r"^ONNX Runtime \S+ on cpu failed on 2 images: "):
             backend.run(np.zeros((2, 5, 5, 3), np.uint8))
-        assert backend.run(pictures(1, INPUT)).shape == (1, 10)
+        assert np.array_equal(backend.run(pictures(1, INPUT)), before)
 
 
 def test_memory_that_does_not_suffice_is_a_device_error() -> None:
@@ -403,6 +409,25 @@ def test_only_cores_that_this_process_may_use_are_counted(monkeypatch: pytest.Mo
     assert devices.available_cores() == 3
     monkeypatch.setattr(devices, "_quota", lambda: 2)
     assert devices.available_cores() == 2
+
+
+@pytest.mark.parametrize(("asked", "threads"), [(None, 3), (1, 1), (2, 2)])
+def test_as_many_threads_run_as_were_asked_for_else_one_for_each_core(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, threads: int
+) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(ort_backend, "available_cores", lambda: 3)
+    used = []
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, model: bytes, options: onnxruntime.SessionOptions, **rest: Any) -> None:
+            used.append(options.intra_op_num_threads)
+            super().__init__(model, options, **rest)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    OnnxRuntimeBackend(make_graph(INPUT), device=CPU, precision="fp32", threads=asked).close()
+    assert used == [threads]
 
 
 def test_ctrl_c_while_onnx_runtime_is_imported_is_no_broken_installation(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -389,8 +389,10 @@ def test_a_png_header_of_a_hundred_thousand_pixels_squared_is_refused_before_dec
 def test_every_other_header_that_declares_too_much_is_refused_before_decoding(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "MAX_PIXELS", 11 * 9 - 1)
     seed = SEEDS[FORMATS.index(kind)]
+    monkeypatch.setattr(images, "MAX_PIXELS", 11 * 9)
+    assert load_image(seed, COLOUR)[0].shape == (12, 16, 3)
+    monkeypatch.setattr(images, "MAX_PIXELS", 11 * 9 - 1)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     expected = "picture: declares 11 x 9 pixels, more than the 98 that are read"
     assert (error(seed).kind, str(error(seed))) == ("too-large", expected)

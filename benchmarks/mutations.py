@@ -1,0 +1,299 @@
+"""Do the tests notice a fault? Random small faults are put into the code, one at a time, and the survivors are named.
+
+python benchmarks/mutations.py --count 60 --seed 1                        runtime/ and export/
+python benchmarks/mutations.py --count 8 --paths runtime/convexport/runtime/bundle.py --tests tests/runtime
+
+A fault is a comparison that is another one, a constant that is another one, a boolean turned round, or a call left out.
+It is put into a copy of the tree, where the fast tests run that concern the module: the files under tests/ that are
+named after it or import it, else all of them. A survivor is either a gap in the tests or no fault at all: read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PORTIONS = ("training", "export", "runtime", "cli")
+COMPARISONS = {
+    "<": "<=", "<=": "<", ">": ">=", ">=": ">", "==": "!=", "!=": "==",
+    "is not": "is", "is": "is not", "not in": "in", "in": "not in",
+}  # fmt: skip
+_COMPARISON = re.compile(r"<=|>=|==|!=|<|>|\bis\s+not\b|\bnot\s+in\b|\bis\b|\bin\b")
+_BOOLEAN = re.compile(r"\band\b|\bor\b")
+_NO_TESTS = 5  # pytest's exit code where none was selected
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One fault: the bytes from `start` to `end` of `file` become `after`."""
+
+    file: str
+    line: int
+    kind: str
+    before: str
+    after: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a fault: `killed` by a failing test, `hung` until the tests were stopped, or `survived`."""
+
+    mutation: Mutation
+    tests: tuple[str, ...]
+    fate: str
+    seconds: float
+
+
+class _Finder(ast.NodeVisitor):
+    """Every fault that one file can have. Annotations, docstrings and the parts of f-strings are left alone."""
+
+    def __init__(self, file: str, source: bytes) -> None:
+        self.file, self.source = file, source
+        self.starts = [0]
+        for line in source.splitlines(keepends=True):
+            self.starts.append(self.starts[-1] + len(line))
+        self.found: list[Mutation] = []
+
+    def _start(self, node: ast.expr | ast.stmt) -> int:
+        return self.starts[node.lineno - 1] + node.col_offset
+
+    def _end(self, node: ast.expr | ast.stmt) -> int:
+        return self.starts[(node.end_lineno or node.lineno) - 1] + (node.end_col_offset or 0)
+
+    def _add(self, kind: str, start: int, end: int, after: str) -> None:
+        line = self.source.count(b"\n", 0, start) + 1
+        before = self.source[start:end].decode()
+        self.found.append(Mutation(self.file, line, kind, before, after, start, end))
+
+    def _between(self, kind: str, operands: list[ast.expr], tokens: re.Pattern[str], other: dict[str, str]) -> None:
+        for left, right in pairwise(operands):
+            gap = self._end(left)
+            token = tokens.search(self.source[gap : self._start(right)].decode())
+            if token is not None:
+                after = other[" ".join(token[0].split())]
+                self._add(kind, gap + token.start(), gap + token.end(), after)
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        self._between("comparison", [node.left, *node.comparators], _COMPARISON, COMPARISONS)
+        self.generic_visit(node)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> None:
+        self._between("boolean", node.values, _BOOLEAN, {"and": "or", "or": "and"})
+        self.generic_visit(node)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
+        if isinstance(node.op, ast.Not):
+            self._add("boolean", self._start(node), self._start(node.operand), "")
+        self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        start, end = self._start(node), self._end(node)
+        if isinstance(node.value, bool):
+            self._add("boolean", start, end, str(not node.value))
+        elif isinstance(node.value, int | float):
+            self._add("constant", start, end, repr(node.value + 1))
+        elif isinstance(node.value, str):
+            self._add("constant", start, end, repr(f"{node.value}~"))
+
+    def visit_Expr(self, node: ast.Expr) -> None:
+        if isinstance(node.value, ast.Call):
+            self._add("removed call", self._start(node), self._end(node), "pass")
+        if not isinstance(node.value, ast.Constant):  # a docstring
+            self.generic_visit(node)
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
+        """Before Python 3.12 its parts do not know where they stand."""
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value is not None:
+            self.visit(node.value)
+
+    def visit_arg(self, node: ast.arg) -> None:
+        """An annotation."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        for part in (*node.decorator_list, node.args, *node.body):
+            self.visit(part)
+
+
+def mutations(root: Path, paths: list[str]) -> list[Mutation]:
+    """Every fault that the Python files under `paths` can have, each of which still compiles."""
+    found: list[Mutation] = []
+    for path in paths:
+        for file in sorted((root / path).rglob("*.py")) if (root / path).is_dir() else [root / path]:
+            source = file.read_bytes()
+            finder = _Finder(file.relative_to(root).as_posix(), source)
+            finder.visit(ast.parse(source))
+            found += [one for one in finder.found if _compiles(mutated(source, one))]
+    return found
+
+
+def mutated(source: bytes, mutation: Mutation) -> bytes:
+    """The file with the fault in it."""
+    return source[: mutation.start] + mutation.after.encode() + source[mutation.end :]
+
+
+def _compiles(source: bytes) -> bool:
+    try:
+        compile(source, "mutated", "exec")
+    except SyntaxError:
+        return False
+    return True
+
+
+def chosen(candidates: list[Mutation], count: int, seed: int) -> list[Mutation]:
+    """At random, the kinds as often as each other, as far as there are enough."""
+    draw = random.Random(seed)
+    kinds: dict[str, list[Mutation]] = {}
+    for one in draw.sample(candidates, len(candidates)):
+        kinds.setdefault(one.kind, []).append(one)
+    turns: list[Mutation] = []
+    while len(turns) < min(count, len(candidates)):
+        turns += [waiting.pop() for _, waiting in sorted(kinds.items()) if waiting]
+    return turns[:count]
+
+
+def tests_of(root: Path, file: str) -> tuple[str, ...]:
+    """The test files that are named after a module, then those that import it; maybe none."""
+    module = file.partition("/")[2].removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    parent, _, name = module.rpartition(".")
+    imports = re.compile(
+        rf"\b{re.escape(module)}\b(?!\.)|from {re.escape(parent)} import (?:\([^)]*|[^\n(]*)\b{re.escape(name)}\b"
+    )
+    files = sorted((root / "tests").rglob("test_*.py"))
+    named = [test for test in files if re.fullmatch(rf"test_{name}(_\w+)?\.py", test.name)]
+    importing = [test for test in files if test not in named and imports.search(test.read_text(encoding="utf-8"))]
+    return tuple(test.relative_to(root).as_posix() for test in named + importing)
+
+
+class Copy:
+    """A copy of the tree in which tests run. Bytecode is not kept: it goes by seconds, and faults come faster."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        listed = _git(REPOSITORY, "ls-files", "-co", "--exclude-standard").splitlines()
+        for name in filter(None, listed):
+            if (REPOSITORY / name).is_file():
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(REPOSITORY / name, root / name)
+        _git(root, "init", "--quiet")
+        _git(root, "add", "--all")
+        _git(root, "-c", "user.name=mutations", "-c", "user.email=none", "commit", "--quiet", "--message", "a copy")
+        self.environment = {
+            "CONVEXPORT_DATA": str(REPOSITORY / "data"),
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(str(root / portion) for portion in PORTIONS),
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        self.healthy: dict[tuple[str, ...], float] = {}
+
+    def test(self, tests: tuple[str, ...], limit: float | None) -> int | None:
+        """pytest's exit code, up to the first failure; none where it was stopped after `limit` seconds."""
+        options = ["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *options, *tests]
+        with subprocess.Popen(
+            command, cwd=self.root, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                return process.wait(limit)
+            except subprocess.TimeoutExpired:
+                return None
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+    def seconds_when_healthy(self, tests: tuple[str, ...]) -> float:
+        """How long the tests take without a fault; the program ends where they fail."""
+        if tests not in self.healthy:
+            started = time.monotonic()
+            code = self.test(tests, None)
+            if code not in (0, _NO_TESTS):
+                raise SystemExit(f"mutations: {' '.join(tests) or 'the tests'} fail without any fault (exit {code})")
+            self.healthy[tests] = time.monotonic() - started
+        return self.healthy[tests]
+
+    def outcome(self, mutation: Mutation, tests: tuple[str, ...]) -> Outcome:
+        """What the tests make of a fault."""
+        limit = 60 + 5 * self.seconds_when_healthy(tests)
+        file = self.root / mutation.file
+        source = file.read_bytes()
+        started = time.monotonic()
+        file.write_bytes(mutated(source, mutation))
+        try:
+            code = self.test(tests, limit)
+        finally:
+            file.write_bytes(source)
+        fate = "hung" if code is None else "survived" if code in (0, _NO_TESTS) else "killed"
+        return Outcome(mutation, tests, fate, time.monotonic() - started)
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
+def outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
+    """The faults that were asked for, one after the other."""
+    picked = chosen(mutations(REPOSITORY, options.paths), options.count, options.seed)
+    with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
+        copy = Copy(Path(folder))
+        for mutation in picked:
+            found = copy.outcome(mutation, tuple(options.tests or tests_of(REPOSITORY, mutation.file)))
+            if found.fate == "survived" and found.tests and options.confirm:
+                found = replace(copy.outcome(mutation, ()), seconds=found.seconds)
+            yield found
+
+
+def line_of(outcome: Outcome) -> str:
+    """One fault for people: fate, place, change."""
+    one = outcome.mutation
+    change = "left out" if one.kind == "removed call" else f"-> {one.after or 'nothing'}"
+    return f"{outcome.fate:<8} {one.file}:{one.line}: {one.kind}: {' '.join(one.before.split())} {change}"
+
+
+def main() -> int:
+    """Prints the survivors and writes every outcome as JSON -> exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=60, metavar="N", help="faults to try (%(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="which ones (%(default)s)")
+    parser.add_argument("--paths", nargs="+", default=["runtime", "export"], metavar="PATH", help="files or folders")
+    parser.add_argument(
+        "--tests", nargs="+", metavar="PATH", help="tests for every fault; default: those of its module"
+    )
+    parser.add_argument("--confirm", action="store_true", help="survivors of their module's tests meet all fast tests")
+    parser.add_argument("--json", type=Path, default=REPOSITORY / "build/mutations.json", metavar="FILE")
+    options = parser.parse_args()
+    found: list[Outcome] = []
+    for outcome in outcomes(options):
+        found.append(outcome)
+        print(f"{len(found):>3} {line_of(outcome)}  ({outcome.seconds:.0f} s)", file=sys.stderr, flush=True)
+    survivors = [outcome for outcome in found if outcome.fate == "survived"]
+    counts = Counter(outcome.fate for outcome in found)
+    print(f"{len(found)} faults, seed {options.seed}: {', '.join(f'{counts[fate]} {fate}' for fate in sorted(counts))}")
+    print("\n".join(line_of(outcome) for outcome in survivors))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    report = {"seed": options.seed, "counts": counts, "outcomes": [asdict(outcome) for outcome in found]}
+    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
