@@ -17,7 +17,8 @@ from convexport.training import datasets, evaluate, models
 from convexport.training.checkpoint import FORMAT, Header
 from convexport.training.datasets import Split
 from convexport.training.evaluate import EpochRecord
-from convexport.training.report import ReportInputs, render
+from convexport.training.report import ReportInputs
+from convexport.training.report.report import render
 
 DIGITS_NORMALIZATION = Normalization(mean=(0.16,), std=(0.31,))
 

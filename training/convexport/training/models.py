@@ -1,6 +1,6 @@
 """Every network, one small function each, one table `MODELS`.
 
-A network takes normalised float32 pictures [N, C, H, W] and gives logits [N, K]; the docstring names the paper or page
+A network takes normalized float32 pictures [N, C, H, W] and gives logits [N, K]; the docstring names the paper or page
 and each departure from it. `build` makes one from its name and arguments.
 """
 
@@ -243,7 +243,7 @@ def parameter_count(network: nn.Module) -> int:
 
 
 def logits(network: nn.Module, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [N, C, H, W] -> logits [N, K]: the one place outside the graph that knows how pixels are normalised.
+    """uint8 [N, C, H, W] -> logits [N, K]: the one place outside the graph that knows how pixels are normalized.
 
     `mean` and `std` are [C], in units of the pixel range 0 to 1.
     """

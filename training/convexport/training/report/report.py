@@ -1,7 +1,7 @@
-"""`report.html`: one page that shows what a network learned, in any browser, without a network.
+"""Fills the report's template.
 
 Everything lies inside the page: styles, script, pictures as sprite sheets. Its content security policy forbids every
-request. What each section shows is chosen in report_sections.py; this module fills the template.
+request. What each section shows is chosen in sections.py.
 """
 
 from __future__ import annotations
@@ -16,11 +16,9 @@ import numpy as np
 from markupsafe import Markup
 
 from convexport.training import evaluate
-from convexport.training import report_sections as sections
 from convexport.training.checkpoint import Header, write
-from convexport.training.report_sections import ReportInputs
-
-__all__ = ["ReportInputs", "render", "write_report"]
+from convexport.training.report import sections
+from convexport.training.report.gallery import Gallery, ReportInputs
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -33,7 +31,7 @@ def write_report(path: Path, inputs: ReportInputs) -> None:
 def render(inputs: ReportInputs) -> str:
     """The report as one HTML page."""
     probabilities = evaluate.softmax(inputs.test_logits, inputs.temperature)
-    gallery = sections.Gallery(inputs, probabilities)
+    gallery = Gallery(inputs, probabilities)
     classes = inputs.header.classes["en"]
     matrix = sections.matrix(gallery, classes)
     data: dict[str, Any] = {
