@@ -177,6 +177,14 @@ def test_a_recipe_without_augmentation_shows_none() -> None:
     assert "<dt>augmentation</dt><dd>none</dd>" in page
 
 
+def test_a_recipe_of_version_0_1_is_shown_under_todays_keys() -> None:
+    inputs = untrained("softmax", images=30)
+    header = msgspec.structs.replace(inputs.header, recipe={"optimiser": "muon"})
+    page = render(replace(inputs, header=header))
+    assert "<dt>optimizer</dt><dd>muon</dd>" in page
+    assert "optimiser" not in page
+
+
 def test_durations_are_for_people() -> None:
     assert [duration(value) for value in (4.24, 59.7, 75, 3660)] == [
         "4.2 s",
@@ -229,7 +237,7 @@ def test_feature_maps_are_the_first_convolution_of_the_normalized_picture(inputs
         pictures.feature_maps(models.build("softmax"), image, inputs.header.normalization)
 
 
-def test_a_kernel_that_is_an_edge_filter_is_recognised() -> None:
+def test_a_kernel_that_is_an_edge_filter_is_recognized() -> None:
     network = models.build("cnn-fashion")
     sobel = pictures.edge_filters(3)["Sobel, vertical edges"]
     with torch.no_grad():
@@ -264,7 +272,7 @@ def test_the_validation_figures_are_left_out_where_there_are_none() -> None:
     assert '<th scope="row">test</th>' in page
 
 
-def test_colour_pictures_stay_small_and_true() -> None:
+def test_color_pictures_stay_small_and_true() -> None:
     ramp = np.linspace(0, 255, 32).astype(np.uint8)
     channels = [np.broadcast_to(ramp[:, None], (32, 32)), np.broadcast_to(ramp, (32, 32))]
     images = np.stack([np.stack([*channels, np.full((32, 32), blue, np.uint8)], axis=2) for blue in range(64)])
@@ -276,6 +284,6 @@ def test_colour_pictures_stay_small_and_true() -> None:
     assert np.abs(pixels[:32, :32] - images[0]).max() < 24
 
 
-def test_a_sheet_of_many_noisy_colour_pictures_is_written() -> None:
+def test_a_sheet_of_many_noisy_color_pictures_is_written() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
     assert pictures.sprite(noise).columns == 15

@@ -23,7 +23,7 @@ EXAMPLES = """\
   convtrain --model lenet5                               MNIST, minutes on two cores
   convtrain --model vgg19 --recipe full --device cuda    CIFAR-10
   convtrain --model vgg19 --recipe full --resume         go on after Ctrl-C, a crash or a kill
-  convtrain --model cnn-mnist --optimiser adam --learning-rate 0.001
+  convtrain --model cnn-mnist --optimizer adam --learning-rate 0.001
   convtrain --model vgg11 --dataset photos/              a folder of class folders
   torchrun --nproc-per-node 2 -m convexport.cli.convtrain --model vgg19
 
@@ -41,7 +41,8 @@ def parser() -> terminal.Parser:
     add("--recipe", default="quick", metavar="quick|full", help="minutes on two cores, or the best known (quick)")
     add("--epochs", type=count, metavar="N", help="in place of the recipe's")
     add("--batch", type=count, metavar="N", help="in place of the recipe's")
-    add("--optimiser", metavar="NAME", help="sgd, adagrad, adam or muon, in place of the recipe's")
+    add("--optimizer", metavar="NAME", help="sgd, adagrad, adam or muon, in place of the recipe's")
+    add("--optimiser", dest="optimizer", help=argparse.SUPPRESS)  # as version 0.1 spelled it
     add("--learning-rate", type=rate, metavar="X", help="the peak, in place of the recipe's")
     add("--activation", metavar="NAME", help="relu or selu, for the VGGs")
     add("--seed", type=seed, default=0, metavar="N", help="0")
@@ -62,7 +63,7 @@ def count(text: str) -> int:
 
 def rate(text: str) -> float:
     value = float(text)
-    # Far beyond what trains, and within float32 when an optimiser scales it.
+    # Far beyond what trains, and within float32 when an optimizer scales it.
     if not 0 < value <= 1e30:
         raise argparse.ArgumentTypeError(f"{value:g} is not above 0 and at most 1e30")
     return value
@@ -117,11 +118,11 @@ def _prepare(options: argparse.Namespace, factory: type[TrainOptions]) -> tuple[
     recipe = recipes.find(options.model, dataset.name, options.recipe)
     changes = {
         key: getattr(options, key)
-        for key in ("epochs", "batch", "optimiser", "learning_rate")
+        for key in ("epochs", "batch", "optimizer", "learning_rate")
         if getattr(options, key) is not None
     }
-    if options.optimiser in {"adam", "adagrad"} and options.learning_rate is None:
-        changes["learning_rate"] = recipes.ADAPTIVE_RATES[options.optimiser]
+    if options.optimizer in {"adam", "adagrad"} and options.learning_rate is None:
+        changes["learning_rate"] = recipes.ADAPTIVE_RATES[options.optimizer]
     recipe = replace(recipe, **changes)
     state = Path(options.out) / f"{options.model}-{dataset.name}.state.safetensors"
     if state.is_file() and not options.resume:
@@ -166,7 +167,7 @@ def _train(settings: TrainOptions, dataset: Dataset) -> TrainResult:
         # Before the pictures are read: what they really are is said at once.
         terminal.remark(
             f"{settings.model} on {dataset.title} ({dataset.provenance}): {recipe.epochs} epochs of "
-            f"{recipe.optimiser}, batch {recipe.batch}, seed {settings.seed}, on {settings.device}"
+            f"{recipe.optimizer}, batch {recipe.batch}, seed {settings.seed}, on {settings.device}"
         )
     steps = train(settings, dataset)
     with terminal.bar("training", shown=speaks) as update:

@@ -131,7 +131,7 @@ class SmallMapConv2d(nn.Conv2d):
 
 
 def _columns(images: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N * H * W, 9 * C]: the 3x3 neighbourhood of every pixel, black outside."""
+    """[N, C, H, W] -> [N * H * W, 9 * C]: the 3x3 neighborhood of every pixel, black outside."""
     count, channels, height, width = images.shape
     padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     image, row, column, _ = padded.stride()

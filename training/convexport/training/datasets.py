@@ -211,17 +211,17 @@ def _digits(root: Path) -> Dataset:
         "scikit-learn's digits (UCI), 8 x 8 scaled to 20 x 20 amid 28 x 28 like MNIST; "
         f"{TEST_SHARE:.0%} of each class kept for the test by seed {SPLIT_SEED}"
     )
-    return Dataset("digits", "digits", provenance, {"en": DIGITS, "fr": DIGITS}, _grey("light-on-dark"), read)
+    return Dataset("digits", "digits", provenance, {"en": DIGITS, "fr": DIGITS}, _gray("light-on-dark"), read)
 
 
-def _grey(ink: Literal["any", "light-on-dark"]) -> Input:
+def _gray(ink: Literal["any", "light-on-dark"]) -> Input:
     return Input(height=28, width=28, channels=1, ink=ink)
 
 
 def _mnist(root: Path) -> Dataset:
     read = _torchvision("MNIST", root, "MNIST/raw")
     return Dataset(
-        "mnist", "MNIST", "LeCun, Cortes, Burges", {"en": DIGITS, "fr": DIGITS}, _grey("light-on-dark"), read
+        "mnist", "MNIST", "LeCun, Cortes, Burges", {"en": DIGITS, "fr": DIGITS}, _gray("light-on-dark"), read
     )
 
 
@@ -229,7 +229,7 @@ def _fashion_mnist(root: Path) -> Dataset:
     # Polarity is left alone: garments fill the picture to its border, so its brightness says nothing.
     read = _torchvision("FashionMNIST", root, "FashionMNIST/raw")
     classes: dict[str, tuple[str, ...]] = {"en": FASHION, "fr": FASHION_FR}
-    return Dataset("fashion-mnist", "Fashion-MNIST", "Xiao, Rasul, Vollgraf 2017", classes, _grey("any"), read)
+    return Dataset("fashion-mnist", "Fashion-MNIST", "Xiao, Rasul, Vollgraf 2017", classes, _gray("any"), read)
 
 
 def _cifar10(root: Path) -> Dataset:

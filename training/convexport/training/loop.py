@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from convexport.runtime.errors import Interrupted, UsageError
 from convexport.runtime.manifest import Normalization
-from convexport.training import acceleration, augment, distributed, evaluate, models, optimisers, resume
+from convexport.training import acceleration, augment, distributed, evaluate, models, optimizers, resume
 from convexport.training.datasets import Dataset, Split, holdout
 from convexport.training.evaluate import EpochRecord
 from convexport.training.recipes import Recipe
@@ -159,7 +159,7 @@ class _Run:
         self.runner: nn.Module = distributed.wrap(self.network, self.group, self.device)
         if self.acceleration.compile:
             self.runner = torch.compile(self.runner)  # type: ignore[assignment]
-        self.optimiser = optimisers.Optimiser(self.network, self.recipe)
+        self.optimizer = optimizers.Optimizer(self.network, self.recipe)
 
     def _describe(self, dataset: Dataset) -> dict[str, Any]:
         return {
@@ -202,8 +202,8 @@ class _Run:
     def _step(self, rows: Tensor) -> None:
         recipe, options = self.recipe, self.options
         torch.manual_seed(int(np.random.SeedSequence((options.seed, self.epoch, self.step)).generate_state(1)[0]))
-        self.rate = optimisers.cycle(recipe, self.epoch * self.steps + self.step, recipe.epochs * self.steps)
-        self.optimiser.scale(self.rate)
+        self.rate = optimizers.cycle(recipe, self.epoch * self.steps + self.step, recipe.epochs * self.steps)
+        self.optimizer.scale(self.rate)
         labels = self.labels[rows]
         draw = augment.Draw(options.seed, self.epoch, self.mean * 255)
         images = augment.apply(self.images[rows].float(), rows, recipe.augmentation, draw)
@@ -216,12 +216,12 @@ class _Run:
         if kept < 1:
             other = F.cross_entropy(logits, labels[partner], label_smoothing=recipe.label_smoothing)
             loss = kept * loss + (1 - kept) * other
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
+        self.optimizer.step()
         if self.averaged is not None:
             done = self.epoch * self.steps + self.step
-            optimisers.average_into(self.averaged, self.network, min(recipe.average, (1 + done) / (10 + done)))
+            optimizers.average_into(self.averaged, self.network, min(recipe.average, (1 + done) / (10 + done)))
         right = (logits.argmax(1) == labels).sum()
         count = torch.full_like(
             right, len(rows)
@@ -308,7 +308,7 @@ class _Run:
         if self.averaged is not None:
             tensors |= {f"average.{key}": value for key, value in self.averaged.state_dict().items()}
         tensors |= {f"best.{key}": value for key, value in self.best.items()}
-        tensors |= {f"optimiser.{key}": value for key, value in self.optimiser.tensors().items()}
+        tensors |= {f"optimizer.{key}": value for key, value in self.optimizer.tensors().items()}
         place = resume.Place(
             format=resume.FORMAT,
             run=self.description,
@@ -330,7 +330,7 @@ class _Run:
         if self.averaged is not None:
             self.averaged.load_state_dict(resume.part(tensors, "average"))
         self.best = {key: value.to(self.device) for key, value in resume.part(tensors, "best").items()}
-        self.optimiser.restore(resume.part(tensors, "optimiser"))
+        self.optimizer.restore(resume.part(tensors, "optimizer"))
         self.epoch, self.step = place.epoch, place.step
         if self.group.writes:
             self.sums += torch.tensor(place.sums, dtype=torch.float64, device=self.device)

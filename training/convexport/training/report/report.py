@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from convexport.training import evaluate
 from convexport.training.checkpoint import Header, write
+from convexport.training.recipes import with_current_keys
 from convexport.training.report import sections
 from convexport.training.report.gallery import Gallery, ReportInputs
 
@@ -54,7 +55,7 @@ def render(inputs: ReportInputs) -> str:
         "layer": sections.layer(inputs),
         "fooling": sections.fooling(inputs, probabilities),
         "facts": _facts(inputs.header),
-        "recipe": {key: _plain(value) for key, value in inputs.header.recipe.items()},
+        "recipe": {key: _plain(value) for key, value in with_current_keys(inputs.header.recipe).items()},
     }
     # Filled last: by now the gallery holds every picture that the page shows.
     data["pictures"] = gallery.records()
@@ -93,7 +94,7 @@ def _facts(header: Header) -> dict[str, str]:
         "Network": header.model + (f" ({_words(header.arguments)})" if header.arguments else ""),
         "Data set": f"{data.title} ({data.provenance})",
         "Data set's SHA-256": data.sha256 or "not recorded",
-        "Input": f"{header.input.height} x {header.input.width}, {'grey' if header.input.channels == 1 else 'colour'}, "
+        "Input": f"{header.input.height} x {header.input.width}, {'gray' if header.input.channels == 1 else 'color'}, "
         f"mean {_numbers(header.normalization.mean)}, standard deviation {_numbers(header.normalization.std)}",
         "Seed": "not recorded" if header.seed is None else str(header.seed),
         "Versions": _words(header.versions),
