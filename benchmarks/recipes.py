@@ -24,7 +24,8 @@ import numpy as np
 from convexport.training import datasets, evaluate, models, recipes
 from convexport.training.augment import Augmentation
 from convexport.training.datasets import Dataset, Split
-from convexport.training.loop import TrainOptions, train
+from convexport.training.loop import train
+from convexport.training.plan import TrainOptions
 from convexport.training.recipes import Recipe
 
 Change = Callable[[Recipe], Recipe]

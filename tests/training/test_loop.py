@@ -10,7 +10,8 @@ import torch
 from convexport.runtime.errors import CheckpointError, Interrupted, UsageError
 from convexport.training import evaluate, loop, resume
 from convexport.training.augment import Augmentation
-from convexport.training.loop import TrainOptions, train
+from convexport.training.loop import train
+from convexport.training.plan import TrainOptions
 from helpers.small import digits, finish, recipe, stop_after, weights
 
 EVERYTHING = recipe(

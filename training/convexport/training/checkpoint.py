@@ -18,7 +18,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from convexport.runtime import atomic
-from convexport.runtime.errors import CheckpointError, UsageError
+from convexport.runtime.errors import CheckpointError, StorageError, UsageError, first_line
 from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalization, Part
 from convexport.training import models
 
@@ -102,12 +102,12 @@ def save(path: Path, checkpoint: Checkpoint, *, half: bool = False) -> str:
 
 
 def write(path: Path, data: bytes) -> None:
-    """A file of a run, whole or not at all. Raises `CheckpointError` where it cannot be written."""
+    """A file of a run, whole or not at all. Raises `StorageError` where it cannot be written."""
     try:
         atomic.write(path, data)
     except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be written ({error.strerror}); make room, or name another folder with --out"
+        raise StorageError(
+            f"{path} cannot be written ({first_line(error)})", "make room, or choose another folder"
         ) from error
 
 

@@ -109,18 +109,24 @@ def holdout(split: Split, share: float, seed: int) -> tuple[Split, Split]:
 
     At least one image does of a class that has two. Raises `DatasetError` where no class has two.
     """
+    chosen = held_out(split.labels, share, seed)
+    return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
+
+
+def held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
+    """Which images `holdout` takes away for validation, [N]."""
     rng = np.random.default_rng(seed)
-    chosen = np.zeros(len(split), dtype=bool)
-    for label in np.unique(split.labels):
-        members = np.flatnonzero(split.labels == label)
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
         count = max(round(len(members) * share), int(len(members) > 1))
         chosen[rng.permutation(members)[:count]] = True
     if not chosen.any():
         raise DatasetError(
-            f"none of the {len(split)} images can be held out, since no class has two of them left to train on; "
-            "add images to the classes"
+            f"none of the {len(labels)} images can be held out, since no class has two of them left to train on",
+            "add images to the classes",
         )
-    return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
+    return chosen
 
 
 def _fit(dataset: Dataset, wanted: Input) -> Dataset:
