@@ -50,9 +50,7 @@ def resolve(name: str) -> torch.device:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     device = torch.device(str(Device.parse(name)))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(
-            f"device {name}: torch {torch.__version__} finds {torch.cuda.device_count()} GPUs; use --device cpu"
-        )
+        raise DeviceError(f"device {name}: torch {torch.__version__} finds {torch.cuda.device_count()} GPUs", "use cpu")
     return device
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from convexport.runtime.errors import UsageError
+from convexport.runtime.errors import UsageError, first_line
 
 Activation = Literal["relu", "selu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "selu": nn.SELU}
@@ -226,7 +226,7 @@ def build(name: str, arguments: dict[str, Any] | None = None) -> nn.Sequential:
     try:
         return function(**(arguments or {}))
     except TypeError as error:
-        raise UsageError(f"model {name!r} does not take {arguments}: {error}") from error
+        raise UsageError(f"model {name!r} does not take {arguments} ({first_line(error)})") from error
 
 
 @torch.no_grad()

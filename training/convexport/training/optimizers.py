@@ -32,7 +32,7 @@ class Optimizer:
         inner = _inner_convolutions(network) if recipe.optimizer == "muon" else []
         if recipe.optimizer == "muon" and not inner:
             raise UsageError(
-                "optimizer muon trains the convolutions behind the first one, and this network has none; take sgd"
+                "optimizer muon trains the convolutions behind the first one, and this network has none", "use sgd"
             )
         taken = {id(parameter) for parameter in inner}
         rest = [parameter for parameter in network.parameters() if id(parameter) not in taken]
