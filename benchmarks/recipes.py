@@ -24,7 +24,8 @@ import numpy as np
 from convexport.training import datasets, evaluate, models, recipes
 from convexport.training.augment import Augmentation
 from convexport.training.datasets import Dataset, Split
-from convexport.training.loop import TrainOptions, train
+from convexport.training.loop import train
+from convexport.training.plan import TrainOptions
 from convexport.training.recipes import Recipe
 
 Change = Callable[[Recipe], Recipe]
@@ -64,10 +65,10 @@ CHANGES: dict[str, Change] = {
     "weights averaged, 0.99": _changed(average=0.99),
     "weights averaged, 0.999": _changed(average=0.999),
     "batch norm's and biases' rate x 4": lambda recipe: (
-        replace(recipe, side_rate=recipe.side_rate * 4) if recipe.optimiser == "muon" else recipe
+        replace(recipe, side_rate=recipe.side_rate * 4) if recipe.optimizer == "muon" else recipe
     ),
     "no identity start": _changed(identity=False),
-    "SGD, peak 0.1": _changed(optimiser="sgd", learning_rate=0.1),
+    "SGD, peak 0.1": _changed(optimizer="sgd", learning_rate=0.1),
     "kuangliu": lambda recipe: replace(KUANGLIU, validation=recipe.validation),
 }
 

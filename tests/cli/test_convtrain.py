@@ -152,11 +152,11 @@ MISTAKES = [
     ),
     ((*DIGITS, "--recipe", "ful"), 2, "recipe 'ful' is not known; did you mean 'full'?"),
     (
-        ("--model", "softmax", "--dataset", "digits", "--optimiser", "muon"),
+        ("--model", "softmax", "--dataset", "digits", "--optimizer", "muon"),
         2,
-        "optimiser muon trains the convolutions behind the first one, and this network has none; take sgd",
+        "optimizer muon trains the convolutions behind the first one, and this network has none; take sgd",
     ),
-    ((*DIGITS, "--optimiser", "adm"), 2, "optimiser 'adm' is not known; did you mean 'adam'?"),
+    ((*DIGITS, "--optimizer", "adm"), 2, "optimizer 'adm' is not known; did you mean 'adam'?"),
     ((*DIGITS, "--device", "gpu"), 2, "device 'gpu' is not known; expected cpu, cuda or cuda:N"),
     ((*DIGITS, "--activation", "selu"), 2, None),
     (

@@ -17,7 +17,8 @@ from convexport.training import datasets, evaluate, models
 from convexport.training.checkpoint import FORMAT, Header
 from convexport.training.datasets import Split
 from convexport.training.evaluate import EpochRecord
-from convexport.training.report import ReportInputs, render
+from convexport.training.report import ReportInputs
+from convexport.training.report.report import render
 
 DIGITS_NORMALIZATION = Normalization(mean=(0.16,), std=(0.31,))
 
@@ -33,7 +34,7 @@ def header(model: str, normalization: Normalization, dataset: Dataset) -> Header
         input=Input(height=entry.size, width=entry.size, channels=1 if entry.channels == 1 else 3),
         normalization=normalization,
         dataset=dataset,
-        recipe={"epochs": 3, "optimiser": "sgd", "augmentation": {"flip": "none", "translate": 2}},
+        recipe={"epochs": 3, "optimizer": "sgd", "augmentation": {"flip": "none", "translate": 2}},
         accuracy=Accuracy(),
         seed=0,
         versions={"torch": torch.__version__},
@@ -71,7 +72,7 @@ def _trained(epochs: int) -> ReportInputs:
     dataset = datasets.load("digits", Path())
     train, validation = datasets.holdout(dataset.train, 0.1, 0)
     network = models.build("lenet5")
-    optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
     images, labels = torch.from_numpy(train.images).permute(0, 3, 1, 2), torch.from_numpy(train.labels)
     mean, std = torch.tensor(DIGITS_NORMALIZATION.mean), torch.tensor(DIGITS_NORMALIZATION.std)
     history: list[EpochRecord] = []
@@ -79,9 +80,9 @@ def _trained(epochs: int) -> ReportInputs:
         losses: list[float] = []
         for batch in torch.randperm(len(images)).split(32):  # type: ignore[no-untyped-call]
             loss = F.cross_entropy(models.logits(network, images[batch], mean, std), labels[batch])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            optimizer.step()
             losses.append(loss.item())
         history.append(_epoch(epoch, float(np.mean(losses)), network, train, validation))
     network.eval()

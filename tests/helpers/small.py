@@ -12,7 +12,8 @@ import torch
 
 from convexport.training import datasets, recipes
 from convexport.training.evaluate import EpochRecord
-from convexport.training.loop import Progress, TrainOptions, TrainResult, train
+from convexport.training.loop import Progress, TrainResult, train
+from convexport.training.plan import TrainOptions
 from convexport.training.recipes import Recipe
 
 

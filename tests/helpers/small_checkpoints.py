@@ -26,14 +26,14 @@ def train_checkpoint(model: str, dataset: datasets.Dataset, *, epochs: int = 6, 
     network = models.build(model, arguments)
     images = torch.from_numpy(dataset.train.images).permute(0, 3, 1, 2)
     labels = torch.from_numpy(dataset.train.labels)
-    optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     mean, std = torch.tensor(normalization.mean), torch.tensor(normalization.std)
     for _ in range(epochs):
         for batch in torch.randperm(len(labels)).split(32):
             loss = functional.cross_entropy(models.logits(network, images[batch], mean, std), labels[batch])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            optimizer.step()
     found = evaluate.predict(network, dataset.test.images, normalization)
     header = Header(
         format=FORMAT,
@@ -44,7 +44,7 @@ def train_checkpoint(model: str, dataset: datasets.Dataset, *, epochs: int = 6, 
         input=dataset.input,
         normalization=normalization,
         dataset=DatasetFacts(name=dataset.name, title=dataset.title, provenance=dataset.provenance),
-        recipe={"epochs": epochs, "optimiser": "adam"},
+        recipe={"epochs": epochs, "optimizer": "adam"},
         accuracy=Accuracy(
             test=evaluate.accuracy(found, dataset.test.labels),
             test_images=len(dataset.test),

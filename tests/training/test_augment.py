@@ -86,7 +86,7 @@ def test_every_translation_within_the_amount_is_as_likely(pad: str) -> None:
 
 
 def middle(image: torch.Tensor) -> list[float]:
-    """Where the brightness of a picture [1, 1, 41, 41] lies, from its centre: [down, right]."""
+    """Where the brightness of a picture [1, 1, 41, 41] lies, from its center: [down, right]."""
     place = torch.arange(41.0) - 20
     return [float((image[0, 0].sum(1 - axis) * place).sum() / image.sum()) for axis in (0, 1)]
 
@@ -100,11 +100,11 @@ def middle(image: torch.Tensor) -> list[float]:
     ],
     ids=str,
 )
-def test_an_affine_distortion_moves_a_spot_about_the_centre(
+def test_an_affine_distortion_moves_a_spot_about_the_center(
     augmentation: Augmentation, place: tuple[float, float]
 ) -> None:
     image = torch.zeros(1, 1, 41, 41)
-    image[0, 0, 9:12, 27:30] = 255  # 10 up and 8 right of the centre
+    image[0, 0, 9:12, 27:30] = 255  # 10 up and 8 right of the center
     largest = torch.ones(1, 6)
     largest[0, 3] = 0.5
     assert middle(augment._affine(image, augmentation, largest)) == pytest.approx(place, abs=0.15)

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from helpers.small import digits, finish, recipe, stop_after
 from convexport.runtime.errors import Interrupted
-from convexport.training.loop import TrainOptions
+from convexport.training.plan import TrainOptions
 
 model, folder, stop, resume = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "resume"
 dataset = digits()

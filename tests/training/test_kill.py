@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from helpers.small import digits, finish, recipe, weights
-from convexport.training.loop import TrainOptions
+from convexport.training.plan import TrainOptions
 
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])
 dataset = digits()

@@ -10,7 +10,8 @@ import torch
 from convexport.runtime.errors import CheckpointError, Interrupted, UsageError
 from convexport.training import evaluate, loop, resume
 from convexport.training.augment import Augmentation
-from convexport.training.loop import TrainOptions, train
+from convexport.training.loop import train
+from convexport.training.plan import TrainOptions
 from helpers.small import digits, finish, recipe, stop_after, weights
 
 EVERYTHING = recipe(
@@ -24,12 +25,12 @@ def options(folder: Path, **changes: object) -> TrainOptions:
     return replace(TrainOptions("lenet5", recipe(), folder / "state.safetensors"), **changes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "adam", "adagrad", "muon"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adagrad", "muon"])
 @pytest.mark.parametrize("steps", [1, 7, 8, 11])
 def test_a_run_stopped_anywhere_and_resumed_ends_in_the_bits_of_an_unbroken_one(
-    tmp_path: Path, optimiser: str, steps: int
+    tmp_path: Path, optimizer: str, steps: int
 ) -> None:
-    settings = options(tmp_path, recipe=replace(EVERYTHING, optimiser=optimiser, learning_rate=0.01))
+    settings = options(tmp_path, recipe=replace(EVERYTHING, optimizer=optimizer, learning_rate=0.01))
     unbroken = weights(finish(settings, digits()).result)
     with pytest.raises(Interrupted):
         finish(replace(settings, stop=stop_after(steps)), digits())

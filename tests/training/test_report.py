@@ -17,17 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from convexport.training import (
-    evaluate,
-    few_pixels,
-    models,
-    recipes,
-    report,
-    report_charts,
-    report_pictures,
-    report_sections,
-)
-from convexport.training.report_sections import percent
+from convexport.training import evaluate, models, recipes, report
+from convexport.training.report import charts, few_pixels, pictures, sections
+from convexport.training.report.report import duration, render
+from convexport.training.report.sections import percent
 from helpers.report_inputs import lenet5_on_digits, lenet5_page, one_thread, untrained
 
 
@@ -79,19 +72,19 @@ def test_every_count_of_the_confusion_matrix_is_there_and_opens_its_own_pictures
     data = data_of(page)
     predicted = inputs.test_logits.argmax(axis=1)
     for (row, column), count in shown.items():
-        pictures = [data["pictures"][place] for place in data["cells"][f"{row},{column}"]]
-        assert 0 < len(pictures) <= count
-        assert all(true == row and top[0][0] == column == predicted[index] for index, true, top in pictures)
+        behind = [data["pictures"][place] for place in data["cells"][f"{row},{column}"]]
+        assert 0 < len(behind) <= count
+        assert all(true == row and top[0][0] == column == predicted[index] for index, true, top in behind)
 
 
 def test_the_most_confident_mistakes_are_mistakes_in_falling_order(page: str) -> None:
     section = page[page.index("The most confident mistakes") : page.index('<section id="confidence">')]
     places = [int(place) for place in re.findall(r'data-picture="(\d+)"', section)]
-    pictures = [data_of(page)["pictures"][place] for place in places]
-    assert pictures
-    assert all(top[0][0] != true for _, true, top in pictures)
-    assert section.count('class="card wrong"') == len(pictures)
-    confidences = [top[0][1] for _, _, top in pictures]
+    mistakes = [data_of(page)["pictures"][place] for place in places]
+    assert mistakes
+    assert all(top[0][0] != true for _, true, top in mistakes)
+    assert section.count('class="card wrong"') == len(mistakes)
+    confidences = [top[0][1] for _, _, top in mistakes]
     assert confidences == sorted(confidences, reverse=True)
 
 
@@ -105,11 +98,11 @@ def test_the_hard_quiz_has_the_pictures_with_the_smallest_margins(inputs: report
 
 
 def test_the_sprite_sheet_holds_the_very_pixels_of_the_pictures(inputs: report.ReportInputs) -> None:
-    pictures = inputs.test.images[:7]
-    sheet = report_pictures.sprite(pictures)
+    images = inputs.test.images[:7]
+    sheet = pictures.sprite(images)
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet.uri.partition(",")[2]))))
     assert (sheet.columns, sheet.rows) == (3, 3)
-    for index, picture in enumerate(pictures):
+    for index, picture in enumerate(images):
         top, left = 28 * (index // 3), 28 * (index % 3)
         assert np.array_equal(pixels[top : top + 28, left : left + 28], picture[..., 0])
     assert [sheet.position(index) for index in (0, 4, 8)] == [
@@ -122,8 +115,8 @@ def test_the_sprite_sheet_holds_the_very_pixels_of_the_pictures(inputs: report.R
 @pytest.mark.parametrize("model", ["softmax", "mlp", "cnn-mnist", "cnn-fashion", "cnn-cifar10", "cnn-keras", "vgg11"])
 def test_every_network_gets_its_report(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The search is the slow part, and has tests of its own.
-    monkeypatch.setattr(report_sections, "FOOLED", 0 if model == "vgg11" else 1)
-    page = report.render(untrained(model, images=12))
+    monkeypatch.setattr(sections, "FOOLED", 0 if model == "vgg11" else 1)
+    page = render(untrained(model, images=12))
     dense = model in {"softmax", "mlp"}
     assert ("This network has no convolution" in page) is dense
     assert ("Sobel, vertical edges" in page) is not dense
@@ -135,7 +128,7 @@ def test_class_names_are_text_and_never_markup() -> None:
     inputs = untrained("softmax", images=30)
     names = ("</script><script>alert(1)</script>", '"><img src=x>', *"23456789")
     inputs = replace(inputs, header=msgspec.structs.replace(inputs.header, classes={"en": names}))
-    page = report.render(inputs)
+    page = render(inputs)
     assert page.count("<script") == 2
     assert "<img" not in page
     assert data_of(page)["classes"] == list(names)
@@ -144,10 +137,10 @@ def test_class_names_are_text_and_never_markup() -> None:
 def test_a_network_without_mistakes_and_one_without_a_right_answer_get_reports() -> None:
     inputs = untrained("softmax", images=30)
     right = (np.eye(10)[inputs.test.labels] * 9).astype(np.float32)
-    page = report.render(replace(inputs, test_logits=right))
+    page = render(replace(inputs, test_logits=right))
     assert "It made no mistake on these test pictures." in page
     assert "100.0 %</strong> of 30 test pictures named right" in page
-    assert 'id="fooling"' not in report.render(replace(inputs, test_logits=-right))
+    assert 'id="fooling"' not in render(replace(inputs, test_logits=-right))
 
 
 @pytest.mark.parametrize(("share", "shown"), [(0.9912, "99.1 %"), (1.0, "100.0 %"), (0.9999, "99.9 %"), (0.0, "0.0 %")])
@@ -158,7 +151,7 @@ def test_nothing_but_certainty_is_shown_as_certain(share: float, shown: str) -> 
 def test_a_picture_named_with_near_certainty_is_not_shown_as_certain() -> None:
     inputs = untrained("softmax", images=30)
     logits = (np.eye(10)[inputs.test.labels] * 13).astype(np.float32)  # 99.998 %
-    page = report.render(replace(inputs, test_logits=logits))
+    page = render(replace(inputs, test_logits=logits))
     assert {top[0][1] for _, _, top in data_of(page)["pictures"]} == {999}
     assert '<span class="small">100.0 %' not in page
 
@@ -173,19 +166,27 @@ def test_pictures_that_withstand_the_search_count_among_those_it_was_tried_on(mo
         return few_pixels.Fooling(image, ((0, 0),) * (count or 32), count is not None, 1)
 
     monkeypatch.setattr(few_pixels, "fool", fool)
-    assert "<strong>4 pixels</strong> of 28 x 28 was enough for half of the pictures here." in report.render(inputs)
-    assert "No change of up to 32 pixels fooled it on most of these pictures." in report.render(inputs)
+    assert "<strong>4 pixels</strong> of 28 x 28 was enough for half of the pictures here." in render(inputs)
+    assert "No change of up to 32 pixels fooled it on most of these pictures." in render(inputs)
 
 
 def test_a_recipe_without_augmentation_shows_none() -> None:
     inputs = untrained("softmax", images=30)
     described = recipes.find("lenet5", "mnist", "quick").describe()
-    page = report.render(replace(inputs, header=msgspec.structs.replace(inputs.header, recipe=described)))
+    page = render(replace(inputs, header=msgspec.structs.replace(inputs.header, recipe=described)))
     assert "<dt>augmentation</dt><dd>none</dd>" in page
 
 
+def test_a_recipe_of_version_0_1_is_shown_under_todays_keys() -> None:
+    inputs = untrained("softmax", images=30)
+    header = msgspec.structs.replace(inputs.header, recipe={"optimiser": "muon"})
+    page = render(replace(inputs, header=header))
+    assert "<dt>optimizer</dt><dd>muon</dd>" in page
+    assert "optimiser" not in page
+
+
 def test_durations_are_for_people() -> None:
-    assert [report.duration(value) for value in (4.24, 59.7, 75, 3660)] == [
+    assert [duration(value) for value in (4.24, 59.7, 75, 3660)] == [
         "4.2 s",
         "1 min 0 s",
         "1 min 15 s",
@@ -217,39 +218,39 @@ def test_a_search_that_gives_up_says_so_and_keeps_its_bounds(inputs: report.Repo
 
 
 def test_edge_filters_are_prewitt_and_sobel_and_answer_to_their_own_edges() -> None:
-    filters = report_pictures.edge_filters(3)
+    filters = pictures.edge_filters(3)
     assert (filters["Prewitt, horizontal edges"] * 6).tolist() == [[1, 1, 1], [0, 0, 0], [-1, -1, -1]]
     assert (filters["Sobel, vertical edges"] * 8).tolist() == [[1, 0, -1], [2, 0, -2], [1, 0, -1]]
-    assert (report_pictures.edge_filters(5)["Sobel, horizontal edges"][0] * 96).tolist() == [1, 4, 6, 4, 1]
+    assert (pictures.edge_filters(5)["Sobel, horizontal edges"][0] * 96).tolist() == [1, 4, 6, 4, 1]
     image = np.zeros((8, 8, 1), np.uint8)
     image[4:] = 255  # one horizontal edge
     white = 247
-    maps = report_pictures.edge_maps(image, filters)
+    maps = pictures.edge_maps(image, filters)
     assert [bool((one != white).any()) for one in maps] == [True, False, True, False]
 
 
-def test_feature_maps_are_the_first_convolution_of_the_normalised_picture(inputs: report.ReportInputs) -> None:
+def test_feature_maps_are_the_first_convolution_of_the_normalized_picture(inputs: report.ReportInputs) -> None:
     image = inputs.test.images[0]
-    maps = report_pictures.feature_maps(inputs.network, image, inputs.header.normalization)
+    maps = pictures.feature_maps(inputs.network, image, inputs.header.normalization)
     assert maps.shape == (6, 28, 28, 3)
     with pytest.raises(ValueError, match="the network's first layer is no convolution"):
-        report_pictures.feature_maps(models.build("softmax"), image, inputs.header.normalization)
+        pictures.feature_maps(models.build("softmax"), image, inputs.header.normalization)
 
 
-def test_a_kernel_that_is_an_edge_filter_is_recognised() -> None:
+def test_a_kernel_that_is_an_edge_filter_is_recognized() -> None:
     network = models.build("cnn-fashion")
-    sobel = report_pictures.edge_filters(3)["Sobel, vertical edges"]
+    sobel = pictures.edge_filters(3)["Sobel, vertical edges"]
     with torch.no_grad():
         network[0].weight[5, 0] = torch.from_numpy(sobel)
-    layer = report_pictures.first_layer(network, 1)
+    layer = pictures.first_layer(network, 1)
     assert layer is not None
     assert layer.kernels
     assert layer.edges[5].tolist() == pytest.approx([0.0, 1.0])
 
 
 def test_a_line_chart_has_its_points_where_the_values_are() -> None:
-    axis = report_charts.Axis("loss", 0.0, 1.0)
-    svg = report_charts.line_chart("Loss <1>", {"training": [1.0, float("nan"), 0.0]}, [1, 2, 3], axis)
+    axis = charts.Axis("loss", 0.0, 1.0)
+    svg = charts.line_chart("Loss <1>", {"training": [1.0, float("nan"), 0.0]}, [1, 2, 3], axis)
     assert 'aria-label="Loss &lt;1&gt;"' in svg
     assert '<polyline class="line line-0" points="52.0,14.0 398.0,220.0"/>' in svg
     assert "training, epoch 3: 0" in svg
@@ -257,7 +258,7 @@ def test_a_line_chart_has_its_points_where_the_values_are() -> None:
 
 @pytest.mark.parametrize("values", [[0.5], [0.0, 0.0], [1e-9, 2e-9], [3.0, 40_000.0]])
 def test_an_axis_has_a_few_round_ticks_in_its_range(values: list[float]) -> None:
-    axis = report_charts.axis_over("loss", values)
+    axis = charts.axis_over("loss", values)
     ticks = axis.ticks()
     assert 2 <= len(ticks) <= 7
     assert all(axis.low - 1e-12 <= tick <= axis.high * (1 + 1e-9) for tick in ticks)
@@ -266,23 +267,23 @@ def test_an_axis_has_a_few_round_ticks_in_its_range(values: list[float]) -> None
 def test_the_validation_figures_are_left_out_where_there_are_none() -> None:
     inputs = untrained("softmax", images=30)
     empty = np.zeros((0, 10), np.float32)
-    page = report.render(replace(inputs, validation_logits=empty, validation_labels=np.zeros(0, np.int64)))
+    page = render(replace(inputs, validation_logits=empty, validation_labels=np.zeros(0, np.int64)))
     assert "validation (fitted here)" not in page
     assert '<th scope="row">test</th>' in page
 
 
-def test_colour_pictures_stay_small_and_true() -> None:
+def test_color_pictures_stay_small_and_true() -> None:
     ramp = np.linspace(0, 255, 32).astype(np.uint8)
     channels = [np.broadcast_to(ramp[:, None], (32, 32)), np.broadcast_to(ramp, (32, 32))]
-    pictures = np.stack([np.stack([*channels, np.full((32, 32), blue, np.uint8)], axis=2) for blue in range(64)])
-    sheet = report_pictures.sprite(pictures)
+    images = np.stack([np.stack([*channels, np.full((32, 32), blue, np.uint8)], axis=2) for blue in range(64)])
+    sheet = pictures.sprite(images)
     assert sheet.uri.startswith("data:image/jpeg;base64,")
     data = base64.b64decode(sheet.uri.partition(",")[2])
-    assert len(data) < 600 * len(pictures)
+    assert len(data) < 600 * len(images)
     pixels = np.asarray(Image.open(io.BytesIO(data))).astype(int)
-    assert np.abs(pixels[:32, :32] - pictures[0]).max() < 24
+    assert np.abs(pixels[:32, :32] - images[0]).max() < 24
 
 
-def test_a_sheet_of_many_noisy_colour_pictures_is_written() -> None:
+def test_a_sheet_of_many_noisy_color_pictures_is_written() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
-    assert report_pictures.sprite(noise).columns == 15
+    assert pictures.sprite(noise).columns == 15

@@ -189,7 +189,7 @@ def test_everything_that_is_seen_or_pressed_has_a_name(page: Page) -> None:
 
 
 def test_text_stands_out_from_its_ground_in_light_and_dark(window: Page, address: str) -> None:
-    # WCAG 2.2: 4.5 to 1 for text. The page's own colours, ink and soft ink and red, on page and card.
+    # WCAG 2.2: 4.5 to 1 for text. The page's own colors, ink and soft ink and red, on page and card.
     ratio = """(ink, ground) => {
         const style = getComputedStyle(document.documentElement);
         const light = name => {

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from convexport.cli import terminal
-from convexport.runtime.errors import BackendError, UsageError
+from convexport.cli.importing import libraries
+from convexport.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from convexport.export.engines import EngineOptions
@@ -93,24 +94,18 @@ def main(argv: list[str] | None = None) -> int:
     return terminal.guard("convexport", lambda: run(options))
 
 
+@libraries("exporting", NEEDED, "export,cpu")
 def run(options: argparse.Namespace) -> int:
     """Exports. Raises errors of `convexport.runtime.errors`."""
-    try:
-        from convexport.export.gate import Refusal
-        from convexport.export.pipeline import export_bundle
+    from convexport.export.gate import Refusal
+    from convexport.export.pipeline import export_bundle
 
-        wanted = _options(options)
-        try:
-            result = export_bundle(wanted, terminal.remark)
-        except Refusal as refusal:
-            _refused(refusal.result, as_json=options.json)
-            raise
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in NEEDED:
-            raise
-        raise BackendError(
-            f"exporting needs {error.name}, which is not installed; pip install 'convexport[export,cpu]'"
-        ) from error
+    wanted = _options(options)
+    try:
+        result = export_bundle(wanted, terminal.remark)
+    except Refusal as refusal:
+        _refused(refusal.result, as_json=options.json)
+        raise
     if options.json:
         terminal.result(_json({"bundle": str(result.path), "seconds": result.seconds, "manifest": result.manifest}))
     else:

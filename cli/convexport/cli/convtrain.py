@@ -7,28 +7,35 @@ import os
 import shlex
 import signal
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convexport.cli import terminal
-from convexport.runtime.errors import BackendError, CheckpointError, UsageError
+from convexport.cli.importing import libraries
+from convexport.runtime.errors import CheckpointError, Interrupted, StorageError, UsageError
 
 if TYPE_CHECKING:
     from convexport.training.checkpoint import Checkpoint
     from convexport.training.datasets import Dataset
-    from convexport.training.loop import Progress, TrainOptions, TrainResult
+    from convexport.training.loop import Progress, TrainResult
+    from convexport.training.plan import TrainOptions
+
+# What the extra `train` installs.
+NEEDED = {"torch", "torchvision", "safetensors", "sklearn", "jinja2", "filelock"}
+AUTO = "auto"
 
 EXAMPLES = """\
   convtrain --model lenet5                               MNIST, minutes on two cores
   convtrain --model vgg19 --recipe full --device cuda    CIFAR-10
   convtrain --model vgg19 --recipe full --resume         go on after Ctrl-C, a crash or a kill
-  convtrain --model cnn-mnist --optimiser adam --learning-rate 0.001
+  convtrain --model cnn-mnist --optimizer adam --learning-rate 0.001
   convtrain --model vgg11 --dataset photos/              a folder of class folders
   torchrun --nproc-per-node 2 -m convexport.cli.convtrain --model vgg19
 
-exit codes: 0 done, 2 wrong use, 4 data set or state missing or damaged, 5 device or library not there,
-130 interrupted (continue with --resume)
+exit codes: 0 done, 2 wrong use, or another run trains this checkpoint, 4 data set or state missing or damaged, or no
+room to write, 5 device or library not there, 130 interrupted (continue with --resume)
 """
 
 
@@ -41,12 +48,14 @@ def parser() -> terminal.Parser:
     add("--recipe", default="quick", metavar="quick|full", help="minutes on two cores, or the best known (quick)")
     add("--epochs", type=count, metavar="N", help="in place of the recipe's")
     add("--batch", type=count, metavar="N", help="in place of the recipe's")
-    add("--optimiser", metavar="NAME", help="sgd, adagrad, adam or muon, in place of the recipe's")
+    add("--optimizer", metavar="NAME", help="sgd, adagrad, adam or muon, in place of the recipe's")
+    add("--optimiser", dest="optimizer", help=argparse.SUPPRESS)  # as version 0.1 spelled it
     add("--learning-rate", type=rate, metavar="X", help="the peak, in place of the recipe's")
     add("--activation", metavar="NAME", help="relu or selu, for the VGGs")
     add("--seed", type=seed, default=0, metavar="N", help="0")
     add("--device", default="auto", metavar="cpu|cuda", help="auto: cuda where it is there")
-    add("--resume", action="store_true", help="continue an interrupted run to the same bits")
+    words = "continue an interrupted run to the same bits; auto: start it where there is none"
+    add("--resume", nargs="?", type=resume, const=True, metavar=AUTO, help=words)
     add("--data", metavar="DIR", help="root of the data sets ($CONVEXPORT_DATA, else data)")
     add("--out", default="checkpoints", metavar="DIR", help="where the checkpoint goes (checkpoints)")
     add("--half", action="store_true", help="store the weights in half precision: half the file")
@@ -62,10 +71,16 @@ def count(text: str) -> int:
 
 def rate(text: str) -> float:
     value = float(text)
-    # Far beyond what trains, and within float32 when an optimiser scales it.
+    # Far beyond what trains, and within float32 when an optimizer scales it.
     if not 0 < value <= 1e30:
         raise argparse.ArgumentTypeError(f"{value:g} is not above 0 and at most 1e30")
     return value
+
+
+def resume(text: str) -> str:
+    if text != AUTO:
+        raise argparse.ArgumentTypeError(f"{text!r} is not known, expected {AUTO} or nothing")
+    return text
 
 
 def seed(text: str) -> int:
@@ -81,34 +96,33 @@ def main(argv: list[str] | None = None) -> int:
     return terminal.guard("convtrain", lambda: run(options))
 
 
+@libraries("training", NEEDED, "train")
 def run(options: argparse.Namespace) -> int:
     """Trains and writes. Raises errors of `convexport.runtime.errors`."""
-    try:
-        from convexport.training import checkpoint, report
-        from convexport.training.loop import TrainOptions
-    except ImportError as error:
-        raise BackendError(
-            f"training needs {error.name}, which is not installed; pip install 'convexport[train]'"
-        ) from error
-    dataset, settings = _prepare(options, TrainOptions)
-    result = _train(settings, dataset)
-    if not result.writes:
-        return 0
-    target = Path(options.out) / f"{options.model}-{dataset.name}.safetensors"
-    from convexport.training.results import make_checkpoint, report_inputs
+    from convexport.training import locking
 
-    made = make_checkpoint(settings, dataset, result)
-    checkpoint.save(target, made, half=options.half)
-    page = target.with_suffix("") / "report.html"
-    report.write_report(page, report_inputs(made, dataset, result))
-    settings.state.unlink(missing_ok=True)
-    _summary(made, target, page, options)
-    return 0
+    dataset, settings = _prepare(options)
+    target = Path(options.out) / f"{settings.model}-{dataset.name}.safetensors"
+    with ExitStack() as stack:
+        if _first_process():
+            try:
+                stack.enter_context(locking.training_alone(target))
+            except UsageError as error:
+                raise UsageError(error.message, "wait until it has ended, or name another folder with --out") from error
+        try:
+            return _train_and_write(options, dataset, settings, target)
+        except Interrupted as error:
+            raise Interrupted(error.message, "continue with --resume") from error
+        except StorageError as error:
+            begun = settings.state.is_file()
+            fix = "make room, and continue with --resume" if begun else "make room, or name another folder with --out"
+            raise StorageError(error.message, fix) from error
 
 
-def _prepare(options: argparse.Namespace, factory: type[TrainOptions]) -> tuple[Dataset, TrainOptions]:
+def _prepare(options: argparse.Namespace) -> tuple[Dataset, TrainOptions]:
     from convexport.runtime.manifest import Input
     from convexport.training import acceleration, datasets, models, recipes
+    from convexport.training.plan import TrainOptions
 
     entry = models.entry(options.model)
     name = options.dataset or entry.dataset
@@ -117,30 +131,72 @@ def _prepare(options: argparse.Namespace, factory: type[TrainOptions]) -> tuple[
     recipe = recipes.find(options.model, dataset.name, options.recipe)
     changes = {
         key: getattr(options, key)
-        for key in ("epochs", "batch", "optimiser", "learning_rate")
+        for key in ("epochs", "batch", "optimizer", "learning_rate")
         if getattr(options, key) is not None
     }
-    if options.optimiser in {"adam", "adagrad"} and options.learning_rate is None:
-        changes["learning_rate"] = recipes.ADAPTIVE_RATES[options.optimiser]
-    recipe = replace(recipe, **changes)
-    state = Path(options.out) / f"{options.model}-{dataset.name}.state.safetensors"
-    if state.is_file() and not options.resume:
-        raise UsageError(f"an unfinished run is at {state}; continue it with --resume, or delete it to start anew")
+    if options.optimizer in {"adam", "adagrad"} and options.learning_rate is None:
+        changes["learning_rate"] = recipes.ADAPTIVE_RATES[options.optimizer]
     arguments: dict[str, Any] = {"classes": len(dataset.classes["en"]), "channels": entry.channels}
     if options.activation:
         arguments["activation"] = options.activation
-    return dataset, factory(
+    return dataset, TrainOptions(
         model=options.model,
-        recipe=recipe,
-        state=state,
+        recipe=replace(recipe, **changes),
+        state=Path(options.out) / f"{options.model}-{dataset.name}.state.safetensors",
         arguments=arguments,
         seed=options.seed,
         device=str(acceleration.resolve(options.device)),
-        resume=options.resume,
         stop=_stop_on_interrupt(),
         note=terminal.remark,
         half=options.half,
     )
+
+
+def _train_and_write(options: argparse.Namespace, dataset: Dataset, settings: TrainOptions, target: Path) -> int:
+    from convexport.training import checkpoint, report
+    from convexport.training.results import make_checkpoint, report_inputs
+
+    page = target.with_suffix("") / "report.html"
+    unfinished = settings.state.is_file()
+    if unfinished and not options.resume:
+        raise UsageError(
+            f"an unfinished run is at {settings.state}", "continue it with --resume, or delete it to start anew"
+        )
+    if options.resume and not unfinished:
+        made = _finished(target, settings, dataset)
+        if made is not None:
+            if _first_process():
+                terminal.remark(f"the run is complete; its checkpoint is {target}")
+                _summary(made, target, page, options)
+            return 0
+        if options.resume != AUTO:
+            raise CheckpointError(f"no state to resume at {settings.state}", "start the training without --resume")
+    result = _train(replace(settings, resume=unfinished), dataset)
+    if not result.writes:
+        return 0
+    made = make_checkpoint(settings, dataset, result)
+    checkpoint.save(target, made, half=options.half)
+    report.write_report(page, report_inputs(made, dataset, result))
+    settings.state.unlink(missing_ok=True)
+    _summary(made, target, page, options)
+    return 0
+
+
+def _finished(target: Path, settings: TrainOptions, dataset: Dataset) -> Checkpoint | None:
+    """The checkpoint that this very run has left, if it has."""
+    from convexport.training import checkpoint, distributed, plan
+
+    try:
+        made = checkpoint.load(target)
+    except CheckpointError:  # none, or one that no run leaves
+        return None
+    recipe = plan.fit_batch(settings.recipe, dataset, distributed.processes())
+    return made if plan.made_by(made.header, replace(settings, recipe=recipe), dataset) else None
+
+
+def _first_process() -> bool:
+    """Whether this process speaks and writes: alone, or the first of those that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _stop_on_interrupt() -> Any:
@@ -158,17 +214,20 @@ def _stop_on_interrupt() -> Any:
 
 
 def _train(settings: TrainOptions, dataset: Dataset) -> TrainResult:
+    from convexport.training import distributed, plan
     from convexport.training.evaluate import EpochRecord
     from convexport.training.loop import train
 
-    speaks = os.environ.get("RANK", "0") == "0"
+    recipe, speaks = settings.recipe, _first_process()
     if speaks:
-        recipe = settings.recipe
         # Before the pictures are read: what they really are is said at once.
         terminal.remark(
             f"{settings.model} on {dataset.title} ({dataset.provenance}): {recipe.epochs} epochs of "
-            f"{recipe.optimiser}, batch {recipe.batch}, seed {settings.seed}, on {settings.device}"
+            f"{recipe.optimizer}, batch {recipe.batch}, seed {settings.seed}, on {settings.device}"
         )
+    lowered = plan.fit_batch(recipe, dataset, distributed.processes()).batch
+    if speaks and lowered != recipe.batch:
+        terminal.remark(f"batch {recipe.batch} is larger than the training images; lowered to {lowered}")
     steps = train(settings, dataset)
     with terminal.bar("training", shown=speaks) as update:
         while True:
@@ -211,7 +270,8 @@ def _summary(made: Checkpoint, target: Path, page: Path, options: argparse.Names
     for line in terminal.table(("class", "accuracy"), rows):
         terminal.result(f"  {line}")
     terminal.result(f"checkpoint  {target}")
-    terminal.result(f"report      {page}")
+    if page.is_file():
+        terminal.result(f"report      {page}")
     words = ["convexport", "--model", options.model]
     words += ["--dataset", options.dataset] if options.dataset else []
     words += ["--checkpoint", str(target)] if options.out != "checkpoints" else []

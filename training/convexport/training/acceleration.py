@@ -50,9 +50,7 @@ def resolve(name: str) -> torch.device:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     device = torch.device(str(Device.parse(name)))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(
-            f"device {name}: torch {torch.__version__} finds {torch.cuda.device_count()} GPUs; use --device cpu"
-        )
+        raise DeviceError(f"device {name}: torch {torch.__version__} finds {torch.cuda.device_count()} GPUs", "use cpu")
     return device
 
 
@@ -131,7 +129,7 @@ class SmallMapConv2d(nn.Conv2d):
 
 
 def _columns(images: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N * H * W, 9 * C]: the 3x3 neighbourhood of every pixel, black outside."""
+    """[N, C, H, W] -> [N * H * W, 9 * C]: the 3x3 neighborhood of every pixel, black outside."""
     count, channels, height, width = images.shape
     padded = F.pad(images.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     image, row, column, _ = padded.stride()

@@ -1,7 +1,7 @@
 """Augmentations on a whole batch [N, C, H, W], on its device. Randomness is a function of (seed, epoch, index) alone.
 
 A picture's distortion depends on its place in the data set, never on what was drawn before, so that a resumed run
-continues to the same bits. The hash is the 64-bit finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+continues to the same bits. The hash is the 64-bit finalizer of SplitMix64 (Steele, Lea and Flood 2014).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Augmentation:
     `flip`: `random` mirrors half of the pictures, `alternating` mirrors every picture every other epoch (Jordan 2024,
     airbench). `translate`: pixels, reflected (or black, where `pad` is `zero`). `rotate` (degrees), `scale`, `shear`
     (shares) and `shift` (pixels) are the largest amounts of a random affine distortion. `cutout`: side of a square of
-    mean grey, in pixels. `cutmix`: share of batches mixed by CutMix (Yun et al. 2019).
+    mean gray, in pixels. `cutmix`: share of batches mixed by CutMix (Yun et al. 2019).
     """
 
     flip: str = "none"
@@ -43,7 +43,7 @@ def _signed(value: int) -> int:
 
 
 def _mix(state: Tensor) -> Tensor:
-    """SplitMix64's finaliser on int64 (wrapping), with logical shifts."""
+    """SplitMix64's finalizer on int64 (wrapping), with logical shifts."""
 
     def shifted(value: Tensor, bits: int) -> Tensor:
         return (value >> bits) & ((1 << (64 - bits)) - 1)

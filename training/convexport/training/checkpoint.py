@@ -20,7 +20,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from convexport.runtime import atomic
-from convexport.runtime.errors import CheckpointError, UsageError, first_line
+from convexport.runtime.errors import CheckpointError, StorageError, UsageError, first_line
 from convexport.runtime.formats.growth import Format
 from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalization, Part
 from convexport.training import models
@@ -115,12 +115,12 @@ def save(path: Path, checkpoint: Checkpoint, *, half: bool = False) -> str:
 
 
 def write(path: Path, data: bytes) -> None:
-    """A file of a run, whole or not at all. Raises `CheckpointError` where it cannot be written."""
+    """A file of a run, whole or not at all. Raises `StorageError` where it cannot be written."""
     try:
         atomic.write(path, data)
     except OSError as error:
-        raise CheckpointError(
-            f"{path} cannot be written ({first_line(error)})", "make room, or name another folder"
+        raise StorageError(
+            f"{path} cannot be written ({first_line(error)})", "make room, or choose another folder"
         ) from error
 
 

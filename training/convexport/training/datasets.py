@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from convexport.runtime.errors import DatasetError, InputError, UsageError
+from convexport.runtime.errors import DatasetError, InputError, UsageError, first_line
 from convexport.runtime.images import find_images, load_image
 from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure
@@ -109,18 +109,24 @@ def holdout(split: Split, share: float, seed: int) -> tuple[Split, Split]:
 
     At least one image does of a class that has two. Raises `DatasetError` where no class has two.
     """
+    chosen = held_out(split.labels, share, seed)
+    return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
+
+
+def held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
+    """Which images `holdout` takes away for validation, [N]."""
     rng = np.random.default_rng(seed)
-    chosen = np.zeros(len(split), dtype=bool)
-    for label in np.unique(split.labels):
-        members = np.flatnonzero(split.labels == label)
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
         count = max(round(len(members) * share), int(len(members) > 1))
         chosen[rng.permutation(members)[:count]] = True
     if not chosen.any():
         raise DatasetError(
-            f"none of the {len(split)} images can be held out, since no class has two of them left to train on; "
-            "add images to the classes"
+            f"none of the {len(labels)} images can be held out, since no class has two of them left to train on",
+            "add images to the classes",
         )
-    return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
+    return chosen
 
 
 def _fit(dataset: Dataset, wanted: Input) -> Dataset:
@@ -147,8 +153,8 @@ def _folder(path: Path, wanted: Input) -> Dataset:
     if "train" in names and not split_folders and _class_folders(path / "train"):
         others = ", ".join(name for name in names if name != "train") or "nothing"
         raise DatasetError(
-            f"data set {path}: train/ has class folders and beside it stands {others}, expected test/; "
-            "call the folder of test images test"
+            f"data set {path}: train/ has class folders and beside it stands {others}, expected test/",
+            "call the folder of test images test",
         )
     if len(names) < 2:
         raise DatasetError(f"data set {path}: class folders in {base}: {len(names)}, expected two or more, one a class")
@@ -158,7 +164,7 @@ def _folder(path: Path, wanted: Input) -> Dataset:
             f"data set {path}: test/ has the classes {theirs}, expected those of train/, {', '.join(names)}"
         )
     if not split_folders:
-        return _by_seed(_read_classes(path, names, wanted), path, names, wanted)
+        return _by_seed(path, names, wanted)
 
     def read(split: SplitName) -> Split:
         return _read_classes(path / split, names, wanted)
@@ -171,12 +177,16 @@ def _class_folders(path: Path) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
 
 
-def _by_seed(whole: Split, path: Path, names: tuple[str, ...], wanted: Input) -> Dataset:
-    train, test = holdout(whole, TEST_SHARE, SPLIT_SEED)
+def _by_seed(path: Path, names: tuple[str, ...], wanted: Input) -> Dataset:
     provenance = f"a folder of class folders, {TEST_SHARE:.0%} of each class kept for the test by seed {SPLIT_SEED}"
-    splits: dict[SplitName, Split] = {"train": train, "test": test}
+
+    @cache
+    def splits() -> dict[SplitName, Split]:
+        train, test = holdout(_read_classes(path, names, wanted), TEST_SHARE, SPLIT_SEED)
+        return {"train": train, "test": test}
+
     name = path.absolute().name
-    return Dataset(name, name, provenance, {"en": names}, wanted, splits.__getitem__)
+    return Dataset(name, name, provenance, {"en": names}, wanted, lambda split: splits()[split])
 
 
 def _read_classes(path: Path, names: tuple[str, ...], wanted: Input) -> Split:
@@ -185,11 +195,11 @@ def _read_classes(path: Path, names: tuple[str, ...], wanted: Input) -> Split:
     for index, name in enumerate(names):
         for file in find_images([path / name]):
             if isinstance(file, Failure):
-                raise DatasetError(f"data set {path}: {file.error.message}; each class needs images")
+                raise DatasetError(f"data set {path}: {file.error.message}", "each class needs images")
             try:
                 images.append(load_image(file, wanted)[0])
             except InputError as error:
-                raise DatasetError(f"data set {path}: {error}; remove the file or mend it") from error
+                raise DatasetError(f"data set {path}: {error.message}", "remove the file, or repair it") from error
             labels.append(index)
     return Split(np.stack(images), np.array(labels, dtype=np.int64))
 
@@ -211,17 +221,17 @@ def _digits(root: Path) -> Dataset:
         "scikit-learn's digits (UCI), 8 x 8 scaled to 20 x 20 amid 28 x 28 like MNIST; "
         f"{TEST_SHARE:.0%} of each class kept for the test by seed {SPLIT_SEED}"
     )
-    return Dataset("digits", "digits", provenance, {"en": DIGITS, "fr": DIGITS}, _grey("light-on-dark"), read)
+    return Dataset("digits", "digits", provenance, {"en": DIGITS, "fr": DIGITS}, _gray("light-on-dark"), read)
 
 
-def _grey(ink: Literal["any", "light-on-dark"]) -> Input:
+def _gray(ink: Literal["any", "light-on-dark"]) -> Input:
     return Input(height=28, width=28, channels=1, ink=ink)
 
 
 def _mnist(root: Path) -> Dataset:
     read = _torchvision("MNIST", root, "MNIST/raw")
     return Dataset(
-        "mnist", "MNIST", "LeCun, Cortes, Burges", {"en": DIGITS, "fr": DIGITS}, _grey("light-on-dark"), read
+        "mnist", "MNIST", "LeCun, Cortes, Burges", {"en": DIGITS, "fr": DIGITS}, _gray("light-on-dark"), read
     )
 
 
@@ -229,7 +239,7 @@ def _fashion_mnist(root: Path) -> Dataset:
     # Polarity is left alone: garments fill the picture to its border, so its brightness says nothing.
     read = _torchvision("FashionMNIST", root, "FashionMNIST/raw")
     classes: dict[str, tuple[str, ...]] = {"en": FASHION, "fr": FASHION_FR}
-    return Dataset("fashion-mnist", "Fashion-MNIST", "Xiao, Rasul, Vollgraf 2017", classes, _grey("any"), read)
+    return Dataset("fashion-mnist", "Fashion-MNIST", "Xiao, Rasul, Vollgraf 2017", classes, _gray("any"), read)
 
 
 def _cifar10(root: Path) -> Dataset:
@@ -277,8 +287,8 @@ def _torchvision(kind: str, root: Path, place: str) -> Callable[[SplitName], Spl
                 raise ValueError(f"labels from {labels.min()} to {labels.max()}, expected 0 to 9")
         except (RuntimeError, OSError, ValueError, TypeError, EOFError, AssertionError) as error:
             raise DatasetError(
-                f"data set {kind} at {root / place} is damaged ({_reason(error)}); "
-                "delete that folder, and the next run downloads it"
+                f"data set {kind} at {root / place} is damaged ({first_line(error)})",
+                "delete that folder, and the next run downloads it",
             ) from error
         return Split(images[..., None] if images.ndim == 3 else images, labels)
 
@@ -293,15 +303,15 @@ def _downloaded(factory: partial[Any], root: Path, place: str) -> Any:
     except (RuntimeError, OSError, HTTPException) as error:
         raise DatasetError(
             f"data set {factory.func.__name__} is {state} at {root / place} and cannot be downloaded "
-            f"({_reason(error)}); "
-            f"put it there, or name the folder that holds {place.split('/')[0]}/ with --data or $CONVEXPORT_DATA"
+            f"({_last_answer(error)})",
+            f"put it there, or set $CONVEXPORT_DATA to the folder that holds {place.split('/')[0]}/",
         ) from error
 
 
-def _reason(error: BaseException) -> str:
-    """The last line of a foreign message (of torchvision's list of mirrors, the last one's answer), or its class."""
-    last = str(error).strip().rpartition("\n")[2]
-    return last.removeprefix("<urlopen error ").removesuffix(">") or type(error).__name__
+def _last_answer(error: Exception) -> str:
+    """Why a download failed: torchvision names every mirror with its answer, and the last line is the last one's."""
+    last = str(error).strip().rpartition("\n")[2].removeprefix("<urlopen error ").removesuffix(">")
+    return first_line(RuntimeError(last) if last else error)
 
 
 _operators: Any = None

@@ -45,11 +45,12 @@ class Group:
         counts: list[float] = self.total(torch.tensor(flags, dtype=torch.float32, device=_transfer_device())).tolist()
         return tuple(count > 0 for count in counts)
 
-    def share(self, batch: int) -> int:
-        """This process' part of a global batch. Raises `UsageError` where it does not divide."""
+    def check_share(self, batch: int) -> None:
+        """Raises `UsageError` where a global batch does not divide by the processes."""
         if batch % self.world:
-            raise UsageError(f"batch {batch} does not divide by {self.world} processes; choose --batch to fit")
-        return batch // self.world
+            raise UsageError(
+                f"batch {batch} does not divide by {self.world} processes", f"use a multiple of {self.world}"
+            )
 
 
 def _transfer_device() -> torch.device:
@@ -58,9 +59,14 @@ def _transfer_device() -> torch.device:
     return torch.device("cpu")
 
 
+def processes() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def join(device: torch.device) -> Group:
     """Joins the group that torchrun described in the environment (nccl on CUDA, gloo on a CPU), or stays alone."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = processes()
     if world == 1:
         return Group()
     if device.type == "cuda":

@@ -137,7 +137,7 @@ def calibration(probabilities: NDArray[Any], labels: NDArray[np.int64], bins: in
 
 
 def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """The temperature that minimises the cross-entropy of validation `logits` (Guo et al. 2017), to four decimals.
+    """The temperature that minimizes the cross-entropy of validation `logits` (Guo et al. 2017), to four decimals.
 
     The loss is convex in 1 / temperature, so the zero of its derivative is found by bisection. Images that are all
     right would have it ever lower, and the network ever surer, on no evidence: 1 comes back, which leaves it as it is.

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from copy import deepcopy
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,42 +20,11 @@ from torch import Tensor, nn
 
 from convexport.runtime.errors import Interrupted, UsageError
 from convexport.runtime.manifest import Normalization
-from convexport.training import acceleration, augment, distributed, evaluate, models, optimisers, resume
-from convexport.training.datasets import Dataset, Split, holdout
+from convexport.training import acceleration, augment, distributed, evaluate, models, optimizers, plan, resume
+from convexport.training.datasets import Dataset, Split
 from convexport.training.evaluate import EpochRecord
+from convexport.training.plan import TrainOptions
 from convexport.training.recipes import Recipe
-
-VALIDATION_SEED = 0
-
-
-def _silent(remark: str) -> None:
-    """Nobody wants to hear remarks."""
-
-
-def _never() -> bool:
-    return False
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """What `train` is asked for. `state` is where the resumable state lies; `stop` is asked after every step.
-
-    A state is written when `stop` says so, every `state_seconds`, and at an epoch's end where writing takes at most a
-    tenth of the time (a GPU's epochs can be as short as the writing). `half` rounds the weights through half precision
-    before they are measured, for a checkpoint that stores them so. `note` hears remarks.
-    """
-
-    model: str
-    recipe: Recipe
-    state: Path
-    arguments: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    device: str = "cpu"
-    resume: bool = False
-    state_seconds: float = 120.0
-    stop: Callable[[], bool] = _never
-    note: Callable[[str], None] = _silent
-    half: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,10 +45,12 @@ class Progress:
 class TrainResult:
     """What a run leaves. `network` is the best epoch's, float32, on the CPU, in evaluation mode.
 
+    `recipe` is the recipe as it ran: a batch larger than the data set was lowered to it.
     `validation_logits` and `test_logits` are float32 [N, K] before temperature; `acceleration` says how it ran.
     """
 
     network: nn.Sequential
+    recipe: Recipe
     normalization: Normalization
     history: tuple[EpochRecord, ...]
     best_epoch: int
@@ -126,16 +95,13 @@ class _Run:
     """A run in progress: everything that changes from step to step, and the state file that holds it."""
 
     def __init__(self, options: TrainOptions, dataset: Dataset, device: torch.device, group: distributed.Group) -> None:
-        recipe = options.recipe
-        self.options, self.recipe, self.device, self.group = options, recipe, device, group
-        self.share = group.share(recipe.batch)
-        train_split, self.validation = holdout(dataset.train, recipe.validation, VALIDATION_SEED)
-        self.steps = len(train_split) // recipe.batch
-        if self.steps == 0:
-            raise UsageError(
-                f"batch {recipe.batch} is larger than the {len(train_split)} training images; take a smaller --batch"
-            )
-        self.description = self._describe(dataset)
+        train_split, self.validation = plan.splits(options.recipe, dataset)
+        self.recipe = plan.fit_batch(options.recipe, dataset, group.world)
+        self.options = replace(options, recipe=self.recipe)
+        self.device, self.group = device, group
+        group.check_share(self.recipe.batch)
+        self.steps = len(train_split) // self.recipe.batch
+        self.description = plan.describe(self.options, dataset)
         self.normalization = measured_normalization(train_split)
         self.mean = torch.tensor(self.normalization.mean, device=device)
         self.std = torch.tensor(self.normalization.std, device=device)
@@ -164,16 +130,7 @@ class _Run:
         self.runner: nn.Module = distributed.wrap(self.network, self.group, self.device)
         if self.acceleration.compile:
             self.runner = torch.compile(self.runner)  # type: ignore[assignment]
-        self.optimiser = optimisers.Optimiser(self.network, self.recipe)
-
-    def _describe(self, dataset: Dataset) -> dict[str, Any]:
-        return {
-            "model": self.options.model,
-            "arguments": self.options.arguments,
-            "seed": self.options.seed,
-            "dataset": dataset.train.sha256,
-            "recipe": {key: value for key, value in self.recipe.describe().items() if key != "source"},
-        }
+        self.optimizer = optimizers.Optimizer(self.network, self.recipe)
 
     def finish_epoch(self) -> Generator[Progress | EpochRecord, None, None]:
         """The steps that are left of this epoch, then its validation."""
@@ -199,16 +156,16 @@ class _Run:
                 self.save()
             if stop:
                 raise Interrupted(
-                    f"stopped in epoch {self.epoch + 1} of {self.recipe.epochs}; continue with --resume "
-                    f"(state in {self.options.state})"
+                    f"stopped in epoch {self.epoch + 1} of {self.recipe.epochs} (state in {self.options.state})",
+                    "resume the run",
                 )
         yield self._close_epoch()
 
     def _step(self, rows: Tensor) -> None:
         recipe, options = self.recipe, self.options
         torch.manual_seed(int(np.random.SeedSequence((options.seed, self.epoch, self.step)).generate_state(1)[0]))
-        self.rate = optimisers.cycle(recipe, self.epoch * self.steps + self.step, recipe.epochs * self.steps)
-        self.optimiser.scale(self.rate)
+        self.rate = optimizers.cycle(recipe, self.epoch * self.steps + self.step, recipe.epochs * self.steps)
+        self.optimizer.scale(self.rate)
         labels = self.labels[rows]
         draw = augment.Draw(options.seed, self.epoch, self.mean * 255)
         images = augment.apply(self.images[rows].float(), rows, recipe.augmentation, draw)
@@ -221,12 +178,12 @@ class _Run:
         if kept < 1:
             other = F.cross_entropy(logits, labels[partner], label_smoothing=recipe.label_smoothing)
             loss = kept * loss + (1 - kept) * other
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
+        self.optimizer.step()
         if self.averaged is not None:
             done = self.epoch * self.steps + self.step
-            optimisers.average_into(self.averaged, self.network, min(recipe.average, (1 + done) / (10 + done)))
+            optimizers.average_into(self.averaged, self.network, min(recipe.average, (1 + done) / (10 + done)))
         right = (logits.argmax(1) == labels).sum()
         count = torch.full_like(
             right, len(rows)
@@ -284,8 +241,10 @@ class _Run:
         self.seconds += time.monotonic() - started
         self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
         self.sums.zero_()
-        (cheap,) = self.group.any(self.group.writes and time.monotonic() - self.saved > 10 * self.saving)
-        if cheap:
+        cheap = self.group.writes and time.monotonic() - self.saved > 10 * self.saving
+        # Behind the last epoch a state is worth its price: the checkpoint may find no room.
+        (due,) = self.group.any(cheap or self.epoch == self.recipe.epochs)
+        if due:
             self.save()
         return record
 
@@ -295,7 +254,8 @@ class _Run:
             self.options.state.unlink(missing_ok=True)
         return UsageError(
             f"the training diverged in epoch {self.epoch + 1} of {self.recipe.epochs}: the network gives no finite "
-            f"numbers; take a lower --learning-rate than {self.recipe.learning_rate:g}"
+            "numbers",
+            f"use a lower learning rate than {self.recipe.learning_rate:g}",
         )
 
     def save(self) -> None:
@@ -313,7 +273,7 @@ class _Run:
         if self.averaged is not None:
             tensors |= {f"average.{key}": value for key, value in self.averaged.state_dict().items()}
         tensors |= {f"best.{key}": value for key, value in self.best.items()}
-        tensors |= {f"optimiser.{key}": value for key, value in self.optimiser.tensors().items()}
+        tensors |= {f"optimizer.{key}": value for key, value in self.optimizer.tensors().items()}
         place = resume.Place(
             format=resume.FORMAT,
             run=self.description,
@@ -335,7 +295,7 @@ class _Run:
         if self.averaged is not None:
             self.averaged.load_state_dict(resume.part(tensors, "average"))
         self.best = {key: value.to(self.device) for key, value in resume.part(tensors, "best").items()}
-        self.optimiser.restore(resume.part(tensors, "optimiser"))
+        self.optimizer.restore(resume.part(tensors, "optimizer"))
         self.epoch, self.step = place.epoch, place.step
         if self.group.writes:
             self.sums += torch.tensor(place.sums, dtype=torch.float64, device=self.device)
@@ -351,13 +311,14 @@ class _Run:
             network.half().float()
             if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
                 raise UsageError(
-                    "the weights do not fit half precision (beyond 65504); finish with --resume and without --half"
+                    "the weights do not fit half precision (beyond 65504)", "resume the run without half precision"
                 )
         network.eval()
         validation = evaluate.predict(network, self.validation.images, self.normalization)
         test = evaluate.predict(network, dataset.test.images, self.normalization)
         return TrainResult(
             network=network,
+            recipe=self.recipe,
             normalization=self.normalization,
             history=tuple(self.history),
             best_epoch=self.best_epoch + 1,

@@ -1,6 +1,6 @@
 """Every network, one small function each, one table `MODELS`.
 
-A network takes normalised float32 pictures [N, C, H, W] and gives logits [N, K]; the docstring names the paper or page
+A network takes normalized float32 pictures [N, C, H, W] and gives logits [N, K]; the docstring names the paper or page
 and each departure from it. `build` makes one from its name and arguments.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from convexport.runtime.errors import UsageError
+from convexport.runtime.errors import UsageError, first_line
 
 Activation = Literal["relu", "selu"]
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "selu": nn.SELU}
@@ -226,7 +226,7 @@ def build(name: str, arguments: dict[str, Any] | None = None) -> nn.Sequential:
     try:
         return function(**(arguments or {}))
     except TypeError as error:
-        raise UsageError(f"model {name!r} does not take {arguments}: {error}") from error
+        raise UsageError(f"model {name!r} does not take {arguments} ({first_line(error)})") from error
 
 
 @torch.no_grad()
@@ -243,7 +243,7 @@ def parameter_count(network: nn.Module) -> int:
 
 
 def logits(network: nn.Module, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [N, C, H, W] -> logits [N, K]: the one place outside the graph that knows how pixels are normalised.
+    """uint8 [N, C, H, W] -> logits [N, K]: the one place outside the graph that knows how pixels are normalized.
 
     `mean` and `std` are [C], in units of the pixel range 0 to 1.
     """

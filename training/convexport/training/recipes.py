@@ -27,7 +27,7 @@ class Recipe:
     epochs: int
     learning_rate: float
     batch: int = 128
-    optimiser: str = "sgd"
+    optimizer: str = "sgd"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     side_rate: float = 0.02
@@ -49,7 +49,12 @@ class Recipe:
         return {key: value for key, value in asdict(self).items() if key != "measured"}
 
 
-# Peaks for optimisers that a user names in place of a recipe's own.
+def with_current_keys(described: dict[str, Any]) -> dict[str, Any]:
+    """A described recipe under today's keys: version 0.1 wrote `optimiser`."""
+    return {"optimizer" if key == "optimiser" else key: value for key, value in described.items()}
+
+
+# Peaks for optimizers that a user names in place of a recipe's own.
 ADAPTIVE_RATES = {"adam": 1e-3, "adagrad": 1e-2}
 
 _ALTERNATING = Augmentation(flip="alternating", translate=2)
@@ -61,7 +66,7 @@ _VGG_QUICK = Recipe(
     epochs=2,
     learning_rate=0.03,
     batch=256,
-    optimiser="muon",
+    optimizer="muon",
     muon_decay=0.02,
     identity=True,
     augmentation=_ALTERNATING,

@@ -16,7 +16,8 @@ from convexport.runtime.manifest import Dataset as DatasetFacts
 from convexport.training import evaluate
 from convexport.training.checkpoint import FORMAT, Checkpoint, Header
 from convexport.training.datasets import Dataset
-from convexport.training.loop import TrainOptions, TrainResult
+from convexport.training.loop import TrainResult
+from convexport.training.plan import TrainOptions
 from convexport.training.report import ReportInputs
 
 
@@ -34,7 +35,7 @@ def make_checkpoint(options: TrainOptions, dataset: Dataset, result: TrainResult
         dataset=DatasetFacts(
             name=dataset.name, title=dataset.title, provenance=dataset.provenance, sha256=dataset.train.sha256
         ),
-        recipe=options.recipe.describe() | {"ran": result.acceleration, "best_epoch": result.best_epoch},
+        recipe=result.recipe.describe() | {"ran": result.acceleration, "best_epoch": result.best_epoch},
         accuracy=_accuracy(dataset, result, temperature),
         seed=options.seed,
         versions={"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()},

@@ -1,6 +1,6 @@
-"""What moves the weights: the optimisers that a recipe can name, the cycle of their rates, the average of the weights.
+"""What moves the weights: the optimizers that a recipe can name, the cycle of their rates, the average of the weights.
 
-An optimiser's state is named tensors, so that a run can be resumed without unpickling.
+An optimizer's state is named tensors, so that a run can be resumed without unpickling.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from convexport.runtime.errors import UsageError
 if TYPE_CHECKING:
     from convexport.training.recipes import Recipe
 
-OPTIMISERS = ("sgd", "adagrad", "adam", "muon")
+OPTIMIZERS = ("sgd", "adagrad", "adam", "muon")
 
 
-class Optimiser:
-    """One or two of torch's optimisers behind one `step`; `scale` sets every learning rate to a share of its peak.
+class Optimizer:
+    """One or two of torch's optimizers behind one `step`; `scale` sets every learning rate to a share of its peak.
 
-    `muon` (Jordan et al. 2024, "Muon: an optimizer for hidden layers") orthogonalises the updates of the inner
+    `muon` (Jordan et al. 2024, "Muon: an optimizer for hidden layers") orthogonalizes the updates of the inner
     convolutions, each taken as a matrix [filters, inputs * 9]; the rest goes through SGD at `side_rate`.
     """
 
     def __init__(self, network: nn.Module, recipe: Recipe) -> None:
-        if recipe.optimiser not in OPTIMISERS:
-            raise UsageError.unknown("optimiser", recipe.optimiser, OPTIMISERS)
-        inner = _inner_convolutions(network) if recipe.optimiser == "muon" else []
-        if recipe.optimiser == "muon" and not inner:
+        if recipe.optimizer not in OPTIMIZERS:
+            raise UsageError.unknown("optimizer", recipe.optimizer, OPTIMIZERS)
+        inner = _inner_convolutions(network) if recipe.optimizer == "muon" else []
+        if recipe.optimizer == "muon" and not inner:
             raise UsageError(
-                "optimiser muon trains the convolutions behind the first one, and this network has none; take sgd"
+                "optimizer muon trains the convolutions behind the first one, and this network has none", "use sgd"
             )
         taken = {id(parameter) for parameter in inner}
         rest = [parameter for parameter in network.parameters() if id(parameter) not in taken]
@@ -134,9 +134,9 @@ def _plain(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimi
     decayed = [parameter for parameter in parameters if parameter.dim() > 1]
     free = [parameter for parameter in parameters if parameter.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    if recipe.optimiser == "adagrad":
+    if recipe.optimizer == "adagrad":
         return torch.optim.Adagrad(groups, lr=recipe.learning_rate)
-    if recipe.optimiser == "adam":
+    if recipe.optimizer == "adam":
         return torch.optim.Adam(groups, lr=recipe.learning_rate)
-    rate = recipe.side_rate if recipe.optimiser == "muon" else recipe.learning_rate
+    rate = recipe.side_rate if recipe.optimizer == "muon" else recipe.learning_rate
     return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)

@@ -5,7 +5,6 @@ Apart from report.py, which fills the template: each function here takes measure
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf
 from statistics import median_low
 from typing import Any
@@ -13,16 +12,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from torch import nn
 
-from convexport.training import evaluate, few_pixels, models, report_charts, report_pictures
-from convexport.training.checkpoint import Header
-from convexport.training.datasets import Split
+from convexport.training import evaluate, models
 from convexport.training.evaluate import EpochRecord
-from convexport.training.few_pixels import Fooling
+from convexport.training.report import charts, few_pixels, pictures
+from convexport.training.report.few_pixels import Fooling
+from convexport.training.report.gallery import Gallery, ReportInputs
 
 SEED = 0
-TOP = 5
 BEHIND_CELLS = 1000  # pictures of mistakes kept behind the confusion matrix, all cells together
 BEHIND_CELL = 40
 BEHIND_DIAGONAL = 12
@@ -31,55 +28,6 @@ CONFIDENT_MISTAKES = 24
 QUIZ = 60
 FOOLED = 8
 LOOKED_AT = 4
-
-
-@dataclass(frozen=True)
-class ReportInputs:
-    """What a report is made of.
-
-    `network` on the CPU, in evaluation mode; `test_logits` and `validation_logits` [N, K] before temperature;
-    `temperature` as fitted on the validation split. `history` may be empty.
-    """
-
-    header: Header
-    network: nn.Module
-    history: tuple[EpochRecord, ...]
-    title: str
-    test: Split
-    test_logits: NDArray[np.float32]
-    validation_logits: NDArray[np.float32]
-    validation_labels: NDArray[np.int64]
-    temperature: float
-
-
-class Gallery:
-    """The test pictures that the page shows, each kept once; an identifier is a place in the sprite sheet."""
-
-    def __init__(self, inputs: ReportInputs, probabilities: NDArray[np.float32]) -> None:
-        self.test = inputs.test
-        self.probabilities = probabilities
-        self.places: dict[int, int] = {}
-
-    def add(self, indices: NDArray[np.int64]) -> list[int]:
-        """The identifiers of the test pictures at `indices`, in that order."""
-        return [self.places.setdefault(int(index), len(self.places)) for index in indices]
-
-    def sprite(self) -> report_pictures.Sprite:
-        return report_pictures.sprite(self.test.images[list(self.places)])
-
-    def records(self) -> list[list[Any]]:
-        """A picture each: [place in the test set, true class, [[class, probability in per mille], ...]]."""
-        found: list[list[Any]] = []
-        for index in self.places:
-            row = self.probabilities[index]
-            best = np.argsort(-row, kind="stable")[:TOP]
-            found.append([index, int(self.test.labels[index]), [[int(k), _per_mille(float(row[k]))] for k in best]])
-        return found
-
-
-def _per_mille(share: float) -> int:
-    # As `percent` shows it: the page's script must not round up to certainty either.
-    return min(round(share * 1000), 1000 if share == 1 else 999)
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -118,29 +66,29 @@ def curves(history: tuple[EpochRecord, ...]) -> list[dict[str, Any]]:
     loss = {"training": [r.train_loss for r in history], "validation": [r.validation_loss for r in history]}
     right = {"training": [r.train_accuracy for r in history], "validation": [r.validation_accuracy for r in history]}
     rate = {"learning rate": [r.learning_rate for r in history]}
-    charts = [
+    drawn = [
         (
             "Loss",
             "cross-entropy, nats",
             loss,
-            report_charts.axis_over("loss", [*loss["training"], *loss["validation"]]),
+            charts.axis_over("loss", [*loss["training"], *loss["validation"]]),
         ),
         (
             "Accuracy",
             "share of pictures named right",
             right,
-            report_charts.axis_over("accuracy", [*right["training"], *right["validation"]], unit=" %", factor=100),
+            charts.axis_over("accuracy", [*right["training"], *right["validation"]], unit=" %", factor=100),
         ),
-        ("Learning rate", "at the end of each epoch", rate, report_charts.axis_over("rate", rate["learning rate"])),
+        ("Learning rate", "at the end of each epoch", rate, charts.axis_over("rate", rate["learning rate"])),
     ]
     return [
         {
             "title": title,
             "unit": unit,
             "names": list(series),
-            "svg": Markup(report_charts.line_chart(f"{title} over {len(epochs)} epochs", series, epochs, axis)),
+            "svg": Markup(charts.line_chart(f"{title} over {len(epochs)} epochs", series, epochs, axis)),
         }
-        for title, unit, series, axis in charts
+        for title, unit, series, axis in drawn
     ]
 
 
@@ -210,7 +158,7 @@ def calibration(inputs: ReportInputs) -> dict[str, Any]:
         "validation": (inputs.validation_logits, inputs.validation_labels),
         "test": (inputs.test_logits, inputs.test.labels),
     }
-    rows, charts = [], []
+    rows, drawn = [], []
     for name, (logits, labels) in splits.items():
         if not len(labels):
             continue
@@ -218,46 +166,46 @@ def calibration(inputs: ReportInputs) -> dict[str, Any]:
         loss = [evaluate.cross_entropy(logits, labels, t) for t in (1.0, inputs.temperature)]
         rows.append({"name": name, "images": len(labels), "errors": [f.error for f in found], "losses": loss})
         if name == "test":
-            charts = [
+            drawn = [
                 {
                     "title": title,
                     "error": f.error,
                     "svg": Markup(
-                        report_charts.reliability(
+                        charts.reliability(
                             f"Reliability diagram {title}: expected calibration error {percent(f.error, 2)}", f
                         )
                     ),
                 }
                 for title, f in zip(("before scaling", "after scaling"), found, strict=True)
             ]
-    return {"rows": rows, "charts": charts, "temperature": inputs.temperature}
+    return {"rows": rows, "charts": drawn, "temperature": inputs.temperature}
 
 
 def layer(inputs: ReportInputs) -> dict[str, Any] | None:
     """The first layer's weights, and for a convolution its feature maps of a few pictures beside edge filters."""
-    first = report_pictures.first_layer(inputs.network, inputs.header.input.channels)
+    first = pictures.first_layer(inputs.network, inputs.header.input.channels)
     if first is None:
         return None
     found: dict[str, Any] = {
         "layer": first,
         "count": len(first.pictures),
-        "weights": report_pictures.sprite(first.pictures, lossless=True),
+        "weights": pictures.sprite(first.pictures, lossless=True),
         "looked_at": [],
     }
     if not first.kernels:
         return found
-    filters = report_pictures.edge_filters(3)
-    kernels = np.stack([report_pictures.diverging(values) for values in filters.values()])
-    found |= {"filters": list(filters), "edges": report_pictures.sprite(kernels, lossless=True)}
+    filters = pictures.edge_filters(3)
+    kernels = np.stack([pictures.diverging(values) for values in filters.values()])
+    found |= {"filters": list(filters), "edges": pictures.sprite(kernels, lossless=True)}
     for index in _one_a_class(inputs.test.labels, inputs.test.labels >= 0)[:LOOKED_AT]:
         image = inputs.test.images[index]
-        maps = report_pictures.feature_maps(inputs.network, image, inputs.header.normalization)
+        maps = pictures.feature_maps(inputs.network, image, inputs.header.normalization)
         found["looked_at"].append(
             {
                 "label": inputs.header.classes["en"][inputs.test.labels[index]],
-                "picture": report_pictures.sprite(image[None], lossless=True),
-                "maps": report_pictures.sprite(maps, lossless=True),
-                "edges": report_pictures.sprite(report_pictures.edge_maps(image, filters), lossless=True),
+                "picture": pictures.sprite(image[None], lossless=True),
+                "maps": pictures.sprite(maps, lossless=True),
+                "edges": pictures.sprite(pictures.edge_maps(image, filters), lossless=True),
             }
         )
     return found
@@ -298,7 +246,7 @@ def fooling(inputs: ReportInputs, probabilities: NDArray[np.float32]) -> dict[st
     needed = median_low([len(result.pixels) if result.fooled else inf for result in found])
     return {
         "rows": sorted(rows, key=lambda row: (not row["fooled"], len(row["pixels"]))),
-        "sheet": report_pictures.sprite(pairs, lossless=True),
+        "sheet": pictures.sprite(pairs, lossless=True),
         "median": None if needed == inf else needed,
         "passes": sum(result.passes for result in found),
         "size": changed.shape[1:3],

@@ -1,6 +1,6 @@
 """The report's charts as inline SVG: lines over epochs, and the reliability diagram.
 
-Drawn by hand so that the page's own colours reach them (light, dark, print), and so that the same numbers always give
+Drawn by hand so that the page's own colors reach them (light, dark, print), and so that the same numbers always give
 the same bytes.
 """
 

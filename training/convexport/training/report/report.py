@@ -1,7 +1,7 @@
-"""`report.html`: one page that shows what a network learned, in any browser, without a network.
+"""Fills the report's template.
 
 Everything lies inside the page: styles, script, pictures as sprite sheets. Its content security policy forbids every
-request. What each section shows is chosen in report_sections.py; this module fills the template.
+request. What each section shows is chosen in sections.py.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import numpy as np
 from markupsafe import Markup
 
 from convexport.training import evaluate
-from convexport.training import report_sections as sections
 from convexport.training.checkpoint import Header, write
-from convexport.training.report_sections import ReportInputs
-
-__all__ = ["ReportInputs", "render", "write_report"]
+from convexport.training.recipes import with_current_keys
+from convexport.training.report import sections
+from convexport.training.report.gallery import Gallery, ReportInputs
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -33,7 +32,7 @@ def write_report(path: Path, inputs: ReportInputs) -> None:
 def render(inputs: ReportInputs) -> str:
     """The report as one HTML page."""
     probabilities = evaluate.softmax(inputs.test_logits, inputs.temperature)
-    gallery = sections.Gallery(inputs, probabilities)
+    gallery = Gallery(inputs, probabilities)
     classes = inputs.header.classes["en"]
     matrix = sections.matrix(gallery, classes)
     data: dict[str, Any] = {
@@ -56,7 +55,7 @@ def render(inputs: ReportInputs) -> str:
         "layer": sections.layer(inputs),
         "fooling": sections.fooling(inputs, probabilities),
         "facts": _facts(inputs.header),
-        "recipe": {key: _plain(value) for key, value in inputs.header.recipe.items()},
+        "recipe": {key: _plain(value) for key, value in with_current_keys(inputs.header.recipe).items()},
     }
     # Filled last: by now the gallery holds every picture that the page shows.
     data["pictures"] = gallery.records()
@@ -95,7 +94,7 @@ def _facts(header: Header) -> dict[str, str]:
         "Network": header.model + (f" ({_words(header.arguments)})" if header.arguments else ""),
         "Data set": f"{data.title} ({data.provenance})",
         "Data set's SHA-256": data.sha256 or "not recorded",
-        "Input": f"{header.input.height} x {header.input.width}, {'grey' if header.input.channels == 1 else 'colour'}, "
+        "Input": f"{header.input.height} x {header.input.width}, {'gray' if header.input.channels == 1 else 'color'}, "
         f"mean {_numbers(header.normalization.mean)}, standard deviation {_numbers(header.normalization.std)}",
         "Seed": "not recorded" if header.seed is None else str(header.seed),
         "Versions": _words(header.versions),

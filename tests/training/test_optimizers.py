@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from convexport.training import models
-from convexport.training.optimisers import OPTIMISERS, Optimiser, average_into, cycle
+from convexport.training.optimizers import OPTIMIZERS, Optimizer, average_into, cycle
 from helpers.small import recipe
 
 
@@ -36,28 +36,28 @@ def test_the_average_of_constant_weights_is_those_weights() -> None:
         torch.testing.assert_close(averaged.state_dict()[key], value, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("optimiser", ["sgd", "muon"])
-def test_weights_decay_and_biases_and_batch_norm_do_not(optimiser: str) -> None:
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_weights_decay_and_biases_and_batch_norm_do_not(optimizer: str) -> None:
     settings = recipe(
-        optimiser=optimiser, learning_rate=0.1, side_rate=0.1, momentum=0.0, weight_decay=0.5, muon_decay=0.5
+        optimizer=optimizer, learning_rate=0.1, side_rate=0.1, momentum=0.0, weight_decay=0.5, muon_decay=0.5
     )
     network = models.build("cnn-cifar10")
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
     for parameter in network.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    Optimiser(network, settings).step()
+    Optimizer(network, settings).step()
     for name, value in network.named_parameters():
         share = 0.95 if value.dim() > 1 else 1.0
         torch.testing.assert_close(value.detach(), share * before[name])
 
 
-@pytest.mark.parametrize("optimiser", OPTIMISERS)
-def test_a_rate_scaled_to_nothing_moves_nothing(optimiser: str) -> None:
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_rate_scaled_to_nothing_moves_nothing(optimizer: str) -> None:
     network = models.build("cnn-cifar10")
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
     for parameter in network.parameters():
         parameter.grad = torch.ones_like(parameter)
-    moving = Optimiser(network, recipe(optimiser=optimiser))
+    moving = Optimizer(network, recipe(optimizer=optimizer))
     moving.scale(0.0)
     moving.step()
     assert all(torch.equal(value, before[name]) for name, value in network.named_parameters())

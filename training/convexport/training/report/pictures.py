@@ -54,7 +54,7 @@ class FirstLayer:
 
 
 def sprite(pictures: NDArray[np.uint8], *, lossless: bool = False) -> Sprite:
-    """A sheet of pictures uint8 [N, H, W, C]; JPEG for colour where its blocks fit and nothing forbids it, else PNG."""
+    """A sheet of pictures uint8 [N, H, W, C]; JPEG for color where its blocks fit and nothing forbids it, else PNG."""
     count, height, width, channels = pictures.shape
     columns = max(1, math.ceil(math.sqrt(count)))
     rows = max(1, math.ceil(count / columns))
@@ -96,9 +96,9 @@ def edge_filters(size: int) -> dict[str, NDArray[np.float64]]:
 
 def edge_maps(image: NDArray[np.uint8], filters: dict[str, NDArray[np.float64]]) -> NDArray[np.uint8]:
     """Each filter's answer to the brightness of `image` uint8 [H, W, C]: pictures uint8 [filters, H, W, 3]."""
-    grey = torch.from_numpy(image.astype(np.float64).mean(axis=2))[None, None]
+    gray = torch.from_numpy(image.astype(np.float64).mean(axis=2))[None, None]
     answers = [
-        F.conv2d(F.pad(grey, (len(values) // 2,) * 4, mode="replicate"), torch.from_numpy(values)[None, None])[0, 0]
+        F.conv2d(F.pad(gray, (len(values) // 2,) * 4, mode="replicate"), torch.from_numpy(values)[None, None])[0, 0]
         for values in filters.values()
     ]
     return np.stack([diverging(answer.numpy()) for answer in answers])
@@ -155,18 +155,18 @@ def strongest(module: nn.Conv2d | nn.Linear) -> NDArray[np.int64]:
 
 
 def diverging(values: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Values [H, W] as colours uint8 [H, W, 3]: white at 0, orange above, blue below; full at the 99th percentile."""
+    """Values [H, W] as colors uint8 [H, W, 3]: white at 0, orange above, blue below; full at the 99th percentile."""
     # The floor keeps rounding errors of a flat picture from being shown at full strength.
     limit = max(float(np.percentile(np.abs(values), 99)), 1e-6)
     share = np.clip(values / limit, -1, 1)[..., None]
     above, below, white = np.array([196, 78, 20]), np.array([31, 94, 168]), np.array([247, 247, 247])
-    colour = np.where(share >= 0, white + share * (above - white), white - share * (below - white))
-    rounded: NDArray[np.uint8] = colour.round().astype(np.uint8)
+    color = np.where(share >= 0, white + share * (above - white), white - share * (below - white))
+    rounded: NDArray[np.uint8] = color.round().astype(np.uint8)
     return rounded
 
 
 def _weights(weight: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Weights [C, h, w] as colours: one channel diverging, three as red, green and blue about mid-grey."""
+    """Weights [C, h, w] as colors: one channel diverging, three as red, green and blue about mid-gray."""
     if len(weight) != 3:
         return diverging(weight.mean(axis=0))
     limit = max(float(np.percentile(np.abs(weight), 99)), 1e-12)

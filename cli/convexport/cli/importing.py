@@ -1,0 +1,50 @@
+"""Libraries of an extra that are missing, or that are there and fail to import, as one line."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+from convexport.runtime.errors import BackendError, first_line
+
+# What libraries raise while they are imported: a wheel for another numpy, a shared library that is missing.
+_FAILURES = (ImportError, OSError, RuntimeError, AttributeError, ValueError, SystemError)
+
+
+@contextmanager
+def libraries(doing: str, needed: Collection[str], extras: str) -> Iterator[None]:
+    """Raises `BackendError` where a library that is needed inside the block is missing or cannot be imported.
+
+    Args:
+        doing: What needs the libraries, as the message's subject: "training".
+        needed: Names of the packages, as they are imported, that the extras install.
+        extras: The extras of convexport that install them: "export,cpu".
+    """
+    try:
+        yield
+    except _FAILURES as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in needed:
+            raise BackendError(
+                f"{doing} needs {error.name}, which is not installed", f"pip install 'convexport[{extras}]'"
+            ) from error
+        failing = _imported(error.__traceback__)
+        if failing is None and isinstance(error, ImportError):
+            failing = (error.name or "").partition(".")[0]  # a part is missing, or a compiled one leaves no trace
+        if failing not in needed:
+            raise
+        raise BackendError(
+            f"{doing} needs {failing}, which cannot be imported ({first_line(error)})",
+            f"pip install --force-reinstall 'convexport[{extras}]'",
+        ) from error
+
+
+def _imported(trace: TracebackType | None) -> str | None:
+    """The foreign package whose module was being imported when an exception was raised, the outermost one."""
+    while trace is not None:
+        code, names = trace.tb_frame.f_code, trace.tb_frame.f_globals
+        package = str(names.get("__name__", "")).partition(".")[0]
+        if code.co_name == "<module>" and package not in {"convexport", "__main__"}:
+            return package
+        trace = trace.tb_next
+    return None

@@ -1,0 +1,102 @@
+"""What a run is asked for, before its first step, and how it is told from another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from convexport.runtime.errors import UsageError
+from convexport.training.checkpoint import Header
+from convexport.training.datasets import Dataset, Split, held_out, holdout
+from convexport.training.recipes import Recipe, with_current_keys
+
+VALIDATION_SEED = 0
+# What a header's recipe holds beside the recipe.
+_OUTCOMES = {"ran", "best_epoch"}
+
+
+def _never() -> bool:
+    return False
+
+
+def _silent(remark: str) -> None:
+    """Nobody wants to hear remarks."""
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What `train` is asked for. `state` is where the resumable state lies; `stop` is asked after every step.
+
+    A state is written when `stop` says so, every `state_seconds`, at the end of an epoch where writing takes at most a
+    tenth of the time (a GPU's epochs can be as short as the writing), and at the end of the last one. `half` rounds the
+    weights through half precision before they are measured, for a checkpoint that stores them so. `note` hears remarks.
+    """
+
+    model: str
+    recipe: Recipe
+    state: Path
+    arguments: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    device: str = "cpu"
+    resume: bool = False
+    state_seconds: float = 120.0
+    stop: Callable[[], bool] = _never
+    note: Callable[[str], None] = _silent
+    half: bool = False
+
+
+def splits(recipe: Recipe, dataset: Dataset) -> tuple[Split, Split]:
+    """The images that a run trains on, and those held out for validation."""
+    return holdout(dataset.train, recipe.validation, VALIDATION_SEED)
+
+
+def fit_batch(recipe: Recipe, dataset: Dataset, processes: int) -> Recipe:
+    """The recipe with a batch that the training images fill, each of the processes with an equal share of it.
+
+    A batch that is larger than the data set is lowered to it. Raises `UsageError` where there are fewer images than
+    processes.
+    """
+    images = int((~held_out(dataset.train.labels, recipe.validation, VALIDATION_SEED)).sum())
+    if recipe.batch <= images:
+        return recipe
+    if images < processes:
+        raise UsageError(f"{images} training images for {processes} processes", "use fewer processes")
+    return replace(recipe, batch=images - images % processes)
+
+
+def describe(options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
+    """Everything that decides about the weights of a run, as plain values. Equal descriptions are one run."""
+    return _plain(
+        {
+            "model": options.model,
+            "arguments": options.arguments,
+            "seed": options.seed,
+            "dataset": dataset.train.sha256,
+            "recipe": _deciding(options.recipe.describe()),
+        }
+    )
+
+
+def made_by(header: Header, options: TrainOptions, dataset: Dataset) -> bool:
+    """Whether the checkpoint with this header is what the run of `options` on `dataset` leaves."""
+    found = {
+        "model": header.model,
+        "arguments": header.arguments,
+        "seed": header.seed,
+        "dataset": header.dataset.sha256,
+        "recipe": _deciding(with_current_keys(header.recipe)),
+    }
+    return _plain(found) == describe(options, dataset)
+
+
+def _deciding(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in recipe.items() if key != "source" and key not in _OUTCOMES}
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(values))
+    return plain
