@@ -283,6 +283,7 @@ def test_on_cuda_batches_are_padded_to_few_shapes_and_answered_in_order(
             "strict": "1",
             "device_id": "0",
             "cudnn_conv_algo_search": "HEURISTIC",
+            "prefer_nhwc": "1",
             "use_tf32": "0",
         },
     ]
