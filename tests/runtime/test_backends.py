@@ -291,6 +291,15 @@ def test_on_cuda_batches_are_padded_to_few_shapes_and_answered_in_order(
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.usefixtures("one_gpu", "no_tensorrt")
+def test_why_tensorrt_is_passed_over_is_told_to_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime("CUDAExecutionProvider", [], []))
+    one, other = (f"{name}: import of {name} halted; None in sys.modules" for name in ("tensorrt", "tensorrt_rtx"))
+    taken = "onnxruntime on cuda:0 in fp16, as asked; TensorRT cannot be imported"
+    # A real GPU turns the order round.
+    assert chosen(folder, precision="fp16") in {f"{taken} ({one}; {other})", f"{taken} ({other}; {one})"}
+
+
 @pytest.mark.usefixtures("one_gpu")
 def test_cuda_that_falls_back_to_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime("CPUExecutionProvider", [], []))

@@ -100,7 +100,7 @@ def load_tensorrt(flavour: str | None = None) -> Any:
             continue
         return module
     extra = (flavour or "tensorrt-rtx").replace("_", "-")
-    raise BackendError(f"TensorRT cannot be imported ({'; '.join(reasons)}); pip install 'convexport[{extra}]'")
+    raise BackendError(f"TensorRT cannot be imported ({'; '.join(reasons)})", f"pip install 'convexport[{extra}]'")
 
 
 def engine_key(onnx_sha256: str, options: BuildOptions, module: Any) -> EngineKey:

@@ -80,7 +80,7 @@ def _why_precision(precision: str, device: Device, request: BackendRequest) -> s
 
 def _cause(error: UnavailableError) -> str:
     """The cause without the command that mends it: where a choice was left, nothing is wrong."""
-    return str(error).partition(";")[0]
+    return error.message if error.fix else error.message.partition(";")[0]
 
 
 def _check_names(request: BackendRequest) -> None:
