@@ -27,7 +27,7 @@ import torch
 from gpu_page import Case, Page, one_line
 from gpu_speed import (
     ORT_SETTINGS,
-    ChannelsLast,
+    ChannelsFirst,
     Runner,
     Speed,
     TorchNetwork,
@@ -201,8 +201,8 @@ def _agreement(case: Case, page: Page) -> None:
                 request = Options(device, name, precision)
                 row(name, device, precision, partial(_answers, case, partial(_requested, case, request)))
             if device == "cuda" and precision != "int8":
-                kind = partial(_channels_last, case, precision)
-                row("onnxruntime NHWC", device, precision, partial(_answers, case, kind))
+                kind = partial(_channels_first, case, precision)
+                row("onnxruntime NCHW", device, precision, partial(_answers, case, kind))
     page.lines.append("")
     page.write()
 
@@ -211,9 +211,9 @@ def _requested(case: Case, request: Options) -> Backend:
     return selection.create(case.bundle, request)[0]
 
 
-def _channels_last(case: Case, precision: Precision) -> Backend:
+def _channels_first(case: Case, precision: Precision) -> Backend:
     model = case.bundle.read(case.bundle.manifest.variants[precision].file)
-    return ChannelsLast(model, device=CUDA, precision=precision, max_batch=devices.BATCHES["cuda"])
+    return ChannelsFirst(model, device=CUDA, precision=precision, max_batch=devices.BATCHES["cuda"])
 
 
 def _answers(case: Case, make: Callable[[], Backend]) -> NDArray[np.float32]:
@@ -283,7 +283,7 @@ def _on_gpu(case: Case, images: NDArray[np.uint8], options: argparse.Namespace) 
             yield "torch compiled fp16", copies, partial(torch_runner, compiled, images, "cuda", copies=copies)
     name = f"ONNX Runtime CUDA {precision}"
     yield name, True, partial(onnxruntime_with_copies, bundle, precision, CUDA, images)
-    yield f"{name} NHWC", True, partial(onnxruntime_with_copies, bundle, precision, CUDA, images, ChannelsLast)
+    yield f"{name} NCHW", True, partial(onnxruntime_with_copies, bundle, precision, CUDA, images, ChannelsFirst)
     for suffix, settings in ORT_SETTINGS.items():
         opener = partial(onnxruntime_without_copies, bundle, precision, CUDA, images, settings)
         yield name + suffix, False, opener

@@ -85,18 +85,18 @@ def backend_runner(backend: Backend, images: Images) -> Runner:
     return runner_of(lambda: backend.run(images), burst)
 
 
-class ChannelsLast(OnnxRuntimeBackend):
-    """The runtime's back end with convolutions in channels-last: what it would gain, and whether it agrees."""
+class ChannelsFirst(OnnxRuntimeBackend):
+    """The runtime's back end with convolutions as the graph has them, channels first: what channels-last gains."""
 
-    cuda_settings: ClassVar[dict[str, str]] = {**OnnxRuntimeBackend.cuda_settings, "prefer_nhwc": "1"}
+    cuda_settings: ClassVar[dict[str, str]] = {**OnnxRuntimeBackend.cuda_settings, "prefer_nhwc": "0"}
 
 
 # Provider options of ONNX Runtime by name: as the runtime sets them, and what might be faster.
 ORT_SETTINGS = {
     "": OnnxRuntimeBackend.cuda_settings,
-    " NHWC": ChannelsLast.cuda_settings,
-    " NHWC, searched, graph": {
-        **ChannelsLast.cuda_settings,
+    " NCHW": ChannelsFirst.cuda_settings,
+    ", searched, graph": {
+        **OnnxRuntimeBackend.cuda_settings,
         "cudnn_conv_algo_search": "EXHAUSTIVE",
         "enable_cuda_graph": "1",
     },

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from convexport.training import checkpoint, datasets, evaluate
+from convexport.training import checkpoint, datasets, evaluate, recipes
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "checkpoints").glob("*.safetensors"))
@@ -50,6 +50,15 @@ def test_a_shipped_checkpoint_is_as_good_as_it_says(path: Path) -> None:
     measured = evaluate.accuracy(probabilities, dataset.test.labels)
     # Another machine's float32 sums may turn an image or two.
     assert measured == pytest.approx(found.header.accuracy.test, abs=3e-4)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_checkpoint_was_trained_by_one_of_the_recipes_and_is_what_was_measured_with_it(path: Path) -> None:
+    header = checkpoint.load(path).header
+    trained = {key: value for key, value in header.recipe.items() if key not in {"best_epoch", "ran"}}
+    table = recipes.RECIPES[header.model, header.dataset.name]
+    (recipe,) = (recipe for recipe in table.values() if recipe.describe() == trained)
+    assert recipe.measured.startswith(f"{header.accuracy.test:.2%} of".replace("%", " %"))
 
 
 def test_all_of_them_together_stay_small() -> None:

@@ -155,8 +155,8 @@ def test_what_is_left_of_two_wheels_in_one_folder_is_told(folder: Path, monkeypa
         (
             {"device": "cpu", "backend": "tensorrt"},
             (
-                "back end tensorrt does not run on cpu, only on cuda; leave out the device, or choose another back end: "
-                "onnxruntime, openvino"
+                "back end tensorrt does not run on cpu, only on cuda; leave out the device, or choose another back "
+                "end: onnxruntime, openvino"
             ),
         ),
     ],
@@ -301,11 +301,21 @@ def test_on_cuda_batches_are_padded_to_few_shapes_and_answered_in_order(
             "strict": "1",
             "device_id": "0",
             "cudnn_conv_algo_search": "HEURISTIC",
+            "prefer_nhwc": "1",
             "use_tf32": "0",
         },
     ]
     # ONNX Runtime prints the libraries it does not find; standard output is for results.
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("one_gpu", "no_tensorrt")
+def test_why_tensorrt_is_passed_over_is_told_to_its_end(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime("CUDAExecutionProvider", [], []))
+    one, other = (f"{name}: import of {name} halted; None in sys.modules" for name in ("tensorrt", "tensorrt_rtx"))
+    taken = "onnxruntime on cuda:0 in fp16, as asked; TensorRT cannot be imported"
+    # A real GPU turns the order round.
+    assert chosen(folder, precision="fp16") in {f"{taken} ({one}; {other})", f"{taken} ({other}; {one})"}
 
 
 @pytest.mark.usefixtures("one_gpu")

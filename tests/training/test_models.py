@@ -35,7 +35,16 @@ def test_every_network_has_its_parameters_and_gives_logits(name: str) -> None:
 @pytest.mark.parametrize("name", models.MODELS)
 def test_every_network_has_two_recipes_on_its_data_set(name: str) -> None:
     table = recipes.RECIPES[name, models.entry(name).dataset]
-    assert set(table) == {"quick", "full"}
+    assert set(table) - {"long"} == {"quick", "full"}
+
+
+def test_a_long_recipe_stands_only_where_it_was_measured_on_a_gpu() -> None:
+    there = {key: table["long"].measured for key, table in recipes.RECIPES.items() if "long" in table}
+    assert set(there) == {("vgg19", "cifar10")}
+    assert all("NVIDIA" in measured for measured in there.values())
+    with pytest.raises(UsageError) as caught:
+        recipes.find("vgg16", "cifar10", "long")
+    assert str(caught.value) == "recipe 'long' is not known; known: quick, full"
 
 
 def test_every_recipe_names_its_source_and_what_was_measured_with_it() -> None:

@@ -28,7 +28,7 @@ AUTO = "auto"
 
 EXAMPLES = """\
   convtrain --model lenet5                               MNIST, minutes on two cores
-  convtrain --model vgg19 --recipe full --device cuda    CIFAR-10
+  convtrain --model vgg19 --recipe long --device cuda    CIFAR-10, two minutes on an H200
   convtrain --model vgg19 --recipe full --resume         go on after Ctrl-C, a crash or a kill
   convtrain --model cnn-mnist --optimizer adam --learning-rate 0.001
   convtrain --model vgg11 --dataset photos/              a folder of class folders
@@ -45,7 +45,12 @@ def parser() -> terminal.Parser:
     add = found.add_argument
     add("--model", required=True, metavar="NAME", help="lenet5, vgg11, vgg13, vgg16, vgg19, softmax, mlp, cnn-...")
     add("--dataset", metavar="NAME", help="mnist, fashion-mnist, cifar10, digits or a folder of class folders")
-    add("--recipe", default="quick", metavar="quick|full", help="minutes on two cores, or the best known (quick)")
+    add(
+        "--recipe",
+        default="quick",
+        metavar="quick|full|long",
+        help="minutes on two cores, the best known for them, or one for a GPU, where there is one (quick)",
+    )
     add("--epochs", type=count, metavar="N", help="in place of the recipe's")
     add("--batch", type=count, metavar="N", help="in place of the recipe's")
     add("--optimizer", metavar="NAME", help="sgd, adagrad, adam or muon, in place of the recipe's")

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from convexport.runtime.errors import UsageError
 from convexport.training.augment import Augmentation
 
-Length = Literal["quick", "full"]
+# `long` is made for a GPU and stands only where it was measured on one.
+Length = Literal["quick", "full", "long"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,17 @@ _VGG_QUICK = Recipe(
     identity=True,
     augmentation=_ALTERNATING,
     source=_VGG_SOURCE,
+)
+# Muon's rate rises with the root of the batch; its decay keeps what the weights forget an epoch about as it was.
+_VGG_LONG = replace(
+    _VGG_QUICK,
+    epochs=53,
+    learning_rate=0.04,
+    batch=512,
+    side_rate=0.04,
+    muon_decay=0.03,
+    augmentation=Augmentation(flip="alternating", translate=4, cutout=12),
+    source=f"{_VGG_SOURCE}; airbench96's distortions: alternating flips, translation 4, cutout 12 (Jordan 2024)",
 )
 _COPIES = "10,000 test images (JPEG copies)"
 
@@ -153,10 +165,13 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
         quick=f"84.01 % of {_COPIES}, n = 1, 11 min 22 s on two shared cores with AMX, 2026-11-22",
         full=f"89.01 % of {_COPIES}, n = 1, 40 min 48 s on two cores with AMX, 2026-11-22",
     ),
-    ("vgg19", "cifar10"): _vgg(
-        quick=f"83.19 % of {_COPIES}, n = 1, 16 min 2 s on two shared cores with AMX, 2026-11-22",
-        full=f"88.63 % of {_COPIES}, n = 1, 73 min 16 s on two shared cores with AMX, 2026-11-22",
-    ),
+    ("vgg19", "cifar10"): {
+        **_vgg(
+            quick=f"83.19 % of {_COPIES}, n = 1, 16 min 2 s on two shared cores with AMX, 2026-11-22",
+            full=f"88.63 % of {_COPIES}, n = 1, 73 min 16 s on two shared cores with AMX, 2026-11-22",
+        ),
+        "long": replace(_VGG_LONG, measured=f"91.65 % of {_COPIES}, n = 1, 113 s on one NVIDIA H200, 2026-11-27"),
+    },
     # Its temperature hardly helps, so it must be fitted on many images in order not to harm.
     ("softmax", "mnist"): {
         "quick": Recipe(
