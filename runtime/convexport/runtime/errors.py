@@ -3,10 +3,11 @@
     ConvexportError                 1   (never raised itself)
     ├── UsageError                  2   wrong use: an unknown name, options that exclude each other
     ├── InputError                  3   one input could not be read; becomes a `Failure` record beside its neighbours
-    ├── ArtifactError               4   missing, damaged, or of a newer format:
+    ├── ArtifactError               4   missing, damaged, of a newer format, or not to be written:
     │   ├── CheckpointError               a checkpoint
     │   ├── BundleError                   a bundle or its manifest
-    │   └── DatasetError                  a data set
+    │   ├── DatasetError                  a data set
+    │   └── StorageError                  a place without room, or without the right to write there
     ├── UnavailableError            5   not there:
     │   ├── DeviceError                   a device, or its memory
     │   ├── BackendError                  a back end or the library behind it
@@ -96,7 +97,7 @@ class InputError(ConvexportError):
 
 
 class ArtifactError(ConvexportError):
-    """A checkpoint, bundle or data set is missing, damaged or of a newer format."""
+    """A checkpoint, bundle or data set is missing, damaged or of a newer format, or cannot be written."""
 
     exit_code = 4
 
@@ -111,6 +112,10 @@ class BundleError(ArtifactError):
 
 class DatasetError(ArtifactError):
     """A data set is missing or damaged."""
+
+
+class StorageError(ArtifactError):
+    """A file or folder cannot be written: the disk is full, a quota is used up, or the right is missing."""
 
 
 class UnavailableError(ConvexportError):

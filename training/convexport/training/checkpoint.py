@@ -6,6 +6,7 @@ The header travels in the file's metadata under the key `convexport`. Version 1 
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as from_bytes
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
@@ -140,34 +142,43 @@ def _header(text: str, path: Path) -> Header:
         raise CheckpointError(f"checkpoint {path}: header: {error}; train it again") from error
 
 
-def load_foreign(path: Path) -> dict[str, Tensor]:
-    """A state dict made elsewhere (`.pth`, `.pt`, `.safetensors`), loaded with `weights_only=True`: no code runs.
+def load_foreign(path: Path) -> tuple[dict[str, Tensor], str]:
+    """A state dict made elsewhere (`.pth`, `.pt`, `.safetensors`) and its file's SHA-256, both from one read.
+
+    It is loaded with `weights_only=True`: no code runs.
 
     Wrappers `state_dict`, `model` and `net` and the prefix `module.` of DataParallel are taken off.
     Raises `CheckpointError`; `UsageError` for a checkpoint of convexport's own, whose header would be lost.
     """
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} is not there; check the path")
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                own = KEY in (file.metadata() or {})
-                state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"checkpoint {path} is damaged ({error})") from error
-        if own:
-            raise UsageError(
-                f"checkpoint {path} is convexport's own and says these itself; leave out --classes, --mean and --std"
-            )
-        return state
-    return _state_of(_unpickled(path), path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path} cannot be read ({error.strerror})", "check the path") from error
+    state = _foreign_tensors(data, path) if path.suffix == ".safetensors" else _state_of(_unpickled(data, path), path)
+    return state, hashlib.sha256(data).hexdigest()
 
 
-def _unpickled(path: Path) -> object:
+def _foreign_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    try:
+        state = from_bytes(data)
+        # A file of safetensors begins with the length of its header, eight bytes, and the header in JSON.
+        header = msgspec.json.decode(data[8 : 8 + int.from_bytes(data[:8], "little")], type=dict[str, Any])
+    except (SafetensorError, msgspec.DecodeError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged ({error})") from error
+    if KEY in header.get("__metadata__", {}):
+        raise UsageError(
+            f"checkpoint {path} is convexport's own and says these itself; leave out --classes, --mean and --std"
+        )
+    return state
+
+
+def _unpickled(data: bytes, path: Path) -> object:
     import pickle
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
