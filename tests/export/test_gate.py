@@ -241,8 +241,8 @@ def test_a_wrong_order_of_classes_is_refused_though_no_accuracy_is_recorded(lene
     assert failure[1].name == "torch accuracy, above chance"
     assert str(caught.value) == (
         f"the gate refused fp32: torch accuracy, above chance is {failure[1].value:.6g}, expected >= "
-        f"{failure[1].limit:.6g}; no bundle was written; compare the order of the classes, and mean and std, with those "
-        "it was trained with"
+        f"{failure[1].limit:.6g}; no bundle was written; compare the order of the classes, and mean and std, with "
+        "those it was trained with"
     )
     assert failure[1].value < 0.05 < 0.1 < failure[1].limit < 0.2
 
