@@ -45,16 +45,17 @@ def test_classes_are_matched_by_name_where_the_names_are_one_set_and_by_index_el
             "abc",
             "adb",
             (
-                "data set pets: its class 1 is 'b', which is class 2 of the checkpoint, and their other names do not agree "
-                "(the checkpoint has no 'c'; the data set has no 'd'); give both the same names, each of them once"
+                "data set pets: its class 1 is 'b', which is class 2 of the checkpoint, and their other names do not "
+                "agree (the checkpoint has no 'c'; the data set has no 'd'); give both the same names, each of them "
+                "once"
             ),
         ),
         (
             "aab",
             "baa",
             (
-                "data set pets: its class 2 is 'b', which is class 0 of the checkpoint, and their other names do not agree "
-                "(more than one class is called 'a'); give both the same names, each of them once"
+                "data set pets: its class 2 is 'b', which is class 0 of the checkpoint, and their other names do not "
+                "agree (more than one class is called 'a'); give both the same names, each of them once"
             ),
         ),
     ],

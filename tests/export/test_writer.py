@@ -156,7 +156,7 @@ def test_a_dead_runs_draft_is_cleared_away_by_the_next(tmp_path: Path) -> None:
     (left / "model.fp32.onnx").write_text("half a mod")
     (tmp_path / ".net.lock").touch()  # whoever held it has died
     with drafting(tmp_path / "net") as draft:
-        assert os.listdir(draft.path) == []
+        assert names(draft.path) == []
         fill(draft)
     assert names(tmp_path) == ["net"]
 

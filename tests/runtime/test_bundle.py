@@ -284,6 +284,8 @@ def test_where_there_are_several_or_none_it_says_which(tmp_path: Path, monkeypat
     [
         (CPU, {"fp32": 100.0, "int8": 300.0}, "int8"),
         (CPU, {"fp32": 300.0, "int8": 100.0}, "fp32"),
+        (CPU, {"fp32": 100.0, "int8": 109.0}, "fp32"),  # within noise
+        (CPU, {"fp32": 100.0, "int8": 111.0}, "int8"),
         (CPU, {"int8": 300.0}, "fp32"),
         (CUDA, {"fp32": 100.0, "int8": 300.0}, "fp16"),
     ],

@@ -324,7 +324,8 @@ def _refusal(url: str) -> OSError | None:
     try:
         with urllib.request.urlopen(request, timeout=NETWORK_SECONDS):
             return None
-    except HTTPError:
+    except HTTPError as answer:
+        answer.close()
         return None
     except OSError as error:
         return error
