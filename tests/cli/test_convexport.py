@@ -62,7 +62,7 @@ def test_precisions_are_named_together_or_by_their_short_forms(words: list[str])
     options = ["--calibration-images", "16", "--verify-images", "50", "--no-tensorrt"]
     assert main(["--model", "mlp", "--dataset", "digits", *words, *options]) == 0
     with open_bundle("bundles/mlp-digits-fp16-int8") as bundle:
-        assert list(bundle.manifest.variants) == ["fp32", "fp16", "int8"]
+        assert set(bundle.manifest.variants) == {"fp32", "fp16", "int8"}
         assert bundle.manifest.variants["int8"].details["reduce_range"] is True
 
 

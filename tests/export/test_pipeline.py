@@ -86,7 +86,7 @@ def test_an_engine_is_built_where_the_library_is_and_says_that_no_gpu_ran_it(
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx (extra tensorrt-rtx) builds without a GPU")
 
     def none() -> tuple[Gpu, ...]:
-        raise DeviceError("no GPU was found: none here; take --device cpu")
+        raise DeviceError("no GPU was found: none here", "take --device cpu")
 
     monkeypatch.setattr(gate, "gpus", none)
     path = save_in(tmp_path, lenet5)
@@ -115,7 +115,7 @@ def test_where_its_gpu_is_an_engine_is_measured_itself_and_no_other_in_its_place
     def load(plan: Plan, options: TensorRTOptions) -> OnnxRuntimeBackend:
         plans.append(plan)
         if not loads:
-            raise PlanRefused("the bundle's plan: tensorrt_rtx does not load it; use --backend onnxruntime")
+            raise PlanRefused("the bundle's plan: tensorrt_rtx does not load it", "use --backend onnxruntime")
         assert str(options.device) == "cuda:0"
         return OnnxRuntimeBackend(graph.to_onnx(lenet5, "fp16"), device=Device("cpu"), precision="fp16")
 

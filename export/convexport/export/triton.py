@@ -52,7 +52,7 @@ def write_repository(bundle: Path, directory: Path) -> Repository:
     """Adds the bundle's ONNX variants and TensorRT plans to a model repository.
 
     Each model appears whole or not at all. Raises `BundleError` for a bundle that is damaged, `UsageError` where a
-    model is there already or the folder cannot be written.
+    model is there already, `StorageError` where the folder cannot be written.
     """
     with open_bundle(bundle) as opened:
         models, notes = _models(opened.manifest)
