@@ -85,7 +85,9 @@ def build(material: Material, wanted: Collection[Precision]) -> dict[Precision, 
     """
     built: dict[Precision, Built] = {BASE: EXPORTS[BASE].make(material)}
     material = replace(material, base=built[BASE].data)
-    return built | {name: EXPORTS[name].make(material) for name in chosen(wanted)[1:]}
+    for name in chosen(wanted)[1:]:
+        built[name] = EXPORTS[name].make(material)
+    return built
 
 
 def chosen(wanted: Collection[Precision]) -> list[Precision]:
