@@ -105,7 +105,7 @@ def full_table(measured: list[Measured]) -> str:
 
 
 def unscaled(answers: Probabilities, temperature: float) -> Probabilities:
-    """Probabilities as they were before the temperature: softmax(z / T) to the power T, normalised, is softmax(z)."""
+    """Probabilities as they were before the temperature: softmax(z / T) to the power T, normalized, is softmax(z)."""
     return evaluate.softmax(np.log(np.maximum(answers, np.finfo(np.float32).tiny)), 1 / temperature)
 
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convexport.export.graph import fold_batch_norm
+from convexport.export.passes.fold_batch_norm import fold_batch_norm
 from convexport.runtime.backends.base import Backend
 from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend, load_onnxruntime
 from convexport.runtime.backends.tensorrt.backend import TensorRTBackend

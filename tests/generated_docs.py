@@ -51,7 +51,7 @@ def error_tree() -> str:
 
 def gate_limits() -> str:
     """The table of the gate's limits."""
-    from convexport.export.limits import LIMITS
+    from convexport.export.precisions import EXPORTS
 
     header = (
         "precision",
@@ -63,7 +63,8 @@ def gate_limits() -> str:
         "golden images",
     )
     rows = [f"| {' | '.join(header)} |".replace("|Δp|", r"\|Δp\|"), "| --- |" + " ---: |" * (len(header) - 1)]
-    for precision, limit in LIMITS.items():
+    for precision, row in EXPORTS.items():
+        limit = row.limits
         differences = (limit.max_difference, limit.mean_difference, limit.rows, limit.golden)
         cells = [f"{limit.accuracy_loss:.1%}", f"{limit.disagreement:.1%}", *(f"{value:g}" for value in differences)]
         rows.append(f"| {precision} | {' | '.join(cells)} |")

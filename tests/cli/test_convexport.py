@@ -13,6 +13,7 @@ import torch
 
 from convexport.cli.convexport import main
 from convexport.export import graph
+from convexport.runtime.bundle import open_bundle
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
 from convexport.training.models import MODELS
@@ -54,9 +55,20 @@ def test_an_export_ends_with_its_table_and_the_next_command(
     ]
 
 
+@pytest.mark.parametrize(
+    "words", [["--precision", "int8", "fp16"], ["--int8", "--fp16"], ["--fp16", "--precision", "fp32", "int8"]]
+)
+def test_precisions_are_named_together_or_by_their_short_forms(words: list[str]) -> None:
+    options = ["--calibration-images", "16", "--verify-images", "50", "--no-tensorrt"]
+    assert main(["--model", "mlp", "--dataset", "digits", *words, *options]) == 0
+    with open_bundle("bundles/mlp-digits-fp16-int8") as bundle:
+        assert set(bundle.manifest.variants) == {"fp32", "fp16", "int8"}
+        assert bundle.manifest.variants["int8"].details["reduce_range"] is True
+
+
 def test_a_triton_repository_that_cannot_be_written_hides_no_bundle(capsys: pytest.CaptureFixture[str]) -> None:
     Path("models").write_text("a file")
-    assert main(["--model", "mlp", "--dataset", "digits", "--no-tensorrt", "--triton", "models"]) == 2
+    assert main(["--model", "mlp", "--dataset", "digits", "--no-tensorrt", "--triton", "models"]) == 4
     out, err = capsys.readouterr()
     assert out.splitlines()[-1] == "next: classify --bundle bundles/mlp-digits-fp32 photo.png"
     assert err.splitlines()[-1] == "convexport: models: cannot be written (File exists); name another folder"
@@ -81,12 +93,10 @@ def test_a_refusal_prints_every_measure_marks_the_failed_one_and_leaves_no_bundl
     rows = [line.split("  ") for line in out.splitlines()]
     assert out.splitlines()[0].split() == ["variant", "measure", "value", "limit"]
     marked = [line for line in out.splitlines() if line.endswith("FAILED")]
-    assert any(line.startswith("fp32     labels out of the data set's order") for line in marked)
+    assert any(line.startswith("fp32     torch accuracy, as recorded") for line in marked)
     assert len(rows) > len(marked) + 3
-    assert err.splitlines()[-1] == (
-        "convexport: the gate refused fp32: labels out of the data set's order is 2, expected == 0 and 2 more; "
-        "no bundle was written"
-    )
+    assert err.splitlines()[-1].startswith("convexport: the gate refused fp32: torch accuracy, as recorded is 0.")
+    assert err.splitlines()[-1].endswith(" and 1 more; no bundle was written")
     assert list(Path("bundles").iterdir()) == []
     assert main([*arguments, "--json"]) == 6
     assert json.loads(capsys.readouterr().out)["refused"] is True
@@ -112,12 +122,22 @@ def test_a_refusal_prints_every_measure_marks_the_failed_one_and_leaves_no_bundl
         (
             [],
             2,
-            f"name the network with --model, or its file with --checkpoint; known: {', '.join(MODELS)}",
+            (f"no network is named; name one with --model, or its file with --checkpoint; known: {', '.join(MODELS)}"),
         ),
         (
             ["--checkpoint", "checkpoints/mlp-digits.safetensors", "--dataset", "digit"],
             2,
             "data set or folder 'digit' is not known; did you mean 'digits'?",
+        ),
+        (
+            ["--model", "mlp", "--dataset", "digits", "--precision", "fp16", "int9"],
+            2,
+            "precision 'int9' is not known; did you mean 'int8'?",
+        ),
+        (
+            ["--model", "mlp", "--dataset", "digits", "--precision", "int8", "--calibration", "entropie"],
+            2,
+            "calibration 'entropie' is not known; did you mean 'entropy'?",
         ),
         (
             ["--model", "mlp", "--dataset", "digits", "--int8", "--calibration", "entropie"],
@@ -142,7 +162,7 @@ def test_a_refusal_prints_every_measure_marks_the_failed_one_and_leaves_no_bundl
         (
             ["--model", "mlp", "--checkpoint", "net.pth", "--mean", "0.5"],
             2,
-            "a state dict made elsewhere needs --classes, --mean and --std; --classes, --std is missing",
+            "a state dict made elsewhere needs --classes, --mean and --std, of which --classes, --std is missing",
         ),
     ],
 )

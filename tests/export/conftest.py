@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from convexport.export import graph, measures
+from convexport.export import graph, rates
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
 from helpers.small_checkpoints import coloured_digits, train_checkpoint
@@ -42,7 +42,7 @@ def coloured() -> tuple[Checkpoint, datasets.Dataset]:
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports take a trace made earlier where there is one; test_graph.py shows that its bytes are the real ones."""
     monkeypatch.setattr(graph, "to_onnx", to_onnx)
-    monkeypatch.setattr(measures, "MINIMUM_SECONDS", 0.0)
+    monkeypatch.setattr(rates, "MINIMUM_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,9 @@ import pytest
 import torch
 
 from convexport.export import graph
-from convexport.export.precision import Int8Options, element_types, int8
+from convexport.export.element_types import element_types
+from convexport.export.passes.fold_batch_norm import fold_batch_norm
+from convexport.export.passes.quantize import Int8Options, quantize
 from convexport.runtime.manifest import Normalization
 from convexport.training import datasets, evaluate, models
 from convexport.training.checkpoint import Checkpoint, save
@@ -85,7 +87,7 @@ def test_fp16_means_fp16_weights_and_layers_in_a_float32_shell(fp32: bytes, fp16
 
 def test_batch_norm_is_folded_in_float32_before_the_cast() -> None:
     checkpoint = untrained("vgg11")
-    folded = graph.fold_batch_norm(checkpoint.network()).state_dict()
+    folded = fold_batch_norm(checkpoint.network()).state_dict()
     stored = {
         tensor.name: onnx.numpy_helper.to_array(tensor)
         for tensor in onnx.load_from_string(graph.to_onnx(checkpoint, "fp16")).graph.initializer
@@ -101,12 +103,13 @@ def test_another_process_writes_the_same_bytes(lenet5: Checkpoint, fp32: bytes, 
     script = (
         "import sys, hashlib, warnings; warnings.simplefilter('ignore')\n"
         "from pathlib import Path\n"
-        "from convexport.export import graph, precision\n"
+        "from convexport.export import graph\n"
+        "from convexport.export.passes.quantize import Int8Options, quantize\n"
         "from convexport.training import checkpoint, datasets\n"
         "found = checkpoint.load(Path(sys.argv[1]))\n"
         "images = datasets.load('digits', Path()).train.images[:40]\n"
         "fp32 = graph.to_onnx(found)\n"
-        "for data in (fp32, graph.to_onnx(found, 'fp16'), precision.int8(fp32, images, precision.Int8Options())):\n"
+        "for data in (fp32, graph.to_onnx(found, 'fp16'), quantize(fp32, images, Int8Options())):\n"
         "    print(hashlib.sha256(data).hexdigest())\n"
     )
     other = subprocess.run(
@@ -118,7 +121,7 @@ def test_another_process_writes_the_same_bytes(lenet5: Checkpoint, fp32: bytes, 
         check=True,
     ).stdout.split()
     images = datasets.load("digits", Path()).train.images[:40]
-    here = [fp32, fp16, int8(fp32, images, Int8Options())]
+    here = [fp32, fp16, quantize(fp32, images, Int8Options())]
     assert other == [hashlib.sha256(data).hexdigest() for data in here]
 
 

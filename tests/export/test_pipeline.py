@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from convexport.export import engines, gate, graph, precision
+from convexport.export import engines, gate, graph
 from convexport.export.card import card
 from convexport.export.engines import EngineOptions
+from convexport.export.passes import quantize
+from convexport.export.passes.quantize import FOR_TENSORRT, Form, Int8Options
 from convexport.export.pipeline import ExportOptions, export_bundle
-from convexport.export.precision import Int8Options
 from convexport.export.samples import stratified
 from convexport.export.source import Foreign, Source, load_checkpoint
 from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -61,7 +62,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_the_bundle_says_is_what_the_export_gave(lenet5: Checkpoint, tmp_path: Path) -> None:
     path = save_in(tmp_path, lenet5)
-    result = export_bundle(ExportOptions(Source(path=path), fp16=True, out=tmp_path))
+    result = export_bundle(ExportOptions(Source(path=path), precisions=("fp16",), out=tmp_path))
     with open_bundle(tmp_path / "lenet5-digits-fp16") as bundle:
         assert bundle.manifest == result.manifest
         assert bundle.read("labels.txt").decode().split() == list("0123456789")
@@ -85,14 +86,14 @@ def test_an_engine_is_built_where_the_library_is_and_says_that_no_gpu_ran_it(
     pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx (extra tensorrt-rtx) builds without a GPU")
 
     def none() -> tuple[Gpu, ...]:
-        raise DeviceError("no GPU was found: none here; take --device cpu")
+        raise DeviceError("no GPU was found: none here", "take --device cpu")
 
     monkeypatch.setattr(gate, "gpus", none)
     path = save_in(tmp_path, lenet5)
     lines: list[str] = []
     options = ExportOptions(
         Source(path=path),
-        fp16=True,
+        precisions=("fp16",),
         engines=EngineOptions(flavour="tensorrt_rtx"),
         out=tmp_path,
     )
@@ -114,7 +115,7 @@ def test_where_its_gpu_is_an_engine_is_measured_itself_and_no_other_in_its_place
     def load(plan: Plan, options: TensorRTOptions) -> OnnxRuntimeBackend:
         plans.append(plan)
         if not loads:
-            raise PlanRefused("the bundle's plan: tensorrt_rtx does not load it; use --backend onnxruntime")
+            raise PlanRefused("the bundle's plan: tensorrt_rtx does not load it", "use --backend onnxruntime")
         assert str(options.device) == "cuda:0"
         return OnnxRuntimeBackend(graph.to_onnx(lenet5, "fp16"), device=Device("cpu"), precision="fp16")
 
@@ -123,7 +124,11 @@ def test_where_its_gpu_is_an_engine_is_measured_itself_and_no_other_in_its_place
     path = save_in(tmp_path, lenet5)
     lines: list[str] = []
     options = ExportOptions(
-        Source(path=path), fp16=True, engines=EngineOptions(flavour="tensorrt_rtx"), verify_images=50, out=tmp_path
+        Source(path=path),
+        precisions=("fp16",),
+        engines=EngineOptions(flavour="tensorrt_rtx"),
+        verify_images=50,
+        out=tmp_path,
     )
     result = export_bundle(options, lines.append)
     (engine,) = result.manifest.engines
@@ -141,8 +146,8 @@ def test_int8_brings_an_engine_and_the_measured_graph_it_was_built_from(lenet5: 
     path = save_in(tmp_path, lenet5)
     options = ExportOptions(
         Source(path=path),
-        fp16=True,
-        int8=Int8Options(images=32),
+        precisions=("fp16", "int8"),
+        calibration=Int8Options(images=32),
         engines=EngineOptions(flavour="tensorrt_rtx"),
         out=tmp_path,
     )
@@ -174,7 +179,11 @@ def test_an_int8_engine_that_cannot_be_built_is_left_out_aloud_or_ends_the_expor
     def options(place: str, *, required: bool) -> ExportOptions:
         turing = EngineOptions(required, "tensorrt_rtx", ("7.5",))
         return ExportOptions(
-            Source(path=path), fp16=True, int8=Int8Options(images=16), engines=turing, out=tmp_path / place
+            Source(path=path),
+            precisions=("fp16", "int8"),
+            calibration=Int8Options(images=16),
+            engines=turing,
+            out=tmp_path / place,
         )
 
     manifest = export_bundle(options("first", required=False), lines.append).manifest
@@ -197,8 +206,10 @@ def test_a_node_that_is_asked_to_stay_float_passes_the_gate_and_an_unknown_one_i
     path = save_in(tmp_path, lenet5)
 
     def exported(node: str) -> Manifest:
-        int8 = Int8Options(images=16, exclude=(node,))
-        return export_bundle(ExportOptions(Source(path=path), int8=int8, out=tmp_path)).manifest
+        kept = Int8Options(images=16, exclude=(node,))
+        return export_bundle(
+            ExportOptions(Source(path=path), precisions=("int8",), calibration=kept, out=tmp_path)
+        ).manifest
 
     types = exported("node_linear_1").variants["int8"].details["element_types"]
     assert (types["compute"], types["kept"]) == ({"FLOAT": 1, "INT8": 4}, 1)
@@ -209,7 +220,9 @@ def test_a_node_that_is_asked_to_stay_float_passes_the_gate_and_an_unknown_one_i
 
 def test_who_wants_no_tensorrt_gets_no_graph_for_it(lenet5: Checkpoint, tmp_path: Path) -> None:
     path = save_in(tmp_path, lenet5)
-    manifest = export_bundle(ExportOptions(Source(path=path), int8=Int8Options(images=16), out=tmp_path)).manifest
+    manifest = export_bundle(
+        ExportOptions(Source(path=path), precisions=("int8",), calibration=Int8Options(images=16), out=tmp_path)
+    ).manifest
     assert manifest.variants["int8"].engine_graph is None
     assert not [name for name in manifest.files if name.startswith("engines/")]
 
@@ -217,20 +230,26 @@ def test_who_wants_no_tensorrt_gets_no_graph_for_it(lenet5: Checkpoint, tmp_path
 def test_a_graph_for_tensorrt_beyond_a_limit_is_refused_by_its_name(
     lenet5: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = precision.int8_for_tensorrt
+    right = quantize.quantize
 
-    def wrong(fp32: bytes, images: NDArray[np.uint8], options: Int8Options) -> bytes:
+    def wrong(fp32: bytes, images: NDArray[np.uint8], options: Int8Options, form: Form) -> bytes:
         """The first product's scale a hundred times too large: everything in front of it becomes 0."""
-        model = onnx.load_from_string(right(fp32, images, options))
+        if form is not FOR_TENSORRT:
+            return right(fp32, images, options, form)
+        model = onnx.load_from_string(right(fp32, images, options, form))
         first = next(node for node in model.graph.node if node.op_type == "QuantizeLinear")
         (scale,) = [value for value in model.graph.initializer if value.name == first.input[1]]
         scale.CopyFrom(onnx.numpy_helper.from_array(100 * onnx.numpy_helper.to_array(scale), scale.name))
         return bytes(model.SerializeToString())
 
-    monkeypatch.setattr(precision, "int8_for_tensorrt", wrong)
+    monkeypatch.setattr(quantize, "quantize", wrong)
     path = save_in(tmp_path, lenet5)
     options = ExportOptions(
-        Source(path=path), int8=Int8Options(images=16), engines=EngineOptions(), out=tmp_path / "out"
+        Source(path=path),
+        precisions=("int8",),
+        calibration=Int8Options(images=16),
+        engines=EngineOptions(),
+        out=tmp_path / "out",
     )
     with pytest.raises(
         gate.Refusal, match=r"^the gate refused int8 for TensorRT: accuracy is 0\.\d+, expected >= "
@@ -260,9 +279,11 @@ def test_two_exports_of_one_checkpoint_have_the_same_graphs_and_golden_images(
     lenet5: Checkpoint, tmp_path: Path
 ) -> None:
     path = save_in(tmp_path, lenet5)
-    int8 = Int8Options(images=32)
+    calibration = Int8Options(images=32)
     first, second = (
-        export_bundle(ExportOptions(Source(path=path), fp16=True, int8=int8, out=tmp_path / name)).manifest
+        export_bundle(
+            ExportOptions(Source(path=path), precisions=("fp16", "int8"), calibration=calibration, out=tmp_path / name)
+        ).manifest
         for name in ("first", "second")
     )
     assert list(first.variants) == ["fp32", "fp16", "int8"]
@@ -278,7 +299,9 @@ def test_without_a_labelled_set_photographs_are_compared_and_accuracy_is_quoted(
 ) -> None:
     path = save_in(tmp_path, as_mnist(lenet5))
     lines: list[str] = []
-    result = export_bundle(ExportOptions(Source(path=path), fp16=True, out=tmp_path, data=tmp_path), lines.append)
+    result = export_bundle(
+        ExportOptions(Source(path=path), precisions=("fp16",), out=tmp_path, data=tmp_path), lines.append
+    )
     for variant in result.manifest.variants.values():
         found = variant.verification
         assert (found.accuracy, found.torch_accuracy) == (None, None)
@@ -319,7 +342,11 @@ def test_a_data_set_that_was_named_and_does_not_fit_ends_the_export(lenet5: Chec
 def test_int8_without_training_images_says_what_it_needs(lenet5: Checkpoint, tmp_path: Path) -> None:
     path = save_in(tmp_path, as_mnist(lenet5))
     with pytest.raises(DatasetError) as caught:
-        export_bundle(ExportOptions(Source(path=path), int8=Int8Options(), out=tmp_path, data=tmp_path))
+        export_bundle(
+            ExportOptions(
+                Source(path=path), precisions=("int8",), calibration=Int8Options(), out=tmp_path, data=tmp_path
+            )
+        )
     assert str(caught.value) == (
         "int8 is calibrated on training images, and there are none; name their folder with --data"
     )
@@ -385,7 +412,7 @@ def test_a_bias_before_a_batch_norm_moves_into_its_mean(tmp_path: Path) -> None:
         (Foreign(datasets.DIGITS, (0.1, 0.2), (0.3, 0.4)), r"^--mean \[0.1, 0.2\] --std \[0.3, 0.4\]: expected 1 or 3"),
         (Foreign(datasets.DIGITS, (float("nan"),), (0.3,)), r"^--mean \[nan\] --std \[0.3\]: expected 1 or 3 numbers"),
         (Foreign(datasets.DIGITS, (0.1,), (0.0,)), r"expected 1 or 3 numbers each, std above 0$"),
-        (Foreign(("a", "a"), (0.1,), (0.3,)), r"^--classes holds 2 labels; expected two or more, all different"),
+        (Foreign(("a",), (0.1,), (0.3,)), r"^--classes holds 1 labels, expected two or more; write one in each line$"),
     ],
 )
 def test_foreign_facts_that_cannot_be_are_refused(tmp_path: Path, foreign: Foreign, message: str) -> None:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from convexport.export.triton import write_repository
-from convexport.runtime.errors import BundleError, UsageError
+from convexport.runtime.errors import BundleError, StorageError, UsageError
 from convexport.runtime.manifest import Engine, EngineKey, File, Input, decode, encode
 from helpers.bundles import ENGLISH, change_manifest, make_bundle
 
@@ -117,7 +117,7 @@ def test_two_bundles_share_a_repository(bundle: Path, tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_and_a_damaged_bundle_give_our_errors(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(StorageError) as caught:
         write_repository(bundle, tmp_path / "file" / "models")
     assert str(caught.value) == (f"{tmp_path}/file/models: cannot be written (Not a directory); name another folder")
     change_manifest(bundle, name="../escape")

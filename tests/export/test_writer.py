@@ -6,13 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from convexport.export.writer import Draft, drafting
+from convexport.export.writer import drafting
 from convexport.runtime.bundle import find_bundles, open_bundle
-from convexport.runtime.errors import BundleError, UsageError
+from convexport.runtime.errors import StorageError, UsageError
 from convexport.runtime.manifest import Manifest, decode, encode
 from helpers.smallest_manifest import fill, smallest_manifest
 
@@ -67,7 +69,7 @@ def test_a_folder_that_is_no_bundle_is_not_touched(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BundleError) as caught, drafting(tmp_path / "file" / "net"):
+    with pytest.raises(StorageError) as caught, drafting(tmp_path / "file" / "net"):
         pass
     assert (
         str(caught.value)
@@ -77,7 +79,7 @@ def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_even_be_looked_at_says_so(tmp_path: Path) -> None:
     place = tmp_path / ("x" * 300) / "net"
-    with pytest.raises(BundleError) as caught, drafting(place):
+    with pytest.raises(StorageError) as caught, drafting(place):
         pass
     assert str(caught.value) == f"{place}: cannot be written (File name too long); name another place with --out"
 
@@ -99,7 +101,7 @@ os.fsync = deadly(os.fsync)
 pathlib.Path.rename = deadly(pathlib.Path.rename)
 pathlib.Path.mkdir = deadly(pathlib.Path.mkdir)
 pathlib.Path.open = deadly(pathlib.Path.open)
-from convexport.export.writer import Draft, drafting
+from convexport.export.writer import drafting
 from helpers.smallest_manifest import fill
 with drafting(pathlib.Path(sys.argv[1])) as draft:
     fill(draft, "second")
@@ -110,7 +112,10 @@ with drafting(pathlib.Path(sys.argv[1])) as draft:
 def test_a_run_killed_at_any_step_leaves_no_partial_bundle_and_the_next_clears_up(
     tmp_path: Path, replaces: bool
 ) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{Path(__file__).parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }
     steps, died = 0, True
     while died:
         steps += 1
@@ -135,9 +140,7 @@ def leave_killed_between_renames(place: Path) -> None:
     """A bundle at `place`, moved aside by a run that has died since."""
     with drafting(place) as draft:
         fill(draft)
-    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
-        gone.wait()
-    work = place.with_name(f".{place.name}.{gone.pid}.partial")
+    work = place.with_name(f".{place.name}.partial")
     work.mkdir()
     place.rename(work / "old")
 
@@ -150,64 +153,117 @@ def test_a_run_killed_between_the_two_renames_gets_its_old_bundle_back(tmp_path:
     assert (tmp_path / "net" / "model.fp32.onnx").read_text() == "first"
 
 
-@pytest.fixture
-def overtaken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Names of folders whose next renaming comes a moment too late: another export puts its bundle there first."""
-    late: set[str] = set()
-    rename = Path.rename
-
-    def renamed(self: Path, target: Path) -> Path:
-        if self.name in late:
-            late.remove(self.name)
-            fill(Draft(tmp_path / "another"), "another")
-            if (tmp_path / "net").exists():
-                rename(tmp_path / "net", tmp_path / "gone")
-            rename(tmp_path / "another", tmp_path / "net")
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", renamed)
-    return late
+def test_a_dead_runs_draft_is_cleared_away_by_the_next(tmp_path: Path) -> None:
+    left = tmp_path / ".net.partial" / "draft"
+    left.mkdir(parents=True)
+    (left / "model.fp32.onnx").write_text("half a mod")
+    (tmp_path / ".net.lock").touch()  # whoever held it has died
+    with drafting(tmp_path / "net") as draft:
+        assert names(draft.path) == []
+        fill(draft)
+    assert names(tmp_path) == ["net"]
 
 
-@pytest.mark.parametrize("replaces", [False, True])
-def test_of_two_exports_that_end_at_once_the_last_one_stays_whole(
-    tmp_path: Path, overtaken: set[str], replaces: bool
-) -> None:
-    if replaces:
+def test_a_second_export_to_a_place_is_told_so_and_harms_no_draft(tmp_path: Path) -> None:
+    with drafting(tmp_path / "net") as draft:
+        fill(draft)
+        with pytest.raises(UsageError) as caught, drafting(tmp_path / "net"):
+            pass
+        assert str(caught.value) == (
+            f"{tmp_path / 'net'} is being written by another export; wait until it has ended, or name another place "
+            "with --out"
+        )
+        assert (draft.path / "model.fp32.onnx").read_text() == "first"
+    assert names(tmp_path) == ["net"]
+
+
+def test_exports_to_two_places_in_one_folder_do_not_know_each_other(tmp_path: Path) -> None:
+    with drafting(tmp_path / "net") as one, drafting(tmp_path / "net.partial") as other:
+        fill(one)
+        fill(other, "other")
+    assert names(tmp_path) == ["net", "net.partial"]
+    assert (tmp_path / "net.partial" / "model.fp32.onnx").read_text() == "other"
+
+
+WRITES = """
+import os, pathlib, sys
+number = int(sys.argv[2])
+if number:
+    os.getpid = lambda: number  # as in a container, where every process may have the same one
+from convexport.export.writer import drafting
+from convexport.runtime.errors import UsageError
+from helpers.smallest_manifest import fill
+try:
+    with drafting(pathlib.Path(sys.argv[1])) as draft:
+        print("writing", flush=True)
+        sys.stdin.readline()
+        fill(draft, sys.argv[3])
+except UsageError as error:
+    print(error.message)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.parametrize("numbers", [(1, 1), (1, 999_999)], ids=["equal", "foreign"])
+def test_of_two_containers_on_one_volume_the_first_ends_unharmed(tmp_path: Path, numbers: tuple[int, int]) -> None:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{Path(__file__).parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    }
+
+    def start(number: int, text: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", WRITES, str(tmp_path / "net"), str(number), text]
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT)
+
+    with start(numbers[0], "first") as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "writing\n"
+        with start(numbers[1], "second") as second:
+            assert second.communicate("\n")[0] == f"{tmp_path / 'net'} is being written by another export\n"
+            assert second.returncode == 2
+        assert first.communicate("\n")[0] == ""
+        assert first.returncode == 0
+    assert names(tmp_path) == ["net"]
+    assert (tmp_path / "net" / "model.fp32.onnx").read_text() == "first"
+
+
+def test_twenty_times_two_threads_at_once_leave_one_whole_bundle_and_clear_words(tmp_path: Path) -> None:
+    def write(text: str) -> str:
+        barrier.wait()
+        try:
+            with drafting(place) as draft:
+                fill(draft, text)
+        except UsageError as error:
+            return error.message
+        return text
+
+    for turn in range(20):
+        place, barrier = tmp_path / str(turn) / "net", threading.Barrier(2)
+        with ThreadPoolExecutor(2) as pool:
+            ends = list(pool.map(write, ("first", "second")))
+        assert names(place.parent) == ["net"]
+        with open_bundle(place) as bundle:
+            assert bundle.read("model.fp32.onnx").decode() in ends
+        assert set(ends) <= {"first", "second", f"{place} is being written by another export"}
+
+
+def test_a_lock_whose_holder_ends_at_that_moment_is_waited_for(tmp_path: Path) -> None:
+    ended = threading.Event()
+
+    def first() -> None:
         with drafting(tmp_path / "net") as draft:
             fill(draft)
-    overtaken.add("draft")
-    with drafting(tmp_path / "net") as draft:
-        fill(draft, "second")
-    assert (names(tmp_path), overtaken) == (["net"], set())
+            ended.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(first)
+        ended.wait()
+        with drafting(tmp_path / "net") as draft:
+            fill(draft, "second")
+        done.result()
+    assert names(tmp_path) == ["net"]
     assert (tmp_path / "net" / "model.fp32.onnx").read_text() == "second"
-
-
-def test_a_bundle_that_another_export_moves_away_is_no_longer_in_the_way(tmp_path: Path) -> None:
-    with drafting(tmp_path / "net") as draft:
-        fill(draft)
-    with drafting(tmp_path / "net") as draft:
-        fill(draft, "second")
-        (tmp_path / "net").rename(tmp_path / "moved")
-    assert names(tmp_path) == ["moved", "net"]
-    assert (tmp_path / "net" / "model.fp32.onnx").read_text() == "second"
-
-
-def test_an_old_bundle_gives_way_to_one_that_another_export_has_put_there(tmp_path: Path, overtaken: set[str]) -> None:
-    leave_killed_between_renames(tmp_path / "net")
-    overtaken.add("old")
-    with pytest.raises(ZeroDivisionError):
-        fail_in(tmp_path / "net")
-    assert (names(tmp_path), overtaken) == (["net"], set())
-    assert (tmp_path / "net" / "model.fp32.onnx").read_text() == "another"
-
-
-def test_a_run_that_still_lives_keeps_its_draft(tmp_path: Path) -> None:
-    living = tmp_path / f".net.{os.getppid()}.partial"
-    living.mkdir()
-    with drafting(tmp_path / "net") as draft:
-        fill(draft)
-    assert names(tmp_path) == [living.name, "net"]
 
 
 def test_a_manifest_survives_the_round_trip() -> None:

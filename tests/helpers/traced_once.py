@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 
 from convexport.export import graph
+from convexport.export.passes.fold_batch_norm import fold_batch_norm
 from convexport.training.checkpoint import Checkpoint
 
 _REAL = graph.to_onnx
@@ -22,7 +23,7 @@ def to_onnx(checkpoint: Checkpoint, precision: graph.FloatPrecision = "fp32") ->
     if key not in _traced:
         _traced[key] = _REAL(checkpoint, precision)
     model = onnx.load_from_string(_traced[key])
-    weights = graph.fold_batch_norm(checkpoint.network()).state_dict()
+    weights = fold_batch_norm(checkpoint.network()).state_dict()
     numbers = {f"network.{name}": value.numpy() for name, value in weights.items()}
     mean, std = (np.array(values, np.float64) for values in (normalization.mean, normalization.std))
     numbers |= {"offset": 255 * mean, "scale": 1 / (255 * std)}

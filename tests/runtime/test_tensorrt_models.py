@@ -14,7 +14,7 @@ pytest.importorskip("tensorrt_rtx", reason="needs the extra tensorrt-rtx")
 torch = pytest.importorskip("torch", reason="needs the extra export")
 
 from convexport.export.graph import to_onnx  # noqa: E402
-from convexport.export.precision import Int8Options, int8, int8_for_tensorrt  # noqa: E402
+from convexport.export.passes.quantize import FOR_TENSORRT, Int8Options, quantize  # noqa: E402
 from convexport.runtime.errors import EngineError  # noqa: E402
 from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalization  # noqa: E402
 from convexport.training import models  # noqa: E402
@@ -31,7 +31,7 @@ def graph() -> Callable[[str, str], bytes]:
     def make(name: str, precision: str) -> bytes:
         if (name, precision) not in made:
             if precision == "int8":
-                made[name, precision] = int8_for_tensorrt(make(name, "fp32"), pictures(name), Int8Options())
+                made[name, precision] = quantize(make(name, "fp32"), pictures(name), Int8Options(), FOR_TENSORRT)
             else:
                 made[name, precision] = to_onnx(checkpoint(name), precision)  # type: ignore[arg-type]
         return made[name, precision]
@@ -101,7 +101,7 @@ def test_the_networks_build_in_int8_for_any_batch(name: str, graph: Callable[[st
 
 
 def test_the_int8_graph_for_cpus_makes_no_engine(graph: Callable[[str, str], bytes]) -> None:
-    for_cpus = int8(graph("lenet5", "fp32"), pictures("lenet5"), Int8Options())
+    for_cpus = quantize(graph("lenet5", "fp32"), pictures("lenet5"), Int8Options())
     with pytest.raises(
         EngineError, match=r"refuses node 'network\.\d+\.bias_DequantizeLinear' .* input has type Int32"
     ):

@@ -143,8 +143,43 @@ def test_weights_of_another_network_are_refused() -> None:
 def test_a_foreign_state_dict_is_unwrapped(tmp_path: Path) -> None:
     state = models.build("softmax").state_dict()
     torch.save({"net": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "a.pth")
-    found = checkpoint.load_foreign(tmp_path / "a.pth")[0]
+    found, sha256 = checkpoint.load_foreign(tmp_path / "a.pth")
     assert found.keys() == state.keys()
+    assert sha256 == hashlib.sha256((tmp_path / "a.pth").read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_foreign_weights_and_their_sha256_come_from_one_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Another program writes the file anew right after it was read."""
+    state, path = models.build("softmax").state_dict(), tmp_path / name
+    other = {key: value + 1 for key, value in state.items()}
+    for tensors, place in ((state, path), (other, tmp_path / f"other-{name}")):
+        if name.endswith(".pth"):
+            torch.save(tensors, place)
+        else:
+            save_file(tensors, place)
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    read = Path.read_bytes
+
+    def replaced(self: Path) -> bytes:
+        data = read(self)
+        (tmp_path / f"other-{name}").replace(path)
+        return data
+
+    monkeypatch.setattr(Path, "read_bytes", replaced)
+    found, sha256 = checkpoint.load_foreign(path)
+    assert sha256 == before
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 20, b"\x02\0\0\0\0\0\0\0[]", b"\x10\0\0\0\0\0\0\0{}"])
+def test_a_damaged_foreign_safetensors_file_is_one_line(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=rf"^checkpoint {path} is damaged \([^\n]*\)$"):
+        checkpoint.load_foreign(path)
 
 
 def test_a_checkpoint_of_ones_own_does_not_lose_its_header_as_a_foreign_one(tmp_path: Path) -> None:

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import os
+import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -187,6 +191,47 @@ def test_files_of_cifar10_with_other_bytes_are_not_called_absent(
     with pytest.raises(DatasetError) as caught:
         _ = datasets.load("cifar10", tmp_path).train
     assert str(caught.value).startswith(f"data set CIFAR10 is not whole at {place} and cannot be downloaded (")
+
+
+def test_a_server_that_never_answers_is_given_up_and_no_other_connection_gets_a_timeout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = datasets._torchvision_datasets().MNIST
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(kind, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
+        monkeypatch.setattr(datasets, "NETWORK_SECONDS", 0.1)
+        with pytest.raises(DatasetError) as caught:
+            _ = datasets.load("mnist", tmp_path).test
+    assert str(caught.value) == (
+        f"data set MNIST is not at {tmp_path}/MNIST/raw and cannot be downloaded (timed out); "
+        "put it there, or name the folder that holds MNIST/ with --data or $CONVEXPORT_DATA"
+    )
+    assert socket.getdefaulttimeout() is None
+
+
+def test_a_second_mirror_is_asked_where_the_first_is_gone() -> None:
+    """It has no such file: that is an answer, and torchvision's to judge."""
+
+    class Empty(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        gone = f"http://127.0.0.1:{closed.getsockname()[1]}/"
+    with HTTPServer(("127.0.0.1", 0), Empty) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,))
+        serving.start()
+        try:
+            empty = f"http://127.0.0.1:{server.server_port}/"
+            datasets._reach(SimpleNamespace(mirrors=[gone, empty], resources=[("images.gz", "md5")]))
+        finally:
+            server.shutdown()
+            serving.join()
+    with pytest.raises(OSError, match="Connection refused"):
+        datasets._reach(SimpleNamespace(url=f"{gone}images.gz"))
 
 
 def test_a_train_folder_without_a_test_folder_is_no_data_set_of_two_classes(tmp_path: Path) -> None:

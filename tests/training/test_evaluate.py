@@ -19,7 +19,7 @@ def pictures(count: int, channels: int = 3, size: int = 32) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
 
 
-def test_prediction_is_the_network_on_normalised_pictures_whatever_the_batch() -> None:
+def test_prediction_is_the_network_on_normalized_pictures_whatever_the_batch() -> None:
     torch.manual_seed(0)
     network = models.build("cnn-cifar10").eval()
     images = pictures(7)

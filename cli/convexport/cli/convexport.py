@@ -11,24 +11,30 @@ import msgspec
 
 from convexport.cli import terminal
 from convexport.cli.importing import libraries
-from convexport.runtime.errors import UsageError
+from convexport.runtime.errors import UsageError, first_line
+from convexport.runtime.precision import PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from convexport.export.engines import EngineOptions
     from convexport.export.gate import GateResult
+    from convexport.export.passes.quantize import Int8Options
     from convexport.export.pipeline import ExportOptions, ExportResult
-    from convexport.export.precision import Int8Options
     from convexport.export.source import Foreign
     from convexport.runtime.manifest import Verification
 
 # Parts of the extras `export` and `cpu`: without one of them nothing can be exported.
-NEEDED = {"torch", "torchvision", "onnx", "onnxscript", "onnx_ir", "safetensors", "sklearn", "onnxruntime"}
+NEEDED = {
+    *("torch", "torchvision", "onnx", "onnxscript", "onnx_ir", "safetensors", "sklearn", "scipy", "filelock"),
+    "onnxruntime",
+}
+# fp32 is in every bundle.
+OPTIONAL = tuple(name for name in PRECISIONS if name != "fp32")
 METHODS = ("minmax", "percentile", "entropy")
 ACTIVATIONS = ("uint8", "int8")
 
 EXAMPLES = """\
   convexport --model lenet5 --fp16                       checkpoints/lenet5-mnist.safetensors -> bundles/
-  convexport --model vgg19 --fp16 --int8                 GPUs run fp16, CPUs the faster of fp32 and int8
+  convexport --model vgg19 --precision fp16 int8         GPUs run fp16, CPUs the faster of fp32 and int8
   convexport --model lenet5 --dataset digits             checkpoints/lenet5-digits.safetensors
   convexport --model vgg19 --fp16 --verify-images all    the gate measures the whole test set
   convexport --checkpoint net.pth --model vgg16 --classes labels.txt \\
@@ -48,8 +54,9 @@ def parser() -> terminal.Parser:
     add("--model", metavar="NAME", help="lenet5, vgg11, vgg13, vgg16, vgg19, softmax, mlp, cnn-...")
     add("--dataset", metavar="NAME", help="what it was trained on, if not the network's usual one; a name or a folder")
     add("--checkpoint", type=Path, metavar="FILE", help="checkpoints/MODEL-DATASET.safetensors, or a .pth")
-    add("--fp16", action="store_true", help="an FP16 variant, for GPUs")
-    add("--int8", action="store_true", help="an INT8 variant, calibrated on training images")
+    add("--precision", nargs="+", default=[], metavar="NAME", help=f"variants beside fp32: {', '.join(OPTIONAL)}")
+    for name in OPTIONAL:
+        add(f"--{name}", action="append_const", const=name, dest="named", help=f"short for --precision {name}")
     add("--verify-images", type=_count, metavar="N|all", help="labelled test images the gate measures (2000)")
     add("--out", type=Path, default=Path("bundles"), metavar="DIR", help="where the bundle goes (bundles)")
     add("--data", metavar="DIR", help="root of the data sets ($CONVEXPORT_DATA, else data)")
@@ -129,10 +136,11 @@ def _options(options: argparse.Namespace) -> ExportOptions:
     from convexport.export.source import Source
     from convexport.training.datasets import data_root
 
+    precisions = _precisions(options)
     return ExportOptions(
         source=Source(options.model, options.dataset, options.checkpoint, _foreign(options)),
-        fp16=options.fp16,
-        int8=_int8(options),
+        precisions=precisions,
+        calibration=_calibration(options, precisions),
         engines=_engines(options),
         verify_images=options.verify_images or VERIFY_IMAGES,
         require_labels=options.verify_images is not None,
@@ -141,17 +149,25 @@ def _options(options: argparse.Namespace) -> ExportOptions:
     )
 
 
+def _precisions(options: argparse.Namespace) -> tuple[Precision, ...]:
+    wanted = {*options.precision, *(options.named or ())}
+    for name in wanted:
+        if name not in PRECISIONS:
+            raise UsageError.unknown("precision", name, OPTIONAL)
+    return tuple(name for name in PRECISIONS if name in wanted)
+
+
 def _engines(options: argparse.Namespace) -> EngineOptions | None:
     from convexport.export.engines import EngineOptions
 
     named = bool(options.tensorrt_flavour or options.compute_capability)
     if options.tensorrt is False:
         if named:
-            raise UsageError("--no-tensorrt with --tensorrt-flavour or --compute-capability; leave one of them out")
+            raise UsageError("--no-tensorrt with --tensorrt-flavour or --compute-capability", "leave one of them out")
         return None
     for text in options.compute_capability:
         if not all(part.isdecimal() for part in text.split(".")) or text.count(".") != 1:
-            raise UsageError(f"compute capability {text!r} is none; expected one like 8.6")
+            raise UsageError(f"compute capability {text!r} is none", "expected one like 8.6")
     return EngineOptions(
         required=bool(options.tensorrt) or named,
         flavour=options.tensorrt_flavour,
@@ -159,14 +175,13 @@ def _engines(options: argparse.Namespace) -> EngineOptions | None:
     )
 
 
-def _int8(options: argparse.Namespace) -> Int8Options | None:
-    from convexport.export.precision import Int8Options
+def _calibration(options: argparse.Namespace, precisions: tuple[Precision, ...]) -> Int8Options:
+    from convexport.export.passes.quantize import Int8Options
 
-    if not options.int8:
+    if "int8" not in precisions:
         for name in ("calibration", "calibration_images", "activations", "keep_float"):
             if getattr(options, name) != parser().get_default(name):
-                raise UsageError(f"--{name.replace('_', '-')} does nothing without --int8; add it, or leave this out")
-        return None
+                raise UsageError(f"--{name.replace('_', '-')} does nothing without --int8", "add it, or leave this out")
     if options.calibration not in METHODS:
         raise UsageError.unknown("calibration", options.calibration, METHODS)
     if options.activations not in ACTIVATIONS:
@@ -188,12 +203,14 @@ def _foreign(options: argparse.Namespace) -> Foreign | None:
         return None
     if missing:
         raise UsageError(
-            f"a state dict made elsewhere needs --classes, --mean and --std; {', '.join(missing)} is missing"
+            f"a state dict made elsewhere needs --classes, --mean and --std, of which {', '.join(missing)} is missing"
         )
     try:
         lines = options.classes.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--classes {options.classes} cannot be read ({error}); expected one label a line") from error
+        raise UsageError(
+            f"--classes {options.classes} cannot be read ({first_line(error)})", "expected one label in each line"
+        ) from error
     labels = tuple(line.strip() for line in lines if line.strip())
     mean, std = (tuple(value for part in given[name] for value in part) for name in ("mean", "std"))
     return Foreign(labels, mean, std)

@@ -1,10 +1,11 @@
-"""TensorRT engines of a draft: of its best precision for a GPU, and of INT8 where it has that. Built here, kept raw."""
+"""TensorRT engines of a draft, built here and kept raw: of every precision but fp32 where fp16 serves a GPU better."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from convexport.export.precisions import EXPORTS
 from convexport.export.writer import Draft
 from convexport.runtime.backends.tensorrt.build import (
     BuildOptions,
@@ -35,7 +36,7 @@ class EngineOptions:
 def build_engines(
     draft: Draft, variants: dict[Precision, Variant], options: EngineOptions, progress: Progress
 ) -> tuple[Engine, ...]:
-    """Builds and writes the engines of the fp16 variant, else of fp32, and of int8 where there is one.
+    """Builds and writes the engines of every variant but those that another one's engine makes needless.
 
     Raises `BackendError`, `DeviceError` or `EngineError` where they are required.
     """
@@ -46,11 +47,10 @@ def build_engines(
             raise
         progress(f"engines     left out: {error}")
         return ()
-    wanted: tuple[Precision, ...] = ("fp16" if "fp16" in variants else "fp32", "int8")
     engines: list[Engine] = []
-    for precision in wanted:
-        if precision in variants:
-            engines += _build(draft, precision, variants[precision].engine_file, options, progress)
+    for precision, variant in variants.items():
+        if EXPORTS[precision].engine_instead not in variants:
+            engines += _build(draft, precision, variant.engine_file, options, progress)
     return tuple(engines)
 
 

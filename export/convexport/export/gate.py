@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from convexport.export import measures
-from convexport.export.limits import LIMITS
-from convexport.export.measures import Reference, Served
-from convexport.export.precision import ElementTypes
+from convexport.export import measures, record
+from convexport.export.element_types import ElementTypes
+from convexport.export.measures import MAX_BATCH, Reference
+from convexport.export.precisions import BASE, EXPORTS
+from convexport.export.rates import images_per_second
 from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from convexport.runtime.backends.tensorrt.backend import TensorRTBackend, TensorRTOptions
 from convexport.runtime.backends.tensorrt.cache import Plan
@@ -27,16 +29,17 @@ from convexport.runtime.errors import DeviceError, GateRefused, UnavailableError
 from convexport.runtime.manifest import Engine, Manifest, Measure, Verification
 from convexport.runtime.precision import Precision
 from convexport.training.checkpoint import Checkpoint
-from convexport.training.datasets import Dataset
 
 Progress = Callable[[str], None]
+# What to look at first, where a measure tells that.
+FIXES = {record.ABOVE_CHANCE: "compare the order of the classes, and mean and std, with those it was trained with"}
 
 
 class Refusal(GateRefused):
     """The gate refused an export; `result` holds every measurement."""
 
-    def __init__(self, message: str, result: GateResult) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, fix: str | None, result: GateResult) -> None:
+        super().__init__(message, fix)
         self.result = result
 
 
@@ -80,15 +83,22 @@ class GateResult:
         raise Refusal(
             f"the gate refused {name}: {first.name} is {first.value:.6g}, expected {first.relation} "
             f"{first.limit:.6g}{more}; no bundle was written",
+            FIXES.get(first.name),
             self,
         )
 
 
 @dataclass(frozen=True)
 class Case:
-    """What stands before the gate: a draft of a bundle, and the checkpoint with torch's answers that it must match.
+    """What stands before the gate.
 
-    `types` are those of each ONNX file by its name; `dataset` is None where no labelled test set is at hand.
+    Attributes:
+        folder: A draft of a bundle.
+        manifest: What the draft says of itself.
+        types: The element types of each ONNX file by its name.
+        checkpoint: The network that was exported.
+        expected: Torch's answers, which the files must match.
+        title: The data set that the images are of; empty where they have no labels.
     """
 
     folder: Path
@@ -96,7 +106,7 @@ class Case:
     types: dict[str, ElementTypes]
     checkpoint: Checkpoint
     expected: Reference
-    dataset: Dataset | None
+    title: str
 
 
 def judge(case: Case, progress: Progress) -> GateResult:
@@ -104,21 +114,22 @@ def judge(case: Case, progress: Progress) -> GateResult:
     details: dict[Precision, dict[str, Any]] = {}
     verifications: dict[Precision, Verification] = {}
     with ExitStack() as stack:
-        served: dict[Precision, Served] = {}
+        served: dict[Precision, Classifier] = {}
         for precision in case.manifest.variants:
-            classifier = stack.enter_context(_open(case, "cpu", precision))
-            served[precision] = Served(classifier, case.expected.classes)
-        for precision, variant in served.items():
-            runner = _on_gpu(case, stack, progress) if precision == "fp16" else None
+            served[precision] = stack.enter_context(_open(case, "cpu", precision))
+        for precision, classifier in served.items():
+            stores_half = EXPORTS[precision].stores_half
+            runner = _on_gpu(case, precision, stack, progress) if stores_half else None
             file = case.manifest.variants[precision].file
-            verifications[precision] = _verify(case, precision, runner or variant, file)
-            if precision == "fp16":
+            verifications[precision] = _verify(case, precision, runner or classifier, file)
+            if stores_half:
                 verifications[precision], emulation = measures.with_fp16_storage(
-                    verifications[precision], case.checkpoint, case.expected
+                    precision, verifications[precision], case.checkpoint, case.expected
                 )
-                details[precision] = {"fp16_storage": emulation.details()}
+                details[precision] = {f"{precision}_storage": emulation.details()}
             progress(f"gate {precision:<7}{summary(verifications[precision])}")
-        rates = measures.images_per_second(served, case.expected.sample.images)
+        batch = case.expected.read[np.arange(MAX_BATCH) % len(case.expected.read)]
+        rates = images_per_second({name: found.backend for name, found in served.items()}, batch)
     graphs = _verify_engine_graphs(case, progress)
     return GateResult(verifications, graphs, _verify_engines(case, progress), rates, details)
 
@@ -133,23 +144,21 @@ def summary(found: Verification) -> str:
 
 
 def _open(case: Case, device: str, precision: Precision) -> Classifier:
-    backend, batch = "onnxruntime", measures.MAX_BATCH
-    classes = len(case.expected.classes)
-    return Classifier(case.folder, device=device, backend=backend, precision=precision, batch=batch, top=classes)
+    return Classifier(case.folder, device=device, backend="onnxruntime", precision=precision, batch=MAX_BATCH)
 
 
-def _on_gpu(case: Case, stack: ExitStack, progress: Progress) -> Served | None:
-    """FP16 where it really runs as FP16; None where there is no GPU or nothing that drives it."""
+def _on_gpu(case: Case, precision: Precision, stack: ExitStack, progress: Progress) -> Classifier | None:
+    """A precision where it really runs as named; None where there is no GPU or nothing that drives it."""
     try:
         gpus()
     except DeviceError:
         return None
     try:
-        classifier = _open(case, "cuda", "fp16")
+        classifier = _open(case, "cuda", precision)
     except UnavailableError as error:
-        progress(f"gate fp16   not run on the GPU: {error}")
+        progress(f"gate {precision:<7}not run on the GPU: {error}")
         return None
-    return Served(stack.enter_context(classifier), case.expected.classes)
+    return stack.enter_context(classifier)
 
 
 def _verify_engine_graphs(case: Case, progress: Progress) -> dict[Precision, Verification]:
@@ -159,10 +168,9 @@ def _verify_engine_graphs(case: Case, progress: Progress) -> dict[Precision, Ver
         if variant.engine_graph is None:
             continue
         model = (case.folder / variant.engine_file).read_bytes()
-        cpu = OnnxRuntimeBackend(model, device=Device("cpu"), precision=precision, max_batch=measures.MAX_BATCH)
-        classes = case.expected.classes
-        with Classifier(case.folder, backend=cpu, batch=measures.MAX_BATCH, top=len(classes)) as classifier:
-            verifications[precision] = _verify(case, precision, Served(classifier, classes), variant.engine_file)
+        cpu = OnnxRuntimeBackend(model, device=Device("cpu"), precision=precision, max_batch=MAX_BATCH)
+        with Classifier(case.folder, backend=cpu, batch=MAX_BATCH) as classifier:
+            verifications[precision] = _verify(case, precision, classifier, variant.engine_file)
         progress(f"gate {precision} for TensorRT: {summary(verifications[precision])}")
     return verifications
 
@@ -178,11 +186,10 @@ def _verify_engines(case: Case, progress: Progress) -> dict[str, Verification]:
                 continue
             classifier = _open_engine(case, engine, Device("cuda", gpu.index))
         except UnavailableError as error:
-            progress(f"gate engine {engine.file}: not run here ({str(error).partition(';')[0]})")
+            progress(f"gate engine {engine.file}: not run here ({error.message})")
             continue
         with classifier:
-            served = Served(classifier, case.expected.classes)
-            found = _verify(case, key.precision, served, case.manifest.variants[key.precision].engine_file)
+            found = _verify(case, key.precision, classifier, case.manifest.variants[key.precision].engine_file)
         progress(f"gate engine {engine.file}: {summary(found)}")
         verifications[engine.file] = found
     return verifications
@@ -192,19 +199,13 @@ def _open_engine(case: Case, engine: Engine, device: Device) -> Classifier:
     """This very plan: the runtime's own choice might take another flavour's engine, or build a refused one again."""
     data, sha256 = (case.folder / engine.file).read_bytes(), case.manifest.files[engine.file].sha256
     plan = Plan(data, sha256, engine.key, f"the bundle's {engine.file}")
-    backend = TensorRTBackend(plan, TensorRTOptions(device, measures.MAX_BATCH))
-    return Classifier(case.folder, backend=backend, batch=measures.MAX_BATCH, top=len(case.expected.classes))
+    backend = TensorRTBackend(plan, TensorRTOptions(device, MAX_BATCH))
+    return Classifier(case.folder, backend=backend, batch=MAX_BATCH)
 
 
-def _verify(case: Case, precision: Precision, served: Served, file: str) -> Verification:
+def _verify(case: Case, precision: Precision, served: Classifier, file: str) -> Verification:
     found = measures.verify(precision, served, case.expected, case.types[file])
-    extra: list[Measure] = []
-    if case.manifest.golden:
-        files = [case.folder / golden.file for golden in case.manifest.golden]
-        probabilities = measures.stacked(golden.probabilities for golden in case.manifest.golden)
-        extra.append(measures.verify_golden(served, files, probabilities, LIMITS[precision]))
-    if precision == "fp32":
-        classes = case.dataset.classes["en"] if case.dataset else None
-        title = case.dataset.title if case.dataset else ""
-        extra += measures.verify_checkpoint(case.checkpoint, case.expected, classes, title)
-    return msgspec.structs.replace(found, measures=(*found.measures, *extra))
+    if precision != BASE:
+        return found
+    own = record.verify_checkpoint(case.checkpoint, case.expected, case.title)
+    return msgspec.structs.replace(found, measures=(*found.measures, *own))

@@ -1,10 +1,8 @@
-"""The limits of the gate: one table by precision, and what an honest checkpoint may differ from its own header."""
+"""The limits of the gate that hold for every precision; what each one has of its own stands in `precisions`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from convexport.runtime.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -23,12 +21,6 @@ class Limits:
     golden: float
 
 
-LIMITS: dict[Precision, Limits] = {
-    "fp32": Limits(0.001, 0.001, 1e-4, 1e-5, 1e-5, 1e-3),
-    "fp16": Limits(0.002, 0.005, 0.05, 0.002, 0.01, 0.02),
-    "int8": Limits(0.010, 0.030, 0.90, 0.020, 0.10, 0.15),
-}
-COMPUTE_TYPE: dict[Precision, str] = {"fp32": "FLOAT", "fp16": "FLOAT16", "int8": "INT8"}
 # Other pictures may reach twice the largest activation seen.
 FP16_HEADROOM = 2.0
 # An honest checkpoint is refused by its own header with this chance at most, a class or overall.
@@ -37,3 +29,5 @@ FALSE_ALARM = 1e-6
 RECORD_SLACK = 0.002
 # Another copy of a data set (JPEG copies of CIFAR-10) costs accuracy honestly.
 OTHER_COPY_SLACK = 0.05
+# A network without skill passes for one that is better than chance in one of a hundred exports at most.
+CHANCE_LEVEL = 0.01

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import onnx
 
-from convexport.export import gate, graph, measures, precision, samples, writer
+from convexport.export import gate, labels, measures, precisions, samples, writer
 from convexport.export.card import card
 from convexport.export.engines import EngineOptions, build_engines
-from convexport.export.limits import LIMITS
 from convexport.export.measures import Reference
-from convexport.export.precision import ElementTypes, Int8Options
+from convexport.export.passes.quantize import Int8Options
+from convexport.export.precisions import EXPORTS, Built, Material
 from convexport.export.source import Source, labelled_set, load_checkpoint
 from convexport.runtime.bundle import open_bundle
 from convexport.runtime.errors import DatasetError
@@ -44,13 +43,20 @@ VERIFY_IMAGES = 2000
 class ExportOptions:
     """What is exported, from where, to where.
 
-    The gate takes at most `verify_images` of the labelled test set; `require_labels` ends the export where none can be
-    had, in place of comparing on photographs. `engines` None builds none.
+    Attributes:
+        source: The checkpoint.
+        precisions: The variants beside fp32, which every bundle holds.
+        calibration: How a precision of 8 bits is calibrated.
+        engines: Which TensorRT engines are built; None builds none.
+        verify_images: How many images of the labelled test set the gate takes at most.
+        require_labels: Whether the export ends where there are no labelled images, in place of using photographs.
+        data: The root of the data sets.
+        out: The folder that the bundle's folder goes into.
     """
 
     source: Source
-    fp16: bool = False
-    int8: Int8Options | None = None
+    precisions: tuple[Precision, ...] = ()
+    calibration: Int8Options = field(default_factory=Int8Options)
     engines: EngineOptions | None = None
     verify_images: int = VERIFY_IMAGES
     require_labels: bool = False
@@ -67,16 +73,6 @@ class ExportResult:
     seconds: float
 
 
-@dataclass(frozen=True)
-class _Built:
-    """One ONNX file, and what is known of it before the gate. `engine_graph` is what TensorRT takes in its place."""
-
-    data: bytes
-    types: ElementTypes
-    details: dict[str, Any] = field(default_factory=dict)
-    engine_graph: _Built | None = None
-
-
 def export_bundle(options: ExportOptions, progress: Progress = lambda line: None) -> ExportResult:
     """Exports one checkpoint. Raises `gate.Refusal` where the gate refuses, else what `runtime.errors` documents."""
     started = time.perf_counter()
@@ -88,16 +84,19 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
     dataset = labelled_set(header, options.source.dataset, options.data)
     sample, dataset = _sample(checkpoint, dataset, options, progress)
     expected = measures.reference(checkpoint, sample)
-    built = _build(checkpoint, dataset, options, progress)
-    target = options.out / f"{header.name}-{'-'.join(name for name in built if name != 'fp32') or 'fp32'}"
-    with writer.drafting(target) as draft:
+    target = options.out / f"{header.name}-{_suffix(options.precisions)}"
+    with writer.drafting(target) as draft:  # before the work that another export into the same place would waste
+        built = _build(
+            Material(checkpoint, dataset, options.calibration, options.engines is not None), options, progress
+        )
         manifest = _draft(draft, target.name, checkpoint, built, expected)
         if options.engines is not None:
             engines = build_engines(draft, manifest.variants, options.engines, progress)
             manifest = msgspec.structs.replace(manifest, engines=engines, files=dict(draft.files))
         draft.describe(manifest)
         types = {file: found.types for file, found in _files(built).items()}
-        result = gate.judge(gate.Case(draft.path, manifest, types, checkpoint, expected, dataset), progress)
+        title = dataset.title if dataset else ""
+        result = gate.judge(gate.Case(draft.path, manifest, types, checkpoint, expected, title), progress)
         result.refuse()
         manifest = _verified(manifest, result)
         draft.write("README.md", card(manifest).encode())
@@ -106,6 +105,12 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
         open_bundle(draft.path, verify=True).close()
     progress(f"bundle      {target}: {sum(file.bytes for file in draft.files.values()):,} bytes, verified")
     return ExportResult(target, manifest, time.perf_counter() - started)
+
+
+def _suffix(wanted: tuple[Precision, ...]) -> str:
+    """`fp16-int8`: what the bundle holds beside fp32, or fp32 where that is all."""
+    base, *others = precisions.chosen(wanted)
+    return "-".join(others) or base
 
 
 def _recorded_line(checkpoint: Checkpoint) -> str:
@@ -121,17 +126,16 @@ def _at_training(checkpoint: Checkpoint) -> str:
 def _sample(
     checkpoint: Checkpoint, dataset: Dataset | None, options: ExportOptions, progress: Progress
 ) -> tuple[samples.Sample, Dataset | None]:
-    """The pictures the gate looks at, and the data set if its test split could be read."""
+    """The images the gate looks at, and the data set if its test split could be read."""
     header = checkpoint.header
     reason = f"no data set is known for {header.name}"
     if dataset is not None:
+        own = header.classes["en"]
         if options.source.dataset is not None:  # one that was named and does not fit is no reason to look elsewhere
-            _names(dataset, header.classes["en"])
+            labels.matched(dataset.name, dataset.classes["en"], own)
         try:
-            with samples.impatient():
-                sample = samples.from_test_set(
-                    dataset.test, _names(dataset, header.classes["en"]), dataset.title, options.verify_images
-                )
+            classes = labels.matched(dataset.name, dataset.classes["en"], own)
+            sample = samples.from_test_set(dataset.test, classes, dataset.title, options.verify_images)
         except DatasetError as error:
             if options.require_labels:
                 raise
@@ -140,35 +144,15 @@ def _sample(
             progress(f"images      {sample.kind}")
             return sample, dataset
     if options.require_labels:
-        raise DatasetError(f"{reason}; leave out --verify-images to compare on photographs without labels")
+        raise DatasetError(reason, "leave out --verify-images to compare on photographs without labels")
     sample = samples.from_photographs(header.input)
     progress(f"images      {sample.kind}; accuracy is not measured: {reason}")
     return sample, None
 
 
-def _names(dataset: Dataset, own: tuple[str, ...]) -> tuple[str, ...]:
-    """The data set's classes as the checkpoint calls them: by name where the names are the same set, else by place."""
-    theirs = dataset.classes["en"]
-    if set(theirs) == set(own):
-        return theirs
-    if len(theirs) == len(own):
-        return own
-    raise DatasetError(f"data set {dataset.name} has {len(theirs)} classes, the checkpoint {len(own)}; name its own")
-
-
-def _build(
-    checkpoint: Checkpoint, dataset: Dataset | None, options: ExportOptions, progress: Progress
-) -> dict[Precision, _Built]:
+def _build(material: Material, options: ExportOptions, progress: Progress) -> dict[Precision, Built]:
     """Every variant's file, fp32 first."""
-    built: dict[Precision, _Built] = {"fp32": _built(graph.to_onnx(checkpoint))}
-    if options.fp16:
-        built["fp16"] = _built(graph.to_onnx(checkpoint, "fp16"))
-    if options.int8 is not None:
-        if dataset is None:
-            raise DatasetError(
-                "int8 is calibrated on training images, and there are none; name their folder with --data"
-            )
-        built["int8"] = _int8(built["fp32"].data, dataset, options.int8, for_tensorrt=options.engines is not None)
+    built = precisions.build(material, options.precisions)
     for name, variant in built.items():
         progress(f"{name:<12}{_size_and_layers(variant)}")
         if variant.engine_graph:
@@ -176,27 +160,12 @@ def _build(
     return built
 
 
-def _built(data: bytes, kept: Collection[str] = (), **details: Any) -> _Built:
-    types = precision.element_types(data, kept)
-    return _Built(data, types, {"element_types": msgspec.to_builtins(types), **details})
-
-
-def _int8(fp32: bytes, dataset: Dataset, options: Int8Options, *, for_tensorrt: bool) -> _Built:
-    """The graph for CPUs, and with it the one that TensorRT takes, calibrated on the same images."""
-    images = dataset.train.images[samples.stratified(dataset.train.labels, options.images)]
-    details = {"calibration": msgspec.to_builtins(options), "calibrated_on": f"{dataset.title} training set"}
-    found = _built(precision.int8(fp32, images, options), options.exclude, **details)
-    if not for_tensorrt:
-        return found
-    return replace(found, engine_graph=_built(precision.int8_for_tensorrt(fp32, images, options), options.exclude))
-
-
-def _size_and_layers(built: _Built) -> str:
+def _size_and_layers(built: Built) -> str:
     layers = ", ".join(f"{count} {kind}" for kind, count in built.types.compute.items())
     return f"{len(built.data):,} bytes, layers: {layers}"
 
 
-def _files(built: dict[Precision, _Built]) -> dict[str, _Built]:
+def _files(built: dict[Precision, Built]) -> dict[str, Built]:
     """Every ONNX file by its place in the bundle."""
     files = {f"model.{kind}.onnx": variant for kind, variant in built.items()}
     return files | {_engine_file(kind): found.engine_graph for kind, found in built.items() if found.engine_graph}
@@ -207,18 +176,18 @@ def _engine_file(kind: Precision) -> str:
 
 
 def _draft(
-    draft: writer.Draft, name: str, checkpoint: Checkpoint, built: dict[Precision, _Built], expected: Reference
+    draft: writer.Draft, name: str, checkpoint: Checkpoint, built: dict[Precision, Built], expected: Reference
 ) -> Manifest:
     """Writes the graphs, labels and golden images -> a manifest without measurements, for the runtime to open."""
     header = checkpoint.header
     for file, found in _files(built).items():
         draft.write(file, found.data)
     draft.write("labels.txt", "".join(f"{label}\n" for label in header.classes["en"]).encode())
-    golden = []
+    golden, truth = [], expected.sample.truth
     for number, row in enumerate(samples.golden_rows(expected.probabilities, expected.sample.images, header.input)):
         file = f"golden/{number}.png"
         draft.write(file, samples.png(expected.sample.images[row]))
-        label = expected.sample.truth[row] if expected.sample.truth else None
+        label = None if truth is None else expected.classes[truth[row]]
         golden.append(Golden(file=file, label=label, probabilities=tuple(map(float, expected.probabilities[row]))))
     return Manifest(
         format=FORMAT,
@@ -250,7 +219,7 @@ def _provenance(checkpoint: Checkpoint) -> Provenance:
     )
 
 
-def _unverified(kind: Precision, variant: _Built) -> Variant:
+def _unverified(kind: Precision, variant: Built) -> Variant:
     model = onnx.load_from_string(variant.data)
     engine_graph = variant.engine_graph
     nothing = Verification(
@@ -269,7 +238,7 @@ def _unverified(kind: Precision, variant: _Built) -> Variant:
         file=f"model.{kind}.onnx",
         opset=model.opset_import[0].version,
         ir_version=model.ir_version,
-        golden_tolerance=LIMITS[kind].golden,
+        golden_tolerance=EXPORTS[kind].limits.golden,
         verifications=(nothing,),
         details=variant.details,
         engine_graph=EngineGraph(file=_engine_file(kind), verifications=(nothing,), details=engine_graph.details)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import io
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +13,6 @@ from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Input
 from convexport.training.datasets import Split
 
-# How long one attempt to reach a data set's server may take: an export must not wait for a network that is not there.
-NETWORK_SECONDS = 5.0
 CROPS = 512
 SEED = 0
 GOLDEN = 5
@@ -27,34 +22,42 @@ CLEAR_MARGIN = 0.2
 
 @dataclass(frozen=True)
 class Sample:
-    """Pictures uint8 [N, H, W, C] and what they are.
+    """Images and what they are.
 
-    `truth` is each picture's class (English label), None where the pictures have none. `population` counts, by class,
-    the set that they were drawn from. `names` say how a flip is listed.
+    Attributes:
+        images: uint8 [N, H, W, C].
+        truth: The network's index of each image's class, int64 [N]; None where the images have no labels.
+        names: How an image is called in a list of flips.
+        kind: What the images are, in words.
+        population: How many images of each class the set has that they were drawn from, int64 [K].
     """
 
     images: NDArray[np.uint8]
-    truth: tuple[str, ...] | None
+    truth: NDArray[np.int64] | None
     names: tuple[str, ...]
     kind: str
-    population: dict[str, int]
+    population: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.images)
 
 
-def from_test_set(test: Split, classes: tuple[str, ...], title: str, wanted: int) -> Sample:
-    """At most `wanted` pictures of a labelled test set, as many of each class as its share, chosen by seed."""
+def from_test_set(test: Split, classes: NDArray[np.int64], title: str, wanted: int) -> Sample:
+    """At most `wanted` images of a labelled test set, as many of each class as its share, chosen by seed.
+
+    `classes` are the network's indices by those of the data set, as `labels.matched` gives them.
+    """
     index = stratified(test.labels, wanted)
     kind = f"{title} test set, " + (
         f"all {len(test):,}" if len(index) == len(test) else f"{len(index):,} of {len(test):,}"
     )
+    truth = classes[test.labels]
     return Sample(
         images=test.images[index],
-        truth=tuple(classes[label] for label in test.labels[index]),
+        truth=truth[index],
         names=tuple(f"test[{position}]" for position in index),
         kind=kind,
-        population={name: int((test.labels == label).sum()) for label, name in enumerate(classes)},
+        population=np.bincount(truth, minlength=len(classes)),
     )
 
 
@@ -91,7 +94,7 @@ def from_photographs(wanted: Input, count: int = CROPS) -> Sample:
             images.append(image)
             names.append(f"photograph {position} at {left},{top} side {side}")
     kind = f"{count} crops of scikit-learn's sample photographs, without labels"
-    return Sample(np.stack(images), None, tuple(names), kind, {})
+    return Sample(np.stack(images), None, tuple(names), kind, np.zeros(0, np.int64))
 
 
 def png(image: NDArray[np.uint8]) -> bytes:
@@ -121,14 +124,3 @@ def golden_rows(probabilities: NDArray[np.float32], images: NDArray[np.uint8], w
             seen.add(int(predicted[row]))
             rows.append(int(row))
     return sorted(rows)
-
-
-@contextmanager
-def impatient() -> Iterator[None]:
-    """Network connections opened inside give up after `NETWORK_SECONDS`."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_SECONDS)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

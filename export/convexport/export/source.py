@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from convexport.runtime.errors import CheckpointError, UsageError
+from convexport.runtime.errors import CheckpointError, UsageError, first_line
 from convexport.runtime.manifest import Accuracy, Input, Normalization
 from convexport.runtime.manifest import Dataset as DatasetFacts
 from convexport.training import datasets, models
@@ -21,7 +21,7 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Foreign:
-    """What a state dict made elsewhere does not say: its classes in order, and how its pixels were normalised."""
+    """What a state dict made elsewhere does not say: its classes in order, and how its pixels were normalized."""
 
     classes: tuple[str, ...]
     mean: tuple[float, ...]
@@ -48,12 +48,9 @@ def load_checkpoint(source: Source) -> Checkpoint:
     checkpoint = load(source.path if source.path is not None else _by_name(source))
     header = checkpoint.header
     if source.model not in (None, header.model):
-        raise UsageError(f"checkpoint {header.name} holds {header.model}, not {source.model}; leave out --model")
-    classes = header.classes.get("en", ())
-    if len(set(classes)) != len(classes) or not classes:
-        raise CheckpointError(
-            f"checkpoint {header.name}: its classes {list(classes)} are not all different; train again"
-        )
+        raise UsageError(f"checkpoint {header.name} holds {header.model}, not {source.model}", "leave out --model")
+    if not header.classes.get("en"):
+        raise CheckpointError(f"checkpoint {header.name}: it names no classes", "train again")
     return _checked(checkpoint)
 
 
@@ -62,23 +59,24 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     header = checkpoint.header
     # The bundle's folder is called after it: a name from elsewhere must not lead out of --out.
     if not header.name.isprintable() or not header.name or set(header.name) & set("/\\"):
-        raise CheckpointError(f"checkpoint name {header.name!r}: expected the name of a folder; train again")
+        raise CheckpointError(f"checkpoint name {header.name!r}: expected the name of a folder", "train again")
     where, channels = f"checkpoint {header.name}", header.input.channels
     mean, std, temperature = header.normalization.mean, header.normalization.std, header.normalization.temperature
     finite = all(map(math.isfinite, (*mean, *std, temperature)))
     if not (len(mean) == len(std) == channels and finite and min(*std, temperature) > 0):
         raise CheckpointError(
             f"{where}: mean {list(mean)}, std {list(std)}, temperature {temperature:g}; expected {channels} numbers "
-            "each, std and temperature above 0; train again"
+            "each, std and temperature above 0",
+            "train again",
         )
     outputs = _outputs(checkpoint)
     for language, labels in header.classes.items():
         if len(labels) != outputs:
             raise CheckpointError(
-                f"{where}: {len(labels)} classes in {language!r}, its network tells {outputs} apart; train again"
+                f"{where}: {len(labels)} classes in {language!r}, its network tells {outputs} apart", "train again"
             )
         if not all(label and label.isprintable() for label in labels):
-            raise CheckpointError(f"{where}: its classes {list(labels)} are not one line each; train again")
+            raise CheckpointError(f"{where}: its classes {list(labels)} are not one line each", "train again")
     return checkpoint
 
 
@@ -89,26 +87,25 @@ def _outputs(checkpoint: Checkpoint) -> int:
     try:
         network = checkpoint.network()
     except (RuntimeError, UsageError) as error:
-        raise CheckpointError(f"{where}: its network cannot be made ({_line(error)}); train again") from error
+        raise CheckpointError(f"{where}: its network cannot be made ({first_line(error)})", "train again") from error
     for key, value in network.state_dict().items():
         if not torch.isfinite(value).all():
-            raise CheckpointError(f"{where}: tensor {key!r} holds NaN or infinity; train again")
+            raise CheckpointError(f"{where}: tensor {key!r} holds NaN or infinity", "train again")
     try:
         with torch.no_grad():
             return int(network(torch.zeros(1, size.channels, size.height, size.width)).shape[1])
     except RuntimeError as error:
         shape = [size.height, size.width, size.channels]
-        raise CheckpointError(f"{where}: {header.model} takes no {shape} ({_line(error)}); train again") from error
-
-
-def _line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"{where}: {header.model} takes no {shape} ({first_line(error)})", "train again"
+        ) from error
 
 
 def _by_name(source: Source) -> Path:
     if source.model is None:
         raise UsageError(
-            f"name the network with --model, or its file with --checkpoint; known: {', '.join(models.MODELS)}"
+            "no network is named",
+            f"name one with --model, or its file with --checkpoint; known: {', '.join(models.MODELS)}",
         )
     dataset = source.dataset or models.entry(source.model).dataset
     path = source.folder / f"{source.model}-{Path(dataset).absolute().name}.safetensors"
@@ -119,14 +116,14 @@ def _by_name(source: Source) -> Path:
     hint = f" (there is {source.folder / near[0]}.safetensors)" if near else ""
     extra = f" --dataset {dataset}" if source.dataset else ""
     raise CheckpointError(
-        f"checkpoint {path} is not there; train it with: convtrain --model {source.model}{extra}, "
-        f"or name another file with --checkpoint{hint}"
+        f"checkpoint {path} is not there",
+        f"train it with: convtrain --model {source.model}{extra}, or name another file with --checkpoint{hint}",
     )
 
 
 def _foreign(source: Source, facts: Foreign) -> Checkpoint:
     if source.path is None or source.model is None:
-        raise UsageError("--classes, --mean and --std describe a state dict: name it with --checkpoint and --model")
+        raise UsageError("--classes, --mean and --std describe a state dict", "name it with --checkpoint and --model")
     entry = models.entry(source.model)
     channels = len(facts.mean)
     numbers = (*facts.mean, *facts.std)
@@ -139,10 +136,8 @@ def _foreign(source: Source, facts: Foreign) -> Checkpoint:
         raise UsageError(
             f"--mean {list(facts.mean)} --std {list(facts.std)}: expected 1 or 3 numbers each, std above 0"
         )
-    if len(set(facts.classes)) != len(facts.classes) or len(facts.classes) < 2:
-        raise UsageError(
-            f"--classes holds {len(facts.classes)} labels; expected two or more, all different, one a line"
-        )
+    if len(facts.classes) < 2:
+        raise UsageError(f"--classes holds {len(facts.classes)} labels, expected two or more", "write one in each line")
     arguments = {"classes": len(facts.classes), "channels": channels}
     found, sha256 = load_foreign(source.path)
     state = _without_needless_biases(found, models.build(source.model, arguments).state_dict())
@@ -172,7 +167,7 @@ def _foreign(source: Source, facts: Foreign) -> Checkpoint:
 def _without_needless_biases(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
     """A convolution's bias before a batch norm (kuangliu/pytorch-cifar has one) moved into the batch norm's mean.
 
-    The normalised value is the same: (x + bias) - mean = x - (mean - bias).
+    The normalized value is the same: (x + bias) - mean = x - (mean - bias).
     """
     state = {key: value.float() if value.is_floating_point() else value for key, value in found.items()}
     for key in [key for key in state if key.endswith(".bias") and key not in expected]:

@@ -17,15 +17,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from convexport.export.precisions import EXPORTS
 from convexport.runtime.bundle import Bundle, open_bundle
-from convexport.runtime.errors import BundleError, UsageError
+from convexport.runtime.errors import BundleError, StorageError, UsageError, first_line
 from convexport.runtime.manifest import Engine, Manifest
-from convexport.runtime.precision import PRECISIONS, Precision
 
 MAX_BATCH = 256
 QUEUE_DELAY_MICROSECONDS = 500
-_SUFFIX = rf"(-({'|'.join(PRECISIONS)}))+$"  # a bundle is named after its precisions, a model after its own
-_KINDS: dict[Precision, str] = {"fp32": "KIND_AUTO", "fp16": "KIND_GPU", "int8": "KIND_CPU"}
+_SUFFIX = rf"(-({'|'.join(EXPORTS)}))+$"  # a bundle is named after its precisions, a model after its own
 
 
 @dataclass(frozen=True)
@@ -53,19 +52,21 @@ def write_repository(bundle: Path, directory: Path) -> Repository:
     """Adds the bundle's ONNX variants and TensorRT plans to a model repository.
 
     Each model appears whole or not at all. Raises `BundleError` for a bundle that is damaged, `UsageError` where a
-    model is there already or the folder cannot be written.
+    model is there already, `StorageError` where the folder cannot be written.
     """
     with open_bundle(bundle, verify=True) as opened:
         models, notes = _models(opened.manifest)
         for model in models:
             if (directory / model.name).exists():
-                raise UsageError(f"{directory / model.name} is there already; remove it or name another folder")
+                raise UsageError(f"{directory / model.name} is there already", "remove it or name another folder")
         try:
             directory.mkdir(parents=True, exist_ok=True)
             for model in models:
                 _write(opened, model, directory)
         except OSError as error:
-            raise UsageError(f"{directory}: cannot be written ({error.strerror}); name another folder") from error
+            raise StorageError(
+                f"{directory}: cannot be written ({first_line(error)})", "name another folder"
+            ) from error
     return Repository(tuple(model.name for model in models), notes)
 
 
@@ -103,15 +104,16 @@ def _models(manifest: Manifest) -> tuple[list[_Model], tuple[str, ...]]:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", manifest.name):
         raise BundleError(
             f"bundle {manifest.name!r}: no name for a folder of Triton's, which has letters, digits, '.', '_' and '-' "
-            "only; name the checkpoint's file or the data set's folder so, and export again"
+            "only",
+            "name the checkpoint's file or the data set's folder so, and export again",
         )
     models = []
-    for precision in PRECISIONS:
+    for precision in EXPORTS:
         if precision not in manifest.variants:
             continue
         name = f"{re.sub(_SUFFIX, '', manifest.name)}-{precision}"
         files = {"model.onnx": manifest.variants[precision].file}
-        models.append(_Model(name, "onnxruntime", MAX_BATCH, _KINDS[precision], files))
+        models.append(_Model(name, "onnxruntime", MAX_BATCH, EXPORTS[precision].triton_kind, files))
         plans = [one for one in manifest.engines if one.key.precision == precision and one.key.flavour == "tensorrt"]
         if plans:
             models.append(_plan_model(f"{name}-tensorrt", plans))

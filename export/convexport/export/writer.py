@@ -1,13 +1,14 @@
 """A bundle appears whole or not at all: temporary folder -> files -> hashes -> manifest last -> sync -> rename.
 
-The draft lies in a hidden folder beside its place, one level deeper than bundles are looked for. A run that is killed
-leaves that hidden folder; the next export into the same place clears it away. A bundle that is replaced is moved into
-the hidden folder first: a run killed between the two renames leaves none, and the next export puts the old one back.
+One export at a time writes to a place: a lock file beside it is held meanwhile, and the operating system lets go of it
+when the process dies, on this machine or in another container. So every draft that is found once the lock is held is
+dead, and is cleared away. The draft lies in a hidden folder beside its place, one level deeper than bundles are looked
+for. A bundle that is replaced is moved into that folder first: a run killed between the two renames leaves none, and
+the next export puts the old one back.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import shutil
@@ -15,14 +16,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from convexport.runtime.atomic import sync_file, sync_folder
 from convexport.runtime.bundle_files import MANIFEST, OLD_MANIFEST
-from convexport.runtime.errors import BundleError, UsageError
+from convexport.runtime.errors import StorageError, UsageError, first_line
 from convexport.runtime.manifest import File, Manifest, encode
 
 _DRAFT, _OLD = "draft", "old"
-# A folder cannot be renamed to a name that a folder with files has.
-_TAKEN = {errno.ENOTEMPTY, errno.EEXIST}
+# How long an export waits for another one that is about to end.
+LOCK_SECONDS = 0.5
 
 
 class Draft:
@@ -46,31 +49,63 @@ class Draft:
 def drafting(target: Path) -> Iterator[Draft]:
     """A draft that becomes the bundle `target` when the block ends, and leaves nothing when it raises.
 
-    Raises `UsageError` where `target` is there and no bundle, `BundleError` where it cannot be written.
+    Raises:
+        UsageError: `target` is there and no bundle, or another export is writing to it.
+        StorageError: It cannot be written.
     """
-    work = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        if not _free(target):
-            raise UsageError(f"{target} is there and is no bundle; name another place with --out, or move it away")
+    work = target.with_name(f".{target.name}.partial")
+    with _translated(target, "name another place with --out"):
         target.parent.mkdir(parents=True, exist_ok=True)
-        _clear_dead(target)
-        draft = work / _DRAFT
-        draft.mkdir(parents=True)
-    except OSError as error:
-        raise BundleError(f"{target}: cannot be written ({error.strerror}); name another place with --out") from error
+    with _locked(target):
+        try:
+            with _translated(target, "name another place with --out"):
+                _discard(work, target)  # left by a run that was killed
+                if not _free(target):
+                    raise UsageError(
+                        f"{target} is there and is no bundle", "name another place with --out, or move it away"
+                    )
+                draft = work / _DRAFT
+                draft.mkdir(parents=True)
+            with _translated(target, "mend that and export again"):
+                yield Draft(draft)
+                _sync_tree(draft)
+                _place(draft, target, work / _OLD)
+                sync_folder(target.parent)
+        finally:
+            _discard(work, target)
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Holds the lock on a place. Raises `UsageError` where another export has it."""
+    file = target.with_name(f".{target.name}.lock")
+    lock = FileLock(file)
     try:
-        yield Draft(draft)
-        _sync_tree(draft)
-        _place(draft, target, work / _OLD)
-        sync_folder(target.parent)
-    except OSError as error:
-        raise BundleError(f"{target}: cannot be written ({error.strerror}); mend that and export again") from error
+        with _translated(target, "name another place with --out"):
+            lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise UsageError(
+            f"{target} is being written by another export", "wait until it has ended, or name another place with --out"
+        ) from None
+    try:
+        yield
     finally:
-        _discard(work, target)
+        file.unlink(missing_ok=True)  # while it is held: whoever waits for it notices that its file is gone
+        lock.release()
+
+
+@contextmanager
+def _translated(target: Path, fix: str) -> Iterator[None]:
+    try:
+        yield
+    except Timeout:  # an OSError too
+        raise
+    except OSError as error:
+        raise StorageError(f"{target}: cannot be written ({first_line(error)})", fix) from error
 
 
 def _free(target: Path) -> bool:
-    """Whether a bundle may go there: nothing is there, or another bundle. One look, for others write there too."""
+    """Whether a bundle may go there: nothing is there, or another bundle."""
     try:
         return not {MANIFEST, OLD_MANIFEST}.isdisjoint(os.listdir(target))  # noqa: PTH208 - pathlib's lists lazily
     except FileNotFoundError:
@@ -80,18 +115,10 @@ def _free(target: Path) -> bool:
 
 
 def _place(draft: Path, target: Path, old: Path) -> None:
-    """Renames the draft; the bundle in its place goes to `old`. Of exports that end at once the last one stays."""
-    while True:
-        with suppress(FileNotFoundError):
-            target.rename(old)
-        try:
-            draft.rename(target)
-        except OSError as error:
-            if error.errno not in _TAKEN:
-                raise
-            shutil.rmtree(old, ignore_errors=True)  # another export has put its bundle there meanwhile
-        else:
-            return
+    """Renames the draft; the bundle in its place goes to `old`."""
+    with suppress(FileNotFoundError):
+        target.rename(old)
+    draft.rename(target)
 
 
 def _discard(work: Path, target: Path) -> None:
@@ -99,28 +126,9 @@ def _discard(work: Path, target: Path) -> None:
     if (work / _OLD).is_dir() and not target.exists():
         try:
             (work / _OLD).rename(target)
-        except OSError as error:
-            if error.errno not in _TAKEN:
-                return  # the next export tries again
+        except OSError:
+            return  # the next export tries again
     shutil.rmtree(work, ignore_errors=True)
-
-
-def _clear_dead(target: Path) -> None:
-    """What runs into the same place that are no longer alive have left."""
-    for work in target.parent.glob(f".{target.name}.*.partial"):
-        process = work.name.removesuffix(".partial").rpartition(".")[2]
-        if process.isdecimal() and not _alive(int(process)):
-            _discard(work, target)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return process != os.getpid()
 
 
 def _write(path: Path, data: bytes) -> None:

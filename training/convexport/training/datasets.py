@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
+from urllib.error import HTTPError
 
 import msgspec
 import numpy as np
@@ -31,6 +33,8 @@ from convexport.runtime.records import Failure
 SplitName = Literal["train", "test"]
 SPLIT_SEED = 0
 TEST_SHARE = 0.2
+# How long a server may take to answer before a download is given up.
+NETWORK_SECONDS = 5.0
 
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -299,6 +303,7 @@ def _downloaded(factory: partial[Any], root: Path, place: str) -> Any:
     # Asked before torchvision makes the folder, which it leaves empty.
     state = "not whole" if any((root / place).glob("*")) else "not"
     try:
+        _reach(factory.func)
         return factory(download=True)
     except (RuntimeError, OSError, HTTPException) as error:
         raise DatasetError(
@@ -306,6 +311,34 @@ def _downloaded(factory: partial[Any], root: Path, place: str) -> Any:
             f"({_last_answer(error)})",
             f"put it there, or set $CONVEXPORT_DATA to the folder that holds {place.split('/')[0]}/",
         ) from error
+
+
+def _reach(kind: Any) -> None:
+    """Raises `OSError` where none of the servers answers in time: torchvision itself waits without end.
+
+    A server that answers with an error is left to torchvision, which may know another one.
+    """
+    urls = [kind.url] if hasattr(kind, "url") else [mirror + kind.resources[0][0] for mirror in kind.mirrors]
+    refusal: OSError | None = None
+    for url in urls:
+        refusal = _refusal(url)
+        if refusal is None:
+            return
+    if refusal is not None:
+        raise refusal
+
+
+def _refusal(url: str) -> OSError | None:
+    """Why no server answers there; None where one does."""
+    request = urllib.request.Request(url, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=NETWORK_SECONDS):
+            return None
+    except HTTPError as answer:
+        answer.close()
+        return None
+    except OSError as error:
+        return error
 
 
 def _last_answer(error: Exception) -> str:

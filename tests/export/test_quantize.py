@@ -1,4 +1,4 @@
-"""INT8 as QDQ, and what FP16 storage does."""
+"""INT8 as QDQ, in its two forms."""
 
 from __future__ import annotations
 
@@ -10,19 +10,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
-from torch import nn
 
 from convexport.export import graph
-from convexport.export.precision import (
-    Fp16Emulation,
-    Int8Options,
-    element_types,
-    int8,
-    int8_for_tensorrt,
-    weight_storage,
-)
-from convexport.runtime.errors import BundleError
+from convexport.export.element_types import element_types
+from convexport.export.passes.quantize import FOR_CPU, FOR_TENSORRT, Int8Options, quantize
+from convexport.runtime.errors import StorageError
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
 from helpers.small_checkpoints import untrained
@@ -39,9 +31,9 @@ def test_every_calibration_gives_the_same_bytes_twice_and_says_nothing(
 ) -> None:
     fp32 = graph.to_onnx(lenet5)
     options = Int8Options(method=method)
-    for make in (int8, int8_for_tensorrt):
-        first = make(fp32, images(), options)
-        assert first == make(fp32, images(), options)
+    for form in (FOR_CPU, FOR_TENSORRT):
+        first = quantize(fp32, images(), options, form)
+        assert first == quantize(fp32, images(), options, form)
         assert element_types(first).compute == {"INT8": 5}
     assert capfd.readouterr() == ("", "")
 
@@ -49,7 +41,7 @@ def test_every_calibration_gives_the_same_bytes_twice_and_says_nothing(
 @pytest.mark.usefixtures("traced_once")
 def test_int8_keeps_names_and_metadata_and_the_float_shell(lenet5: Checkpoint) -> None:
     fp32 = graph.to_onnx(lenet5)
-    model = onnx.load_from_string(int8(fp32, images(), Int8Options()))
+    model = onnx.load_from_string(quantize(fp32, images(), Int8Options()))
     before = {item.key: item.value for item in onnx.load_from_string(fp32).metadata_props}
     assert {item.key: item.value for item in model.metadata_props} == {**before, "convexport.precision": "int8"}
     assert (model.producer_name, model.graph.name) == ("convexport", "lenet5-digits")
@@ -65,7 +57,7 @@ def test_int8_keeps_names_and_metadata_and_the_float_shell(lenet5: Checkpoint) -
 @pytest.mark.usefixtures("traced_once")
 def test_weights_have_a_scale_a_channel_and_excluded_nodes_stay_float(lenet5: Checkpoint) -> None:
     fp32 = graph.to_onnx(lenet5)
-    data = int8(fp32, images(), Int8Options(exclude=("node_linear_1",), activations="int8"))
+    data = quantize(fp32, images(), Int8Options(exclude=("node_linear_1",), activations="int8"))
     assert element_types(data).compute == {"FLOAT": 1, "INT8": 4}
     scales = {value.name: list(value.dims) for value in onnx.load_from_string(data).graph.initializer}
     assert scales["network.3.weight_scale"] == [16]
@@ -75,7 +67,7 @@ def test_weights_have_a_scale_a_channel_and_excluded_nodes_stay_float(lenet5: Ch
 def test_the_graph_for_tensorrt_is_symmetric_and_quantises_what_the_products_read_alone(lenet5: Checkpoint) -> None:
     fp32 = graph.to_onnx(lenet5)
     # `activations` is of the graph for CPUs: TensorRT takes one type only.
-    data = int8_for_tensorrt(fp32, images(), Int8Options(activations="uint8"))
+    data = quantize(fp32, images(), Int8Options(activations="uint8"), FOR_TENSORRT)
     model = onnx.load_from_string(data)
     values = {value.name: onnx.numpy_helper.to_array(value) for value in model.graph.initializer}
     for node in model.graph.node:
@@ -98,7 +90,7 @@ def test_the_graph_for_tensorrt_is_symmetric_and_quantises_what_the_products_rea
 def test_both_int8_graphs_answer_as_the_fp32_one_does(lenet5: Checkpoint) -> None:
     fp32 = graph.to_onnx(lenet5)
     answers = []
-    for data in (fp32, int8(fp32, images(), Int8Options()), int8_for_tensorrt(fp32, images(), Int8Options())):
+    for data in (fp32, *(quantize(fp32, images(), Int8Options(), form) for form in (FOR_CPU, FOR_TENSORRT))):
         session = onnxruntime.InferenceSession(data, quiet(), providers=["CPUExecutionProvider"])
         answers.append(np.asarray(session.run(None, {"images": images(200)[40:]})[0]))
     for found in answers[1:]:
@@ -117,7 +109,7 @@ def test_a_vgg_runs_in_8_bit_kernels_from_the_first_convolution_to_the_last_laye
     pictures = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
     options = quiet()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
-    onnxruntime.InferenceSession(int8(fp32, pictures, Int8Options()), options, providers=["CPUExecutionProvider"])
+    onnxruntime.InferenceSession(quantize(fp32, pictures, Int8Options()), options, providers=["CPUExecutionProvider"])
     kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
     assert kinds.count("QLinearConv") == 8
     assert kinds.count("NhwcMaxPool") == 5
@@ -127,43 +119,33 @@ def test_a_vgg_runs_in_8_bit_kernels_from_the_first_convolution_to_the_last_laye
     assert kinds.count("QuantizeLinear") == 1
 
 
+@pytest.mark.usefixtures("traced_once")
+def test_weights_for_cpus_have_7_bits_and_cannot_saturate_16(lenet5: Checkpoint) -> None:
+    fp32 = graph.to_onnx(lenet5)
+    largest = {}
+    for form in (FOR_CPU, FOR_TENSORRT):
+        model = onnx.load_from_string(quantize(fp32, images(), Int8Options(), form))
+        weights = [
+            onnx.numpy_helper.to_array(value).astype(int)
+            for value in model.graph.initializer
+            if value.data_type == onnx.TensorProto.INT8 and value.name.endswith("weight_quantized")
+        ]
+        assert len(weights) == 5
+        largest[form.reduce_range] = max(int(abs(values).max()) for values in weights)
+    assert largest == {True: 64, False: 127}
+    # A CPU without VNNI keeps the sum of two products of uint8 and int8 in 16 bits.
+    assert 2 * 255 * largest[True] < 2**15 < 2 * 255 * largest[False]
+
+
 def test_a_temporary_folder_without_room_is_one_line(fp32: bytes) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))  # no file may grow beyond that
     try:
-        with pytest.raises(BundleError) as caught:
-            int8(fp32, images(), Int8Options())
+        with pytest.raises(StorageError) as caught:
+            quantize(fp32, images(), Int8Options())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(caught.value) == (
         "int8 is made in the temporary folder, which cannot be written (File too large); make room, or name another "
         "with TMPDIR"
     )
-
-
-def test_weights_are_counted_as_fp16_stores_them() -> None:
-    found = weight_storage(torch.tensor([0.0, 1.0, 1e-5, 1e-9, 70000.0]))
-    assert (found.overflowed, found.subnormal, found.underflowed) == (1, 0.25, 0.25)
-
-
-def test_the_emulation_overflows_where_fp16_does_and_names_the_tensor() -> None:
-    network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
-    with torch.no_grad():
-        network[0].weight.fill_(1000.0)
-        network[2].weight.fill_(0.001)
-    emulation = Fp16Emulation(network)
-    with torch.no_grad():
-        assert float(emulation(torch.tensor([[60.0]]))) == pytest.approx(60.0, rel=1e-3)
-        assert emulation.headroom == pytest.approx(65504 / 60_000)
-        assert not torch.isfinite(emulation(torch.tensor([[70.0]])))
-        assert float(network(torch.tensor([[70.0]]))) == pytest.approx(70.0)  # the network itself is left as it was
-    assert emulation.largest["0"] == pytest.approx(70_000)
-
-
-def test_the_emulation_matches_torch_in_half(lenet5: Checkpoint) -> None:
-    pixels = torch.from_numpy(images(8)).permute(0, 3, 1, 2).float() / 255
-    network = graph.fold_batch_norm(lenet5.network())
-    with torch.no_grad():
-        emulated = Fp16Emulation(network)(pixels)
-        half = network.half()(pixels.half()).float()
-    torch.testing.assert_close(emulated, half, atol=0.02, rtol=0.01)

@@ -1,0 +1,66 @@
+"""Which class of a labelled data set is which output of a network: a user's order of classes is theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convexport.runtime.errors import DatasetError
+
+NAMES_SHOWN = 3
+
+
+def matched(name: str, theirs: Sequence[str], own: Sequence[str]) -> NDArray[np.int64]:
+    """Matches a data set's classes with a network's.
+
+    By name where the names are the same set and no name occurs twice, else by index: "0" and "zero" may mean one class,
+    and two classes may have one name. Names that agree in part and contradict their indices are refused.
+
+    Args:
+        name: What the data set is called in an error.
+        theirs: The data set's labels in its order of classes.
+        own: The network's labels in the order of its outputs.
+
+    Returns:
+        The network's index for each index of the data set, int64 [classes].
+
+    Raises:
+        DatasetError: The number of classes differs, or some names stand at other indices and the rest do not agree.
+    """
+    if len(theirs) != len(own):
+        raise DatasetError(
+            f"data set {name} has {len(theirs)} classes, the checkpoint {len(own)}{_difference(theirs, own)}",
+            "name its own",
+        )
+    place = {label: index for index, label in enumerate(own) if own.count(label) == 1}
+    unique = {label: index for index, label in enumerate(theirs) if theirs.count(label) == 1}
+    if len(place) == len(own) and place.keys() == unique.keys():
+        return np.array([place[label] for label in theirs], np.int64)
+    for label in unique.keys() & place.keys():
+        if unique[label] != place[label]:
+            raise DatasetError(
+                f"data set {name}: its class {unique[label]} is {label!r}, which is class {place[label]} of the "
+                f"checkpoint, and their other names do not agree{_difference(theirs, own)}",
+                "give both the same names, each of them once",
+            )
+    return np.arange(len(own), dtype=np.int64)
+
+
+def _difference(theirs: Sequence[str], own: Sequence[str]) -> str:
+    """Which names one of the two lacks, where they have some in common."""
+    if not set(theirs) & set(own):
+        return ""
+    parts = []
+    for who, names in (
+        ("the checkpoint", sorted(set(theirs) - set(own))),
+        ("the data set", sorted(set(own) - set(theirs))),
+    ):
+        if names:
+            more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+            parts.append(f"{who} has no {', '.join(map(repr, names[:NAMES_SHOWN]))}{more}")
+    twice = sorted({label for labels in (theirs, own) for label in labels if labels.count(label) > 1})
+    if twice:
+        parts.append(f"more than one class is called {', '.join(map(repr, twice[:NAMES_SHOWN]))}")
+    return f" ({'; '.join(parts)})" if parts else ""

@@ -1,0 +1,178 @@
+"""Quantizes an fp32 graph to INT8 as QDQ, by onnxruntime's static quantization.
+
+The front shell stays float, weights are signed and have a scale per channel. There are two forms, since TensorRT
+refuses what makes a CPU fast (docs/decisions/0011), and the one for CPUs has weights of 7 bits (docs/decisions/0012).
+"""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from convexport.export.element_types import COMPUTE
+from convexport.export.passes.describe import INPUT, properties_of, set_properties
+from convexport.runtime.devices import import_onnxruntime
+from convexport.runtime.errors import StorageError, UsageError, first_line
+
+CalibrationMethod = Literal["minmax", "percentile", "entropy"]
+ActivationType = Literal["uint8", "int8"]
+CALIBRATION_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Int8Options:
+    """How INT8 is calibrated.
+
+    Attributes:
+        method: How the range of an activation is found.
+        images: How many training images are looked at.
+        percentile: The share of values, in percent, that the method `percentile` keeps.
+        activations: The element type of activations in the graph for CPUs.
+        exclude: Names of nodes that stay float.
+    """
+
+    method: CalibrationMethod = "minmax"
+    images: int = 256
+    percentile: float = 99.99
+    activations: ActivationType = "uint8"
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Form:
+    """One form of INT8: what `quantize_static` is told beside the calibration.
+
+    Attributes:
+        operators: The kinds of node whose inputs and outputs are quantized.
+        reduce_range: Whether weights have 7 bits in place of 8.
+        activations: The element type of activations; None leaves it to `Int8Options`.
+        extra: More options of onnxruntime's quantizer.
+    """
+
+    operators: tuple[str, ...]
+    reduce_range: bool
+    activations: ActivationType | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+# The operators that onnxruntime's CPU provider has 8-bit kernels for; the front shell (Sub, Mul) is none of them.
+# 7 bits: on CPUs without VNNI the sum of two products of uint8 and int8 is kept in 16 bits and saturates. It cannot
+# with weights up to 64: 2 * 255 * 64 < 2^15.
+FOR_CPU = Form(("Conv", "Gemm", "MaxPool", "AveragePool", "Reshape", "Relu", "Tanh", "Selu"), reduce_range=True)
+# TensorRT's parser takes zero points of 0 and float biases only. Only what the products read is quantized: TensorRT
+# computes bias, activation and pooling with the product that they follow, and a quantization between would part them.
+FOR_TENSORRT = Form(
+    COMPUTE,
+    reduce_range=False,
+    activations="int8",
+    extra={"ActivationSymmetric": True, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": [*COMPUTE]},
+)
+
+
+def quantize(fp32: bytes, images: NDArray[np.uint8], options: Int8Options, form: Form = FOR_CPU) -> bytes:
+    """Quantizes an fp32 graph; the same input always gives the same bytes.
+
+    Args:
+        fp32: The graph, as `graph.to_onnx` makes it.
+        images: Calibration images, uint8 [N, H, W, C].
+        options: How the graph is calibrated.
+        form: For CPUs, or for TensorRT, which builds its INT8 engines from it.
+
+    Raises:
+        UsageError: A node of `options.exclude` is not in the graph.
+        StorageError: The temporary folder has no room.
+    """
+    model = onnx.load_from_string(fp32)
+    nodes = {node.name: node.op_type for node in model.graph.node}
+    for name in options.exclude:
+        if name not in nodes:
+            raise UsageError.unknown("node", name, [node for node, kind in nodes.items() if kind in COMPUTE])
+    properties = properties_of(model)
+    # Shapes are inferred and batch norms folded already, which is all that the library's own preparation would do.
+    set_properties(model, {**properties, "onnx.quant.pre_process": "onnxruntime.quant"})
+    with _temporary_folder() as folder:
+        source, target = folder / "fp32.onnx", folder / "int8.onnx"
+        onnx.save(model, source)
+        _quantize_file(source, target, images, options, form)
+        quantized = onnx.load(target)
+    set_properties(quantized, {**properties, "convexport.precision": "int8"})
+    quantized.producer_name, quantized.producer_version = model.producer_name, model.producer_version
+    quantized.graph.name = model.graph.name
+    onnx.checker.check_model(quantized)
+    data: bytes = quantized.SerializeToString(deterministic=True)
+    return data
+
+
+def _quantize_file(source: Path, target: Path, images: NDArray[np.uint8], options: Int8Options, form: Form) -> None:
+    import_onnxruntime()  # first: it keeps the library's telemetry off
+    from onnxruntime import quantization as q
+
+    methods = {
+        "minmax": q.CalibrationMethod.MinMax,
+        "percentile": q.CalibrationMethod.Percentile,
+        "entropy": q.CalibrationMethod.Entropy,
+    }
+    # A stride of one batch bounds the memory that calibration takes.
+    extra = {"CalibStridedMinMax": 1, **form.extra}
+    if options.method == "percentile":
+        extra["CalibPercentile"] = options.percentile
+    activations = form.activations or options.activations
+    with redirect_stdout(io.StringIO()):  # the library reports its calibration there
+        q.quantize_static(
+            source,
+            target,
+            _reader(images),
+            per_channel=True,
+            reduce_range=form.reduce_range,
+            activation_type=q.QuantType.QUInt8 if activations == "uint8" else q.QuantType.QInt8,
+            weight_type=q.QuantType.QInt8,
+            op_types_to_quantize=list(form.operators),
+            nodes_to_exclude=list(options.exclude),
+            calibrate_method=methods[options.method],
+            extra_options=extra,
+        )
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """onnxruntime quantizes from file to file. Raises `StorageError` where they find no room."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="convexport-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise StorageError(
+            f"int8 is made in the temporary folder, which cannot be written ({first_line(error)})",
+            "make room, or name another with TMPDIR",
+        ) from error
+
+
+def _reader(images: NDArray[np.uint8]) -> Any:
+    """`images` in batches, as onnxruntime's calibration reads them."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    batches = [images[start : start + CALIBRATION_BATCH] for start in range(0, len(images), CALIBRATION_BATCH)]
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.set_range(0, len(batches))
+
+        def __len__(self) -> int:
+            return len(batches)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            self.left = iter(batches[start_index:end_index])
+
+        def get_next(self) -> dict[str, NDArray[np.uint8]] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+            batch = next(self.left, None)
+            return None if batch is None else {INPUT: batch}
+
+    return Reader()

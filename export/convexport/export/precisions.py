@@ -1,0 +1,136 @@
+"""What export knows of each precision: how its graph is made and what it may cost. One row per precision.
+
+The runtime's table has the same keys. A new precision is a row there, a row here, and the pass that makes its graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from convexport.export import element_types, graph, samples
+from convexport.export.element_types import ElementTypes
+from convexport.export.limits import Limits
+from convexport.export.passes import quantize
+from convexport.export.passes.quantize import FOR_CPU, FOR_TENSORRT, Form, Int8Options
+from convexport.runtime.errors import DatasetError
+from convexport.runtime.precision import Precision
+from convexport.training.checkpoint import Checkpoint
+from convexport.training.datasets import Dataset
+
+# Every bundle holds it, the others are made from it, and it is what a checkpoint's record is held against.
+BASE: Precision = "fp32"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What graphs are made from.
+
+    Attributes:
+        checkpoint: The network and its header.
+        dataset: Labelled images to calibrate on; None where there are none.
+        calibration: How a precision of 8 bits is calibrated.
+        for_tensorrt: Whether the bundle is to hold what TensorRT takes in place of a graph that it refuses.
+        base: The fp32 graph, once it was made.
+    """
+
+    checkpoint: Checkpoint
+    dataset: Dataset | None
+    calibration: Int8Options
+    for_tensorrt: bool
+    base: bytes = b""
+
+
+@dataclass(frozen=True)
+class Built:
+    """One ONNX file, and what is known of it before the gate. `engine_graph` is what TensorRT takes in its place."""
+
+    data: bytes
+    types: ElementTypes
+    details: dict[str, Any] = field(default_factory=dict)
+    engine_graph: Built | None = None
+
+
+@dataclass(frozen=True)
+class PrecisionExport:
+    """Export's columns of the precision table.
+
+    Attributes:
+        make: Makes the graph.
+        limits: What it may differ from torch float32.
+        compute_type: The element type that every convolution and matrix product must have.
+        triton_kind: Where Triton runs the ONNX file.
+        stores_half: Whether a CPU computes it wider than a GPU stores it, so that the gate emulates the storage.
+        engine_instead: The precision whose engine makes one of this precision needless; None where it has one always.
+    """
+
+    make: Callable[[Material], Built]
+    limits: Limits
+    compute_type: str
+    triton_kind: str
+    stores_half: bool = False
+    engine_instead: Precision | None = None
+
+
+def build(material: Material, wanted: Collection[Precision]) -> dict[Precision, Built]:
+    """Makes the base and the `wanted` precisions, in the table's order.
+
+    Raises:
+        DatasetError: One of them is calibrated on images, and there are none.
+    """
+    built: dict[Precision, Built] = {BASE: EXPORTS[BASE].make(material)}
+    material = replace(material, base=built[BASE].data)
+    for name in chosen(wanted)[1:]:
+        built[name] = EXPORTS[name].make(material)
+    return built
+
+
+def chosen(wanted: Collection[Precision]) -> list[Precision]:
+    """The base and the `wanted` precisions, in the table's order."""
+    return [name for name in EXPORTS if name == BASE or name in wanted]
+
+
+def _fp32(material: Material) -> Built:
+    return _built(graph.to_onnx(material.checkpoint))
+
+
+def _fp16(material: Material) -> Built:
+    return _built(graph.to_onnx(material.checkpoint, "fp16"))
+
+
+def _int8(material: Material) -> Built:
+    """The graph for CPUs, and with it the one that TensorRT takes, calibrated on the same images."""
+    options, dataset = material.calibration, material.dataset
+    if dataset is None:
+        raise DatasetError("int8 is calibrated on training images, and there are none", "name their folder with --data")
+    images = dataset.train.images[samples.stratified(dataset.train.labels, options.images)]
+    details = {"calibration": msgspec.to_builtins(options), "calibrated_on": f"{dataset.title} training set"}
+    engine_graph = _quantized(material.base, images, options, FOR_TENSORRT) if material.for_tensorrt else None
+    built = _quantized(material.base, images, options, FOR_CPU, **details)
+    return replace(built, engine_graph=engine_graph)
+
+
+def _quantized(base: bytes, images: NDArray[np.uint8], options: Int8Options, form: Form, **details: Any) -> Built:
+    data = quantize.quantize(base, images, options, form)
+    return _built(data, options.exclude, **details, reduce_range=form.reduce_range)
+
+
+def _built(data: bytes, kept: Collection[str] = (), **details: Any) -> Built:
+    types = element_types.element_types(data, kept)
+    return Built(data, types, {"element_types": msgspec.to_builtins(types), **details})
+
+
+EXPORTS: dict[Precision, PrecisionExport] = {
+    "fp32": PrecisionExport(
+        _fp32, Limits(0.001, 0.001, 1e-4, 1e-5, 1e-5, 1e-3), "FLOAT", "KIND_AUTO", engine_instead="fp16"
+    ),
+    "fp16": PrecisionExport(
+        _fp16, Limits(0.002, 0.005, 0.05, 0.002, 0.01, 0.02), "FLOAT16", "KIND_GPU", stores_half=True
+    ),
+    "int8": PrecisionExport(_int8, Limits(0.010, 0.030, 0.90, 0.020, 0.10, 0.15), "INT8", "KIND_CPU"),
+}

@@ -1,0 +1,45 @@
+"""How fast each variant is on this CPU, on the back end itself: what `auto` chooses between int8 and fp32 by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convexport.runtime.backends.base import Backend
+from convexport.runtime.precision import Precision
+
+# A rate is taken over at least this long, and is the median of so many rounds.
+MINIMUM_SECONDS = 0.1
+ROUNDS = 5
+
+
+def images_per_second(backends: Mapping[Precision, Backend], images: NDArray[np.uint8]) -> dict[Precision, float]:
+    """Measures the rate of each back end, in turns, so that a busy machine slows all of them alike.
+
+    Args:
+        backends: The back end of each variant.
+        images: One batch, uint8 [N, H, W, C].
+
+    Returns:
+        Images per second: the median of `ROUNDS` rounds, after one run that is not counted.
+    """
+    for backend in backends.values():
+        backend.run(images)
+    found: dict[Precision, list[float]] = {name: [] for name in backends}
+    for _ in range(ROUNDS):
+        for name, backend in backends.items():
+            found[name].append(_rate(backend, images))
+    return {name: median(rates) for name, rates in found.items()}
+
+
+def _rate(backend: Backend, images: NDArray[np.uint8]) -> float:
+    seconds, count = 0.0, 0
+    while not count or seconds < MINIMUM_SECONDS:
+        start = time.perf_counter()
+        backend.run(images)
+        seconds, count = seconds + time.perf_counter() - start, count + len(images)
+    return count / seconds

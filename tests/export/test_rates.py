@@ -1,0 +1,40 @@
+"""What `auto` chooses by: the rate of the back end itself, in turns, and its median."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from convexport.export import rates
+from convexport.runtime.backends.base import Backend, Images, Probabilities
+from convexport.runtime.devices import Device
+
+
+class Slow(Backend):
+    """Takes the seconds that it is told for each run, on a clock of its own."""
+
+    name, device = "slow", Device("cpu")
+
+    def __init__(self, precision: str, clock: list[float], seconds: Iterator[float], order: list[str]) -> None:
+        self.precision = precision
+        self.clock, self.seconds, self.order = clock, seconds, order
+
+    def run(self, images: Images) -> Probabilities:
+        self.order.append(self.precision)
+        self.clock[0] += next(self.seconds)
+        return np.zeros((len(images), 3), np.float32)
+
+    def close(self) -> None:
+        pass
+
+
+def test_rates_are_medians_of_rounds_in_turns_without_the_first_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, order = [0.0], []  # type: ignore[var-annotated]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    seconds = {"fp32": [90, 2, 1, 4, 1, 90], "int8": [90, 0.5, 0.5, 0.5, 0.25, 90]}
+    backends = {name: Slow(name, clock, iter(times), order) for name, times in seconds.items()}
+    found = rates.images_per_second(backends, np.zeros((8, 1, 1, 1), np.uint8))  # type: ignore[arg-type]
+    assert found == {"fp32": 4.0, "int8": 16.0}
+    assert order == ["fp32", "int8"] * 6
