@@ -220,21 +220,20 @@ def _summary(result: ExportResult) -> None:
     manifest = result.manifest
     found = manifest.variants["fp32"].verification
     terminal.result(f"compared with torch float32 on {found.images_kind}")
-    rows = []
-    for name, graph in manifest.graphs.items():
-        check = graph.verification
-        rate = check.images_per_second
-        rows.append(
-            (
-                name,
-                f"{manifest.files[graph.file].bytes:,}",
-                _share(check.accuracy),
-                _share(check.agreement),
-                f"{check.max_abs_difference:.2g}",
-                "" if rate is None else f"{rate:,.0f}",
-            )
+    rows = [
+        (
+            name,
+            f"{manifest.files[graph.file].bytes:,}",
+            f"{check.backend} on {check.device}",
+            _share(check.accuracy),
+            _share(check.agreement),
+            f"{check.max_abs_difference:.2g}",
+            "" if check.images_per_second is None else f"{check.images_per_second:,.0f}",
         )
-    header = ("variant", "bytes", "accuracy", "agreement", "max |Δp|", "images/s on this CPU")
+        for name, graph in manifest.graphs.items()
+        for check in graph.verifications
+    ]
+    header = ("variant", "bytes", "run by", "accuracy", "agreement", "max |Δp|", "images/s on this CPU")
     for line in terminal.table(header, rows):
         terminal.result(f"  {line}")
     for engine in manifest.engines:
@@ -245,7 +244,8 @@ def _summary(result: ExportResult) -> None:
             f"capability {', '.join(key.compute_capabilities)}, {where}"
         )
     for name, graph in manifest.graphs.items():
-        _flips(name, graph.verification)
+        for check in graph.verifications:
+            _flips(f"{name} by {check.backend}", check)
     if found.accuracy is None:
         from convexport.export.card import recorded
 

@@ -21,7 +21,10 @@ def describe(bundle: Bundle) -> list[str]:
     manifest = bundle.manifest
     lines = [f"{name:<12}  {value}" for name, value in _facts(manifest)]
     headers = ("variant", "file", "MB", "accuracy", "agreement", "max |Δp|", "measured on", "by")
-    lines += ["", *table(headers, [_graph(name, graph, manifest) for name, graph in manifest.graphs.items()])]
+    rows = [
+        _graph(name, graph, gate, manifest) for name, graph in manifest.graphs.items() for gate in graph.verifications
+    ]
+    lines += ["", *table(headers, rows)]
     if manifest.engines:
         lines += [
             "",
@@ -55,8 +58,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     return facts
 
 
-def _graph(name: str, graph: Variant | EngineGraph, manifest: Manifest) -> tuple[str, ...]:
-    gate = graph.verification
+def _graph(name: str, graph: Variant | EngineGraph, gate: Verification, manifest: Manifest) -> tuple[str, ...]:
     return (
         name,
         graph.file,
@@ -65,7 +67,7 @@ def _graph(name: str, graph: Variant | EngineGraph, manifest: Manifest) -> tuple
         _percent(gate.agreement),
         f"{gate.max_abs_difference:.1e}",
         _measured_on(gate),
-        f"{gate.backend} on {gate.device}: {', '.join(gate.method)}",
+        f"{gate.backend} {gate.backend_version} on {gate.device}: {', '.join(gate.method)}".replace("  ", " "),
     )
 
 

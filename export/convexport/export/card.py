@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from convexport.runtime.manifest import Accuracy, Manifest, Verification
+from convexport.runtime.precision import PRECISIONS
 
 INK = " Pictures of dark ink on light paper are inverted, and the record says so."
 FRAMING = {
     "crop": "the shorter side is scaled and the middle is cut out",
     "pad": "the longer side is scaled and the rest is black",
     "stretch": "both sides are scaled",
-}
-RUNS_ON = {
-    "fp32": "CPU",
-    "fp16": "GPU",
-    "int8": "CPU, where it was measured faster than fp32",
-    "int8 for TensorRT": "GPU, in engines built from it",
 }
 
 
@@ -65,16 +60,22 @@ def card(manifest: Manifest) -> str:
 
 def _variants(manifest: Manifest) -> list[str]:
     lines = [
-        "| variant | size | accuracy | agreement with torch | largest difference of a probability | for |",
-        "| --- | ---: | ---: | ---: | ---: | --- |",
+        "| variant | size | for | run by | accuracy | agreement with torch | largest difference of a probability |",
+        "| --- | ---: | --- | --- | ---: | ---: | ---: |",
     ]
     for name, graph in manifest.graphs.items():
-        found = graph.verification
-        lines.append(
-            f"| {name} | {manifest.files[graph.file].bytes:,} bytes | {accuracy_text(found)} | "
-            f"{found.agreement:.2%} | {found.max_abs_difference:.2g} | {RUNS_ON[name]} |"
-        )
+        size = f"{manifest.files[graph.file].bytes:,} bytes"
+        lines += [
+            f"| {name} | {size} | {_purpose(name)} | {found.backend} on {found.device} | {accuracy_text(found)} | "
+            f"{found.agreement:.2%} | {found.max_abs_difference:.2g} |"
+            for found in graph.verifications
+        ]
     return lines
+
+
+def _purpose(name: str) -> str:
+    """What a graph is for, by what people call it: a precision, or one `for TensorRT`."""
+    return PRECISIONS[name].purpose if name in PRECISIONS else "GPU, in engines built from it"
 
 
 def accuracy_text(found: Verification) -> str:

@@ -6,8 +6,8 @@ itself perfectly. What can be caught without labelled images, and what cannot, i
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,15 @@ from convexport.export.element_types import ElementTypes
 from convexport.export.measures import MAX_BATCH, Reference
 from convexport.export.precisions import BASE, EXPORTS
 from convexport.export.rates import images_per_second
+from convexport.runtime.backends import registry
 from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from convexport.runtime.backends.tensorrt.backend import TensorRTBackend, TensorRTOptions
 from convexport.runtime.backends.tensorrt.cache import Plan
 from convexport.runtime.classifier import Classifier
-from convexport.runtime.devices import Device, gpus
+from convexport.runtime.devices import Device, gpus, processor_kind
 from convexport.runtime.errors import DeviceError, GateRefused, UnavailableError
 from convexport.runtime.manifest import Engine, Manifest, Measure, Verification
-from convexport.runtime.precision import Precision
+from convexport.runtime.precision import PRECISIONS, Precision
 from convexport.training.checkpoint import Checkpoint
 
 Progress = Callable[[str], None]
@@ -45,22 +46,28 @@ class Refusal(GateRefused):
 
 @dataclass(frozen=True)
 class GateResult:
-    """What the gate measured on each variant, on the graph that TensorRT takes in its place, and on each engine by its
-    file where a GPU could run it.
+    """What the gate measured.
 
-    `rates` are images/s on the CPU, `details` go to `Variant.details`.
+    Attributes:
+        verifications: Of each variant, one for each back end and kind of device that this machine has. The first is the
+            one that summaries show.
+        engine_graphs: Of the graph that TensorRT takes in a variant's place.
+        engines: Of each engine by its file, where a GPU could run it.
+        details: What goes to `Variant.details`.
     """
 
-    verifications: dict[Precision, Verification]
+    verifications: dict[Precision, tuple[Verification, ...]]
     engine_graphs: dict[Precision, Verification]
     engines: dict[str, Verification]
-    rates: dict[Precision, float]
     details: dict[Precision, dict[str, Any]]
 
     @property
     def everything(self) -> dict[str, Verification]:
         """Variants by precision, their graphs for TensorRT, then engines by file."""
-        everything: dict[str, Verification] = dict(self.verifications.items())
+        everything: dict[str, Verification] = {}
+        for precision, (first, *others) in self.verifications.items():
+            everything[precision] = first
+            everything |= {f"{precision} by {found.backend} on {found.device}": found for found in others}
         everything |= {f"{precision} for TensorRT": found for precision, found in self.engine_graphs.items()}
         return everything | self.engines
 
@@ -112,53 +119,74 @@ class Case:
 def judge(case: Case, progress: Progress) -> GateResult:
     """Measures every variant of a draft. Says nothing about limits passed or not: that is `GateResult.refuse`."""
     details: dict[Precision, dict[str, Any]] = {}
-    verifications: dict[Precision, Verification] = {}
+    verifications: dict[Precision, tuple[Verification, ...]] = {}
     with ExitStack() as stack:
-        served: dict[Precision, Classifier] = {}
-        for precision in case.manifest.variants:
-            served[precision] = stack.enter_context(_open(case, "cpu", precision))
-        for precision, classifier in served.items():
-            stores_half = EXPORTS[precision].stores_half
-            runner = _on_gpu(case, precision, stack, progress) if stores_half else None
-            file = case.manifest.variants[precision].file
-            verifications[precision] = _verify(case, precision, runner or classifier, file)
-            if stores_half:
-                verifications[precision], emulation = measures.with_fp16_storage(
-                    precision, verifications[precision], case.checkpoint, case.expected
-                )
+        served = {
+            precision: [stack.enter_context(classifier) for classifier in _served(case, precision, progress)]
+            for precision in case.manifest.variants
+        }
+        rates = _rates(case, [classifier for classifiers in served.values() for classifier in classifiers])
+        for precision, classifiers in served.items():
+            found = [_verify(case, precision, one, rates.get(id(one.backend))) for one in classifiers]
+            if precision == BASE:
+                found[0] = _with_record(case, found[0])
+            if EXPORTS[precision].stores_half:
+                found[0], emulation = measures.with_fp16_storage(precision, found[0], case.checkpoint, case.expected)
                 details[precision] = {f"{precision}_storage": emulation.details()}
-            progress(f"gate {precision:<7}{summary(verifications[precision])}")
-        batch = case.expected.read[np.arange(MAX_BATCH) % len(case.expected.read)]
-        rates = images_per_second({name: found.backend for name, found in served.items()}, batch)
+            for one in found:
+                progress(f"gate {precision:<7}{summary(one)}")
+            verifications[precision] = tuple(found)
     graphs = _verify_engine_graphs(case, progress)
-    return GateResult(verifications, graphs, _verify_engines(case, progress), rates, details)
+    return GateResult(verifications, graphs, _verify_engines(case, progress), details)
 
 
 def summary(found: Verification) -> str:
     """One line of a verification: accuracy, agreement, difference, and where it ran."""
     accuracy = "accuracy not measured" if found.accuracy is None else f"accuracy {found.accuracy:.2%}"
     failed = [measure.name for measure in found.measures if not measure.passed]
-    return f"{accuracy}, agreement {found.agreement:.2%}, max |Δp| {found.max_abs_difference:.2g} on {found.device}" + (
-        f"; beyond its limit: {', '.join(failed)}" if failed else ""
-    )
+    return (
+        f"{accuracy}, agreement {found.agreement:.2%}, max |Δp| {found.max_abs_difference:.2g} "
+        f"by {found.backend} on {found.device}"
+    ) + (f"; beyond its limit: {', '.join(failed)}" if failed else "")
 
 
-def _open(case: Case, device: str, precision: Precision) -> Classifier:
-    return Classifier(case.folder, device=device, backend="onnxruntime", precision=precision, batch=MAX_BATCH)
+def _served(case: Case, precision: Precision, progress: Progress) -> Iterator[Classifier]:
+    """A variant through every back end that this machine has for it: on a GPU where it is made for one, on the CPU."""
+    if PRECISIONS[precision].cuda_rank <= PRECISIONS[BASE].cuda_rank and _gpu_is_there():
+        with _told(progress, precision):
+            yield _open(case, "cuda", "onnxruntime", precision)
+    yield _open(case, "cpu", "onnxruntime", precision)
+    for spec in registry.on("cpu"):
+        if spec.name != "onnxruntime" and spec.is_installed():
+            with _told(progress, precision):
+                yield _open(case, "cpu", spec.name, precision)
 
 
-def _on_gpu(case: Case, precision: Precision, stack: ExitStack, progress: Progress) -> Classifier | None:
-    """A precision where it really runs as named; None where there is no GPU or nothing that drives it."""
+def _open(case: Case, device: str, backend: str, precision: Precision) -> Classifier:
+    return Classifier(case.folder, device=device, backend=backend, precision=precision, batch=MAX_BATCH)
+
+
+@contextmanager
+def _told(progress: Progress, precision: Precision) -> Iterator[None]:
+    """A back end that cannot run a variant here is no fault of the variant: a line says so."""
     try:
-        gpus()
-    except DeviceError:
-        return None
-    try:
-        classifier = _open(case, "cuda", precision)
+        yield
     except UnavailableError as error:
-        progress(f"gate {precision:<7}not run on the GPU: {error}")
-        return None
-    return stack.enter_context(classifier)
+        progress(f"gate {precision:<7}not run: {error}")
+
+
+def _gpu_is_there() -> bool:
+    try:
+        return bool(gpus())
+    except DeviceError:
+        return False
+
+
+def _rates(case: Case, classifiers: list[Classifier]) -> dict[int, float]:
+    """Images/s of each back end on the CPU, by its identity, all taken in turns."""
+    batch = case.expected.read[np.arange(MAX_BATCH) % len(case.expected.read)]
+    backends = {id(one.backend): one.backend for one in classifiers if one.backend.device.kind == "cpu"}
+    return images_per_second(backends, batch)
 
 
 def _verify_engine_graphs(case: Case, progress: Progress) -> dict[Precision, Verification]:
@@ -170,7 +198,7 @@ def _verify_engine_graphs(case: Case, progress: Progress) -> dict[Precision, Ver
         model = (case.folder / variant.engine_file).read_bytes()
         cpu = OnnxRuntimeBackend(model, device=Device("cpu"), precision=precision, max_batch=MAX_BATCH)
         with Classifier(case.folder, backend=cpu, batch=MAX_BATCH) as classifier:
-            verifications[precision] = _verify(case, precision, classifier, variant.engine_file)
+            verifications[precision] = _verify(case, precision, classifier, None, variant.engine_file)
         progress(f"gate {precision} for TensorRT: {summary(verifications[precision])}")
     return verifications
 
@@ -189,7 +217,7 @@ def _verify_engines(case: Case, progress: Progress) -> dict[str, Verification]:
             progress(f"gate engine {engine.file}: not run here ({error.message})")
             continue
         with classifier:
-            found = _verify(case, key.precision, classifier, case.manifest.variants[key.precision].engine_file)
+            found = _verify(case, key.precision, classifier, None, case.manifest.variants[key.precision].engine_file)
         progress(f"gate engine {engine.file}: {summary(found)}")
         verifications[engine.file] = found
     return verifications
@@ -203,9 +231,16 @@ def _open_engine(case: Case, engine: Engine, device: Device) -> Classifier:
     return Classifier(case.folder, backend=backend, batch=MAX_BATCH)
 
 
-def _verify(case: Case, precision: Precision, served: Classifier, file: str) -> Verification:
+def _verify(case: Case, precision: Precision, served: Classifier, rate: float | None, file: str = "") -> Verification:
+    """One file through one back end; `file` is the variant's where none is named."""
+    file = file or case.manifest.variants[precision].file
     found = measures.verify(precision, served, case.expected, case.types[file])
-    if precision != BASE:
-        return found
+    return msgspec.structs.replace(
+        found, backend_version=served.backend.version, machine=processor_kind(), images_per_second=rate
+    )
+
+
+def _with_record(case: Case, found: Verification) -> Verification:
+    """The base's verification with what the checkpoint is held against: its own record."""
     own = record.verify_checkpoint(case.checkpoint, case.expected, case.title)
     return msgspec.structs.replace(found, measures=(*found.measures, *own))

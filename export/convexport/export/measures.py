@@ -21,7 +21,7 @@ from convexport.runtime.classifier import Classifier
 from convexport.runtime.errors import CheckpointError
 from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Flip, Measure, Verification
-from convexport.runtime.precision import Precision
+from convexport.runtime.precision import PRECISIONS, Precision
 from convexport.training import evaluate
 from convexport.training.checkpoint import Checkpoint, Header
 
@@ -85,7 +85,7 @@ def verify(precision: Precision, served: Classifier, expected: Reference, types:
     row = EXPORTS[precision]
     sample = expected.sample
     found = served.probabilities(expected.read)
-    wrong_type = sum(types.compute.values()) - types.compute.get(row.compute_type, 0) - types.kept
+    wrong_type = sum(types.compute.values()) - types.compute.get(PRECISIONS[precision].onnx_type, 0) - types.kept
     measures = [
         *_agreement(found, expected, row.limits),
         measure("rows changed by neighbours", neighbours(served.probabilities, expected.read), "<=", row.limits.rows),

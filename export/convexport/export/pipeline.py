@@ -252,7 +252,7 @@ def _verified(manifest: Manifest, result: gate.GateResult) -> Manifest:
     variants = {
         kind: msgspec.structs.replace(
             variant,
-            verifications=(_with_rate(result.verifications[kind], result.rates[kind]),),
+            verifications=result.verifications[kind],
             details={**variant.details, **result.details.get(kind, {})},
             engine_graph=variant.engine_graph
             and msgspec.structs.replace(variant.engine_graph, verifications=(result.engine_graphs[kind],)),
@@ -263,8 +263,3 @@ def _verified(manifest: Manifest, result: gate.GateResult) -> Manifest:
         msgspec.structs.replace(engine, verification=result.engines.get(engine.file)) for engine in manifest.engines
     )
     return msgspec.structs.replace(manifest, variants=variants, engines=engines)
-
-
-def _with_rate(found: Verification, rate: float) -> Verification:
-    """A verification with the rate, which was measured on the CPU, where it ran there too."""
-    return msgspec.structs.replace(found, images_per_second=rate) if found.device == "cpu" else found

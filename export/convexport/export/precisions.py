@@ -63,7 +63,6 @@ class PrecisionExport:
     Attributes:
         make: Makes the graph.
         limits: What it may differ from torch float32.
-        compute_type: The element type that every convolution and matrix product must have.
         triton_kind: Where Triton runs the ONNX file.
         stores_half: Whether a CPU computes it wider than a GPU stores it, so that the gate emulates the storage.
         engine_instead: The precision whose engine makes one of this precision needless; None where it has one always.
@@ -71,7 +70,6 @@ class PrecisionExport:
 
     make: Callable[[Material], Built]
     limits: Limits
-    compute_type: str
     triton_kind: str
     stores_half: bool = False
     engine_instead: Precision | None = None
@@ -126,11 +124,7 @@ def _built(data: bytes, kept: Collection[str] = (), **details: Any) -> Built:
 
 
 EXPORTS: dict[Precision, PrecisionExport] = {
-    "fp32": PrecisionExport(
-        _fp32, Limits(0.001, 0.001, 1e-4, 1e-5, 1e-5, 1e-3), "FLOAT", "KIND_AUTO", engine_instead="fp16"
-    ),
-    "fp16": PrecisionExport(
-        _fp16, Limits(0.002, 0.005, 0.05, 0.002, 0.01, 0.02), "FLOAT16", "KIND_GPU", stores_half=True
-    ),
-    "int8": PrecisionExport(_int8, Limits(0.010, 0.030, 0.90, 0.020, 0.10, 0.15), "INT8", "KIND_CPU"),
+    "fp32": PrecisionExport(_fp32, Limits(0.001, 0.001, 1e-4, 1e-5, 1e-5, 1e-3), "KIND_AUTO", engine_instead="fp16"),
+    "fp16": PrecisionExport(_fp16, Limits(0.002, 0.005, 0.05, 0.002, 0.01, 0.02), "KIND_GPU", stores_half=True),
+    "int8": PrecisionExport(_int8, Limits(0.010, 0.030, 0.90, 0.020, 0.10, 0.15), "KIND_CPU"),
 }

@@ -5,23 +5,25 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from convexport.runtime.backends.base import Backend
-from convexport.runtime.precision import Precision
+
+Key = TypeVar("Key")
 
 # A rate is taken over at least this long, and is the median of so many rounds.
 MINIMUM_SECONDS = 0.1
 ROUNDS = 5
 
 
-def images_per_second(backends: Mapping[Precision, Backend], images: NDArray[np.uint8]) -> dict[Precision, float]:
+def images_per_second(backends: Mapping[Key, Backend], images: NDArray[np.uint8]) -> dict[Key, float]:
     """Measures the rate of each back end, in turns, so that a busy machine slows all of them alike.
 
     Args:
-        backends: The back end of each variant.
+        backends: The back ends by whatever tells them apart.
         images: One batch, uint8 [N, H, W, C].
 
     Returns:
@@ -29,7 +31,7 @@ def images_per_second(backends: Mapping[Precision, Backend], images: NDArray[np.
     """
     for backend in backends.values():
         backend.run(images)
-    found: dict[Precision, list[float]] = {name: [] for name in backends}
+    found: dict[Key, list[float]] = {name: [] for name in backends}
     for _ in range(ROUNDS):
         for name, backend in backends.items():
             found[name].append(_rate(backend, images))

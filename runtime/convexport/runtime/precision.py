@@ -18,6 +18,7 @@ class PrecisionSpec:
     Attributes:
         name: What options, manifests and records call it.
         onnx_type: The ONNX element type that convolutions and matrix products of its graph compute in.
+        purpose: Where it serves, in words.
         cuda_rank: Place among the precisions that `auto` tries on a GPU, best first. A GPU runs fp16 natively.
         cpu_rank: Place among those that `auto` tries on a CPU where nothing was measured. A CPU computes an FP16 graph
             in float32, so fp16 gains nothing there; int8 answers otherwise than float32 and must have shown its worth.
@@ -28,6 +29,7 @@ class PrecisionSpec:
 
     name: Precision
     onnx_type: str
+    purpose: str
     cuda_rank: int
     cpu_rank: int
     engine_graph: bool = False
@@ -37,8 +39,16 @@ class PrecisionSpec:
 PRECISIONS: dict[Precision, PrecisionSpec] = {
     spec.name: spec
     for spec in (
-        PrecisionSpec("fp32", "FLOAT", cuda_rank=1, cpu_rank=0),
-        PrecisionSpec("fp16", "FLOAT16", cuda_rank=0, cpu_rank=1),
-        PrecisionSpec("int8", "INT8", cuda_rank=2, cpu_rank=2, engine_graph=True, full_range=True),
+        PrecisionSpec("fp32", "FLOAT", "CPU", cuda_rank=1, cpu_rank=0),
+        PrecisionSpec("fp16", "FLOAT16", "GPU", cuda_rank=0, cpu_rank=1),
+        PrecisionSpec(
+            "int8",
+            "INT8",
+            "CPU, where it was measured faster than fp32",
+            cuda_rank=2,
+            cpu_rank=2,
+            engine_graph=True,
+            full_range=True,
+        ),
     )
 }

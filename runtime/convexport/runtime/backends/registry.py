@@ -10,6 +10,7 @@ imported before:
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -67,6 +68,10 @@ class BackendSpec:
     def runs_on(self, device: Device) -> bool:
         """Whether it runs on devices of that kind."""
         return device.kind in self.extras
+
+    def is_installed(self) -> bool:
+        """Whether one of its libraries is there; it may still fail to import."""
+        return any(importlib.util.find_spec(name.partition(".")[0]) for name in self.libraries)
 
     def open(self, bundle: Bundle, device: Device, precision: str, options: Options) -> Opened:
         """A ready back end. Raises `UnavailableError` where it cannot run here, `BundleError` for a broken file."""
