@@ -117,7 +117,9 @@ def test_where_its_gpu_is_an_engine_is_measured_itself_and_no_other_in_its_place
         if not loads:
             raise PlanRefused("the bundle's plan: tensorrt_rtx does not load it", "use --backend onnxruntime")
         assert str(options.device) == "cuda:0"
-        return OnnxRuntimeBackend(graph.to_onnx(lenet5, "fp16"), device=Device("cpu"), precision="fp16")
+        backend = OnnxRuntimeBackend(graph.to_onnx(lenet5, "fp16"), device=Device("cpu"), precision="fp16")
+        backend.layer_types = lambda: {"Half": 9, "Row major linear FP32": 1}  # type: ignore[attr-defined]
+        return backend
 
     monkeypatch.setattr(gate, "gpus", lambda: (Gpu(0, "A GPU", "8.9"),))
     monkeypatch.setattr(gate, "TensorRTBackend", load)

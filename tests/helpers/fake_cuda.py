@@ -312,7 +312,7 @@ class FakeEngine:
         return context
 
     def create_engine_inspector(self) -> Any:
-        layer = {"Name": "conv1", "Outputs": [{"Name": "c", "Format/Datatype": "Half"}]}
+        layer = {"Name": "conv1", "Outputs": [{"Name": "c", "Format/Datatype": self.plan.get("types", "Half")}]}
         return SimpleNamespace(get_engine_information=lambda kind: json.dumps({"Layers": [layer, layer, "bare"]}))
 
 

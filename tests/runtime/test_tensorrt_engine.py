@@ -260,7 +260,7 @@ def test_an_int8_engine_is_built_from_the_graph_that_the_bundle_holds_for_tensor
     plan = build_ahead(workshop.request(precision="int8"))
     assert plan.key.onnx_sha256 == hashlib.sha256(b"an ONNX graph that TensorRT takes").hexdigest()
     assert workshop.notes == ["building a tensorrt engine from engines/int8.onnx; later starts take it from the cache"]
-    workshop.add_engine(fake_plan(), workshop.key(precision="int8", onnx_sha256=plan.key.onnx_sha256))
+    workshop.add_engine(fake_plan(types="Int8"), workshop.key(precision="int8", onnx_sha256=plan.key.onnx_sha256))
     assert workshop.classify_pictures(precision="int8") == "the bundle's engines/0.plan"
 
 
@@ -302,3 +302,17 @@ def test_an_engine_of_the_other_flavour_is_taken_before_anything_is_built(
     assert workshop.classify_pictures(may_build=False) == "the bundle's engines/0.plan"
     assert (workshop.trt.builds, workshop.trt.deserialised) == (0, [])
     assert [hashlib.sha256(data).hexdigest() for data in rtx.deserialised] == [hashlib.sha256(fake_plan()).hexdigest()]
+
+
+@pytest.mark.parametrize(("precision", "types"), [("fp16", "Row major linear FP32"), ("fp32", "Half")])
+def test_an_engine_that_was_built_in_another_precision_serves_nobody(
+    workshop: Workshop, precision: str, types: str
+) -> None:
+    onnx = hashlib.sha256((workshop.bundle / f"model.{precision}.onnx").read_bytes()).hexdigest()
+    workshop.add_engine(fake_plan(types=types), workshop.key(precision=precision, onnx_sha256=onnx))
+    with pytest.raises(EngineError) as caught:
+        open_engine(workshop.request(precision=precision))
+    assert str(caught.value) == (
+        f"the bundle's engines/0.plan: the built engine has layer outputs of 2 {types}, expected {precision}; use the "
+        "back end onnxruntime, or another precision"
+    )

@@ -24,6 +24,7 @@ from convexport.runtime.backends import registry
 from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from convexport.runtime.backends.tensorrt.backend import TensorRTBackend, TensorRTOptions
 from convexport.runtime.backends.tensorrt.cache import Plan
+from convexport.runtime.backends.tensorrt.element_types import wrong_outputs
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.devices import Device, gpus, processor_kind
 from convexport.runtime.errors import DeviceError, GateRefused, UnavailableError
@@ -212,7 +213,7 @@ def _verify_engines(case: Case, progress: Progress) -> dict[str, Verification]:
             gpu = gpus()[0]
             if gpu.compute_capability not in key.compute_capabilities:
                 continue
-            classifier = _open_engine(case, engine, Device("cuda", gpu.index))
+            backend = _open_engine(case, engine, Device("cuda", gpu.index))
         except UnavailableError as error:
             progress(f"gate engine {engine.file}: not run here ({error.message})")
             continue
@@ -223,12 +224,11 @@ def _verify_engines(case: Case, progress: Progress) -> dict[str, Verification]:
     return verifications
 
 
-def _open_engine(case: Case, engine: Engine, device: Device) -> Classifier:
+def _open_engine(case: Case, engine: Engine, device: Device) -> TensorRTBackend:
     """This very plan: the runtime's own choice might take another flavour's engine, or build a refused one again."""
     data, sha256 = (case.folder / engine.file).read_bytes(), case.manifest.files[engine.file].sha256
     plan = Plan(data, sha256, engine.key, f"the bundle's {engine.file}")
-    backend = TensorRTBackend(plan, TensorRTOptions(device, MAX_BATCH))
-    return Classifier(case.folder, backend=backend, batch=MAX_BATCH)
+    return TensorRTBackend(plan, TensorRTOptions(device, MAX_BATCH))
 
 
 def _verify(case: Case, precision: Precision, served: Classifier, rate: float | None, file: str = "") -> Verification:

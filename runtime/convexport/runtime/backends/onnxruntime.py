@@ -77,6 +77,7 @@ class OnnxRuntimeBackend(Backend):
         self.device = device
         self.precision = precision
         self.max_batch = max_batch
+        self._threads = threads or available_cores()
         self._ort = load_onnxruntime(device)
         self.version = str(self._ort.__version__)
         state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
@@ -84,7 +85,7 @@ class OnnxRuntimeBackend(Backend):
             *(getattr(state, name) for name in _ERRORS if hasattr(state, name)),
             *(RuntimeError, ValueError),  # what its Python part raises
         )
-        self._session: Any = self._create(model, threads)
+        self._session: Any = self._create(model)
         self._classes = self._check_graph()
         self._slots: SimpleQueue[_Slot] = SimpleQueue()
         self._workers: ThreadPoolExecutor | None = None
@@ -132,20 +133,20 @@ class OnnxRuntimeBackend(Backend):
         if self._session is None:
             raise BackendError("the ONNX Runtime back end is closed", "open it again")
 
-    def _create(self, model: bytes, threads: int | None) -> Any:
+    def _create(self, model: bytes) -> Any:
         try:
-            session = self._session_for(model, threads, strict=True)
+            session = self._session_for(model, strict=True)
         except self._errors as error:
             if self.device.kind == "cuda" and "fallback" in str(error):
-                self._explain_fallback(model, threads)
+                self._explain_fallback(model)
             raise self._translated(error, "cannot load the graph", loading=True) from error
         self._check_provider(session)
         return session
 
-    def _session_for(self, model: bytes, threads: int | None, *, strict: bool) -> Any:
+    def _session_for(self, model: bytes, *, strict: bool) -> Any:
         options = self._ort.SessionOptions()
         options.log_severity_level = 4  # what fails is raised, and what falls back is looked for
-        options.intra_op_num_threads = threads or available_cores()
+        options.intra_op_num_threads = self._threads
         # Threads that spin while they wait take the processor from the decoding of the next batch: with two cores that
         # halved the throughput on 28 x 28 PNGs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -164,10 +165,10 @@ class OnnxRuntimeBackend(Backend):
         left_out = {"disabled_optimizers": ["NhwcTransformer"]} if on_cpu_in_half else {}
         return self._ort.InferenceSession(model, options, providers=providers, enable_fallback=0, **left_out)
 
-    def _explain_fallback(self, model: bytes, threads: int | None) -> None:
+    def _explain_fallback(self, model: bytes) -> None:
         """Either CUDA could not start at all, which a session that may fall back shows, or it lacks an operator."""
         try:
-            self._check_provider(self._session_for(model, threads, strict=False))
+            self._check_provider(self._session_for(model, strict=False))
         except self._errors as error:
             raise self._translated(error, "cannot load the graph", loading=True) from error
 

@@ -69,6 +69,27 @@ def engine_types(information: str) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
+# What the inspector calls element types, as part of names such as "Row major linear FP32".
+_INSPECTED = {"fp32": ("float", "fp32"), "fp16": ("half", "fp16"), "int8": ("int8",)}
+
+
+def wrong_outputs(types: dict[str, int], precision: str) -> int:
+    """How many layer outputs of a built engine show that it does not compute in the precision it is named for.
+
+    Args:
+        types: What `engine_types` counted; empty where the plan holds no details, which proves nothing.
+        precision: What the engine was asked for. In fp32 none may be narrower; in others some must be as named, since a
+            builder may keep single layers wider.
+    """
+    counts = {
+        kind: sum(n for text, n in types.items() if any(word in text.lower() for word in words))
+        for kind, words in _INSPECTED.items()
+    }
+    if precision == "fp32":
+        return counts["fp16"] + counts["int8"]
+    return 0 if counts[precision] else sum(types.values())
+
+
 def type_name(dtype: Any) -> str:
     """TensorRT's or numpy's element type -> `fp32`, `fp16`, `int8`, ..."""
     if hasattr(dtype, "kind"):

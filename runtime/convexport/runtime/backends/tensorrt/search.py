@@ -26,6 +26,7 @@ from convexport.runtime.backends.tensorrt.build import (
     load_tensorrt,
 )
 from convexport.runtime.backends.tensorrt.cache import EngineCache, Plan, from_bundle
+from convexport.runtime.backends.tensorrt.element_types import wrong_outputs
 from convexport.runtime.backends.tensorrt.slot import PlanRefused
 from convexport.runtime.devices import Device, require_gpu, version_numbers
 from convexport.runtime.errors import BackendError, EngineError
@@ -189,7 +190,17 @@ class _Search:
         request = self._request
         (module,) = (flavour.module for flavour in self._flavours if flavour.key.flavour == plan.key.flavour)
         options = TensorRTOptions(device=request.device, max_batch=request.max_batch, note=request.note)
-        return TensorRTBackend(plan, options, module=module)
+        backend = TensorRTBackend(plan, options, module=module)
+        # The parsed network was proved when the engine was built; what the builder made of it only a GPU can tell.
+        types = backend.layer_types()
+        if wrong_outputs(types, plan.key.precision):
+            backend.close()
+            found = ", ".join(f"{count} {kind}" for kind, count in types.items())
+            raise EngineError(
+                f"{plan.origin}: the built engine has layer outputs of {found}, expected {plan.key.precision}",
+                "use the back end onnxruntime, or another precision",
+            )
+        return backend
 
     def _installed(self, capability: str) -> Iterator[_Flavour]:
         """The flavours that are installed and build for this GPU. Raises the error of the preferred one if none do."""
