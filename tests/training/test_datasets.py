@@ -73,7 +73,7 @@ def test_train_and_test_folders_are_taken_as_they_are(folder: Path, tmp_path_fac
 
 def test_one_unreadable_picture_names_itself(folder: Path) -> None:
     (folder / "cat" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
-    with pytest.raises(DatasetError, match=r"cat/broken\.png.*; remove the file or mend it$"):
+    with pytest.raises(DatasetError, match=r"cat/broken\.png.*; remove the file, or repair it$"):
         datasets.load(str(folder), Path("nowhere"))
 
 
@@ -124,7 +124,7 @@ def test_a_missing_data_set_without_a_network_says_where_it_belongs(
     assert str(caught.value) == (
         f"data set {kind} is not at {tmp_path / place} and cannot be downloaded "
         "([Errno -2] Name or service not known); "
-        f"put it there, or name the folder that holds {place.split('/')[0]}/ with --data or $CONVEXPORT_DATA"
+        f"put it there, or set $CONVEXPORT_DATA to the folder that holds {place.split('/')[0]}/"
     )
 
 

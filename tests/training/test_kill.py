@@ -74,7 +74,7 @@ def test_kills_at_random_instants_leave_a_state_that_resumes_to_the_same_bits(tm
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), str(tmp_path), str(KILLS)]
-    environment = os.environ | {"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(["tests", *sys.path[1:]]), "OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert found.returncode == 0, found.stderr[-3000:]
     killed, writing, finished = map(int, found.stdout.split())
