@@ -111,8 +111,10 @@ def test_a_second_run_of_a_checkpoint_is_refused_and_another_checkpoint_trains_b
         assert (second.returncode, second.stdout, second.stderr) == (
             2,
             "",
-            "convtrain: checkpoint checkpoints/lenet5-digits.safetensors is being trained by another run; "
-            "wait until it has ended, or name another folder with --out\n",
+            (
+                "convtrain: checkpoint checkpoints/lenet5-digits.safetensors is being trained by another run; "
+                "wait until it has ended, or name another folder with --out\n"
+            ),
         )
     beside = run("--model", "softmax", "--dataset", "digits", "--epochs", "1", cwd=tmp_path)
     assert beside.returncode == 0, beside.stderr
@@ -153,8 +155,10 @@ def test_the_checkpoint_of_another_run_is_not_taken_for_the_one_to_resume(
     assert (found.returncode, found.stdout, found.stderr) == (
         4,
         "",
-        "convtrain: no state to resume at checkpoints/lenet5-digits.state.safetensors; "
-        "start the training without --resume\n",
+        (
+            "convtrain: no state to resume at checkpoints/lenet5-digits.state.safetensors; "
+            "start the training without --resume\n"
+        ),
     )
 
 
@@ -242,8 +246,10 @@ MISTAKES = [
     (
         (*DIGITS, "--activation", "selu"),
         2,
-        "model 'lenet5' does not take {'classes': 10, 'channels': 1, 'activation': 'selu'} "
-        "(lenet5() got an unexpected keyword argument 'activation')",
+        (
+            "model 'lenet5' does not take {'classes': 10, 'channels': 1, 'activation': 'selu'} "
+            "(lenet5() got an unexpected keyword argument 'activation')"
+        ),
     ),
     (
         ("--model", "lenet5", "--dataset", "minst"),

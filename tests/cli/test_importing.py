@@ -55,7 +55,7 @@ def test_an_error_outside_an_import_and_a_module_that_no_extra_installs_pass_thr
     def broken() -> None:
         raise AttributeError("ours")
 
-    with pytest.raises(AttributeError, match="^ours$"):
+    with pytest.raises(AttributeError, match=r"^ours$"):
         broken()
-    with pytest.raises(ModuleNotFoundError, match="^No module named 'elsewhere'$"):
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'elsewhere'$"):
         needing("elsewhere")

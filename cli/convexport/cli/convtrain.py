@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -259,10 +260,10 @@ def _share(event: Progress) -> float:
 
 
 def _text(event: Progress) -> str:
-    minutes, seconds = divmod(round(event.seconds_left), 60)
+    # A narrow terminal cuts the end off: what matters most comes first.
     return (
-        f"epoch {event.epoch}/{event.epochs}  loss {event.loss:.3f}  accuracy {event.accuracy:.1%}  "
-        f"{event.images_per_second:,.0f} images/s  {minutes}:{seconds:02d} left"
+        f"epoch {event.epoch}/{event.epochs}  {timedelta(seconds=round(event.seconds_left))} left  "
+        f"{event.images_per_second:,.0f} images/s  loss {event.loss:.3f}  accuracy {event.accuracy:.1%}"
     )
 
 
