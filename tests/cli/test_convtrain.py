@@ -174,6 +174,23 @@ def test_resume_auto_starts_a_run_where_there_is_none_and_a_batch_is_lowered_to_
     assert (again.returncode, again.stdout) == (0, found.stdout)
 
 
+def test_a_report_that_cannot_be_written_leaves_the_state_and_resuming_writes_it(tmp_path: Path) -> None:
+    words = ("--model", "softmax", "--dataset", "digits", "--epochs", "1")
+    page = tmp_path / "checkpoints" / "softmax-digits" / "report.html"
+    page.mkdir(parents=True)
+    found = run(*words, cwd=tmp_path)
+    assert (found.returncode, found.stdout) == (4, "")
+    assert found.stderr.splitlines()[-1] == (
+        "convtrain: checkpoints/softmax-digits/report.html cannot be written (Is a directory); "
+        "make room, and continue with --resume"
+    )
+    page.rmdir()
+    found = run(*words, "--resume", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert page.is_file()
+    assert sorted(path.name for path in page.parents[1].iterdir()) == ["softmax-digits", "softmax-digits.safetensors"]
+
+
 def digest(folder: Path) -> str:
     """SHA-256 of the tensors alone: the header holds the time the run took."""
     from safetensors.torch import load_file

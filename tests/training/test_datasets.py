@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from convexport.runtime.errors import DatasetError, UsageError
+from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Input
 from convexport.training import datasets
 
@@ -60,6 +61,10 @@ def test_a_folder_of_class_folders_is_split_by_seed_and_framed_by_the_runtime(fo
     assert dataset.classes == {"en": ("cat", "dog")}
     assert dataset.train.images.shape == (16, 8, 8, 3)
     assert np.bincount(dataset.test.labels).tolist() == [2, 2]
+    for split in (dataset.train, dataset.test):
+        assert (split.images[..., 0] == (split.labels * 200)[:, None, None]).all()
+    colors = [tuple(image[0, 0]) for split in (dataset.train, dataset.test) for image in split.images]
+    assert sorted(colors) == [(level, index, 0) for level in (0, 200) for index in range(10)]
     assert dataset.provenance == "a folder of class folders, 20% of each class kept for the test by seed 0"
 
 
@@ -237,8 +242,13 @@ def test_a_holdout_takes_its_share_of_every_class() -> None:
 
 def test_pictures_are_brought_to_a_network_that_wants_another_size() -> None:
     dataset = datasets.load("digits", Path("nowhere"), Input(height=32, width=32, channels=3))
+    original = datasets.load("digits", Path("nowhere")).test
+    wanted = Input(height=32, width=32, channels=3)
     assert dataset.test.images.shape == (359, 32, 32, 3)
-    assert (dataset.test.images[..., 0] == dataset.test.images[..., 2]).all()
+    assert all(
+        np.array_equal(found, load_image(image, wanted)[0])
+        for found, image in zip(dataset.test.images, original.images, strict=True)
+    )
 
 
 def test_the_root_is_the_option_then_the_environment_then_data(monkeypatch: pytest.MonkeyPatch) -> None:
