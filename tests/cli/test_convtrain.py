@@ -76,7 +76,7 @@ def test_ctrl_c_leaves_a_state_that_resumes_to_the_same_weights(
     assert out == ""
     assert err.splitlines()[-1].startswith("convtrain: stopped in epoch ")
     assert err.splitlines()[-1].endswith(
-        " of 40; continue with --resume (state in checkpoints/lenet5-digits.state.safetensors)"
+        " of 40 (state in checkpoints/lenet5-digits.state.safetensors); continue with --resume"
     )
 
     refused = run(*words, cwd=tmp_path)
@@ -89,6 +89,106 @@ def test_ctrl_c_leaves_a_state_that_resumes_to_the_same_weights(
     unbroken = tmp_path / "unbroken"
     assert run(*words, "--out", unbroken, cwd=tmp_path).returncode == 0
     assert digest(tmp_path / "checkpoints") == digest(unbroken)
+
+
+def start(*words: str | Path, cwd: Path) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [COMMAND, *words], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_second_run_of_a_checkpoint_is_refused_and_another_checkpoint_trains_beside_the_first(
+    tmp_path: Path,
+) -> None:
+    # Stopped by a signal and not by its last epoch: it trains as long as the others need.
+    first = start(*DIGITS, "--epochs", "100000", cwd=tmp_path)
+    state = tmp_path / "checkpoints" / "lenet5-digits.state.safetensors"
+    while not state.exists() and first.poll() is None:
+        time.sleep(0.01)
+    for words in ((), ("--resume",)):
+        second = run(*DIGITS, "--epochs", "100000", *words, cwd=tmp_path)
+        assert (second.returncode, second.stdout, second.stderr) == (
+            2,
+            "",
+            (
+                "convtrain: checkpoint checkpoints/lenet5-digits.safetensors is being trained by another run; "
+                "wait until it has ended, or name another folder with --out\n"
+            ),
+        )
+    beside = run("--model", "softmax", "--dataset", "digits", "--epochs", "1", cwd=tmp_path)
+    assert beside.returncode == 0, beside.stderr
+    first.kill()  # leaves the file of its lock, and no lock
+    first.communicate(timeout=60)
+    again = start(*DIGITS, "--epochs", "100000", "--resume", cwd=tmp_path)
+    assert again.stderr is not None
+    lines = [again.stderr.readline(), again.stderr.readline()]
+    again.send_signal(signal.SIGINT)
+    again.communicate(timeout=60)
+    assert again.returncode == 130
+    assert lines[1].startswith("epoch ")
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "lenet5-digits.state.safetensors",
+        "softmax-digits",
+        "softmax-digits.safetensors",
+    ]
+
+
+def test_resuming_a_run_that_has_finished_says_so_and_gives_its_summary(
+    whole: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, finished = whole
+    for word in ("--resume", "--resume=auto"):
+        found = run(*DIGITS, "--epochs", "2", word, cwd=folder)
+        assert (found.returncode, found.stdout, found.stderr) == (
+            0,
+            finished.stdout,
+            "the run is complete; its checkpoint is checkpoints/lenet5-digits.safetensors\n",
+        )
+
+
+@pytest.mark.parametrize("change", [("--seed", "1"), ("--learning-rate", "0.2"), ("--batch", "32")])
+def test_the_checkpoint_of_another_run_is_not_taken_for_the_one_to_resume(
+    whole: tuple[Path, subprocess.CompletedProcess[str]], change: tuple[str, str]
+) -> None:
+    found = run(*DIGITS, "--epochs", "2", "--resume", *change, cwd=whole[0])
+    assert (found.returncode, found.stdout, found.stderr) == (
+        4,
+        "",
+        (
+            "convtrain: no state to resume at checkpoints/lenet5-digits.state.safetensors; "
+            "start the training without --resume\n"
+        ),
+    )
+
+
+def test_resume_auto_starts_a_run_where_there_is_none_and_a_batch_is_lowered_to_the_data(tmp_path: Path) -> None:
+    words = ("--model", "softmax", "--dataset", "digits", "--epochs", "1", "--batch", "5000", "--resume=auto")
+    found = run(*words, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.splitlines()[1] == "batch 5000 is larger than the training images; lowered to 1366"
+    from convexport.training import checkpoint
+
+    assert checkpoint.load(tmp_path / "checkpoints" / "softmax-digits.safetensors").header.recipe["batch"] == 1366
+    again = run(*words, cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (0, found.stdout)
+
+
+def test_a_report_that_cannot_be_written_leaves_the_state_and_resuming_writes_it(tmp_path: Path) -> None:
+    words = ("--model", "softmax", "--dataset", "digits", "--epochs", "1")
+    page = tmp_path / "checkpoints" / "softmax-digits" / "report.html"
+    page.mkdir(parents=True)
+    found = run(*words, cwd=tmp_path)
+    assert (found.returncode, found.stdout) == (4, "")
+    assert found.stderr.splitlines()[-1] == (
+        "convtrain: checkpoints/softmax-digits/report.html cannot be written (Is a directory); "
+        "make room, and continue with --resume"
+    )
+    page.rmdir()
+    found = run(*words, "--resume", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert page.is_file()
+    assert sorted(path.name for path in page.parents[1].iterdir()) == ["softmax-digits", "softmax-digits.safetensors"]
 
 
 def digest(folder: Path) -> str:
@@ -138,7 +238,7 @@ MISTAKES = [
         (*DIGITS, "--epochs", "1", "--out", "/proc/out"),
         4,
         (
-            "/proc/out/lenet5-digits.state.safetensors cannot be written (No such file or directory); "
+            "/proc/out/lenet5-digits.safetensors cannot be written (No such file or directory); "
             "make room, or name another folder with --out"
         ),
     ),
@@ -147,18 +247,27 @@ MISTAKES = [
         2,
         (
             "the training diverged in epoch 1 of 1: the network gives no finite numbers; "
-            "take a lower --learning-rate than 1e+30"
+            "use a lower learning rate than 1e+30"
         ),
     ),
     ((*DIGITS, "--recipe", "ful"), 2, "recipe 'ful' is not known; did you mean 'full'?"),
     (
         ("--model", "softmax", "--dataset", "digits", "--optimizer", "muon"),
         2,
-        "optimizer muon trains the convolutions behind the first one, and this network has none; take sgd",
+        "optimizer muon trains the convolutions behind the first one, and this network has none; use sgd",
     ),
     ((*DIGITS, "--optimizer", "adm"), 2, "optimizer 'adm' is not known; did you mean 'adam'?"),
+    ((*DIGITS, "--optimiser", "adm"), 2, "optimizer 'adm' is not known; did you mean 'adam'?"),
+    ((*DIGITS, "--resume=always"), 2, "argument --resume: 'always' is not known, expected auto or nothing"),
     ((*DIGITS, "--device", "gpu"), 2, "device 'gpu' is not known; expected cpu, cuda or cuda:N"),
-    ((*DIGITS, "--activation", "selu"), 2, None),
+    (
+        (*DIGITS, "--activation", "selu"),
+        2,
+        (
+            "model 'lenet5' does not take {'classes': 10, 'channels': 1, 'activation': 'selu'} "
+            "(lenet5() got an unexpected keyword argument 'activation')"
+        ),
+    ),
     (
         ("--model", "lenet5", "--dataset", "minst"),
         2,
@@ -181,7 +290,7 @@ def test_a_mistake_is_one_line_and_its_exit_code(
     monkeypatch: pytest.MonkeyPatch,
     words: tuple[str, ...],
     code: int,
-    message: str | None,
+    message: str,
 ) -> None:
     from convexport.cli.convtrain import main
 
@@ -198,6 +307,4 @@ def test_a_mistake_is_one_line_and_its_exit_code(
     assert (found, captured.out) == (code, "")
     assert "Traceback" not in captured.err
     last = captured.err.splitlines()[-1]
-    assert last.startswith("convtrain: ")
-    if message is not None:
-        assert last == f"convtrain: {message}"
+    assert last == f"convtrain: {message}"

@@ -312,7 +312,7 @@ def test_without_a_labelled_set_photographs_are_compared_and_accuracy_is_quoted(
     assert lines[1] == (
         "images      512 crops of scikit-learn's sample photographs, without labels; accuracy is not measured: "
         f"data set MNIST is not at {tmp_path}/MNIST/raw and cannot be downloaded (no network); "
-        "put it there, or name the folder that holds MNIST/ with --data or $CONVEXPORT_DATA"
+        "put it there, or set $CONVEXPORT_DATA to the folder that holds MNIST/"
     )
     accuracy = lenet5.header.accuracy.test
     assert f"Accuracy: {accuracy:.2%} on 359 test images, measured at training, not again here." in (

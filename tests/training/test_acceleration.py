@@ -54,7 +54,7 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert acceleration.resolve("auto") == torch.device("cpu")
     with pytest.raises(DeviceError) as caught:
         acceleration.resolve("cuda")
-    assert str(caught.value) == f"device cuda: torch {torch.__version__} finds 0 GPUs; use --device cpu"
+    assert str(caught.value) == f"device cuda: torch {torch.__version__} finds 0 GPUs; use cpu"
     with pytest.raises(UsageError) as unknown:
         acceleration.resolve("gpu")
     assert str(unknown.value) == "device 'gpu' is not known; expected cpu, cuda or cuda:N"

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from convexport.runtime.errors import DatasetError, UsageError
+from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Input
 from convexport.training import datasets
 
@@ -64,6 +65,10 @@ def test_a_folder_of_class_folders_is_split_by_seed_and_framed_by_the_runtime(fo
     assert dataset.classes == {"en": ("cat", "dog")}
     assert dataset.train.images.shape == (16, 8, 8, 3)
     assert np.bincount(dataset.test.labels).tolist() == [2, 2]
+    for split in (dataset.train, dataset.test):
+        assert (split.images[..., 0] == (split.labels * 200)[:, None, None]).all()
+    colors = [tuple(image[0, 0]) for split in (dataset.train, dataset.test) for image in split.images]
+    assert sorted(colors) == [(level, index, 0) for level in (0, 200) for index in range(10)]
     assert dataset.provenance == "a folder of class folders, 20% of each class kept for the test by seed 0"
 
 
@@ -77,7 +82,7 @@ def test_train_and_test_folders_are_taken_as_they_are(folder: Path, tmp_path_fac
 
 def test_one_unreadable_picture_names_itself(folder: Path) -> None:
     (folder / "cat" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
-    with pytest.raises(DatasetError, match=r"cat/broken\.png.*; remove the file or mend it$"):
+    with pytest.raises(DatasetError, match=r"cat/broken\.png.*; remove the file, or repair it$"):
         datasets.load(str(folder), Path("nowhere"))
 
 
@@ -128,7 +133,7 @@ def test_a_missing_data_set_without_a_network_says_where_it_belongs(
     assert str(caught.value) == (
         f"data set {kind} is not at {tmp_path / place} and cannot be downloaded "
         "([Errno -2] Name or service not known); "
-        f"put it there, or name the folder that holds {place.split('/')[0]}/ with --data or $CONVEXPORT_DATA"
+        f"put it there, or set $CONVEXPORT_DATA to the folder that holds {place.split('/')[0]}/"
     )
 
 
@@ -282,8 +287,13 @@ def test_a_holdout_takes_its_share_of_every_class() -> None:
 
 def test_pictures_are_brought_to_a_network_that_wants_another_size() -> None:
     dataset = datasets.load("digits", Path("nowhere"), Input(height=32, width=32, channels=3))
+    original = datasets.load("digits", Path("nowhere")).test
+    wanted = Input(height=32, width=32, channels=3)
     assert dataset.test.images.shape == (359, 32, 32, 3)
-    assert (dataset.test.images[..., 0] == dataset.test.images[..., 2]).all()
+    assert all(
+        np.array_equal(found, load_image(image, wanted)[0])
+        for found, image in zip(dataset.test.images, original.images, strict=True)
+    )
 
 
 def test_the_root_is_the_option_then_the_environment_then_data(monkeypatch: pytest.MonkeyPatch) -> None:

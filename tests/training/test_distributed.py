@@ -55,7 +55,7 @@ def launch(folder: Path, processes: int, model: str, *, stop: int = 0, resume: b
     if processes > 1:
         torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command = [sys.executable, *torchrun, *arguments]
-    environment = os.environ | {"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(["tests", *sys.path[1:]]), "OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     if found.returncode and not stop:
         pytest.fail(found.stderr[-3000:])
@@ -85,8 +85,8 @@ def test_two_processes_stop_together_and_resume_together(tmp_path: Path) -> None
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(UsageError) as caught:
-        Group(0, 3).share(128)
-    assert str(caught.value) == "batch 128 does not divide by 3 processes; choose --batch to fit"
+        Group(0, 3).check_share(128)
+    assert str(caught.value) == "batch 128 does not divide by 3 processes; use a multiple of 3"
 
 
 def test_in_evaluation_the_common_batch_norm_is_torchs_own() -> None:

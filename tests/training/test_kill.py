@@ -66,7 +66,7 @@ while killed < kills or not finished:
     else:
         finished += 1
         assert result.read_text() == expected, "other bits after a kill"
-print(killed, writing, finished)
+print(killed, writing)
 """
 
 
@@ -74,10 +74,9 @@ def test_kills_at_random_instants_leave_a_state_that_resumes_to_the_same_bits(tm
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), str(tmp_path), str(KILLS)]
-    environment = os.environ | {"PYTHONPATH": "tests", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(["tests", *sys.path[1:]]), "OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
     assert found.returncode == 0, found.stderr[-3000:]
-    killed, writing, finished = map(int, found.stdout.split())
+    killed, writing = map(int, found.stdout.split())
     assert killed == KILLS
-    assert finished >= 1
     assert writing >= 1, "no kill fell inside the writing of a state: nothing was proved about it"

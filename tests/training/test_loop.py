@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from convexport.runtime.errors import CheckpointError, Interrupted, UsageError
-from convexport.training import evaluate, loop, resume
+from convexport.runtime.errors import CheckpointError, Interrupted, StorageError, UsageError
+from convexport.training import evaluate, loop, plan, resume
 from convexport.training.augment import Augmentation
 from convexport.training.loop import train
 from convexport.training.plan import TrainOptions
@@ -67,7 +69,7 @@ def test_an_interruption_says_how_to_go_on(tmp_path: Path) -> None:
     settings = options(tmp_path, stop=stop_after(9))
     with pytest.raises(Interrupted) as caught:
         finish(settings, digits())
-    assert str(caught.value) == f"stopped in epoch 2 of 2; continue with --resume (state in {settings.state})"
+    assert str(caught.value) == f"stopped in epoch 2 of 2 (state in {settings.state}); resume the run"
 
 
 def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
@@ -152,7 +154,7 @@ def test_weights_beyond_half_precision_are_refused_and_the_run_can_be_finished_w
     with pytest.raises(UsageError) as caught:
         finish(settings, digits())
     assert str(caught.value) == (
-        "the weights do not fit half precision (beyond 65504); finish with --resume and without --half"
+        "the weights do not fit half precision (beyond 65504); resume the run without half precision"
     )
     finish(replace(settings, resume=True, half=False), digits())
 
@@ -165,14 +167,14 @@ def test_a_run_whose_loss_is_no_longer_finite_ends_at_once_and_leaves_no_state(t
         steps.extend(running)
     assert str(caught.value) == (
         "the training diverged in epoch 1 of 2: the network gives no finite numbers; "
-        "take a lower --learning-rate than 1e+30"
+        "use a lower learning rate than 1e+30"
     )
     assert len(steps) < 7
     assert not settings.state.exists()
 
 
-@pytest.mark.parametrize(("writing", "written"), [(0.5, [1, 2, 3, 4, 5, 6]), (5.0, [1, 4])])
-def test_writing_states_at_epochs_ends_takes_at_most_a_tenth_of_the_time(
+@pytest.mark.parametrize(("writing", "written"), [(0.5, [1, 2, 3, 4, 5, 6]), (5.0, [1, 4, 6])])
+def test_writing_states_at_epochs_ends_takes_at_most_a_tenth_of_the_time_but_for_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writing: float, written: list[int]
 ) -> None:
     now, epochs = 0.0, []
@@ -190,10 +192,43 @@ def test_writing_states_at_epochs_ends_takes_at_most_a_tenth_of_the_time(
     assert epochs == written
 
 
-def test_a_batch_larger_than_the_data_is_refused(tmp_path: Path) -> None:
+def test_a_batch_larger_than_the_data_is_lowered_to_it(tmp_path: Path) -> None:
+    found = finish(options(tmp_path, recipe=replace(recipe(), batch=1024)), digits())
+    assert found.result.recipe == replace(recipe(), batch=233)
+    assert [(step.step, step.steps) for step in found.steps] == [(1, 1), (1, 1)]
+
+
+def test_a_lowered_batch_divides_by_the_processes() -> None:
+    assert plan.fit_batch(replace(recipe(), batch=234), digits(), 3).batch == 231
+    assert plan.fit_batch(replace(recipe(), batch=233), digits(), 3).batch == 233
     with pytest.raises(UsageError) as caught:
-        finish(options(tmp_path, recipe=replace(recipe(), batch=1024)), digits())
-    assert str(caught.value) == "batch 1024 is larger than the 233 training images; take a smaller --batch"
+        plan.fit_batch(replace(recipe(), batch=1024), digits(), 234)
+    assert str(caught.value) == "233 training images for 234 processes; use fewer processes"
+
+
+def test_a_state_that_finds_no_room_ends_the_run_and_leaves_the_state_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = options(tmp_path, state_seconds=0.0)
+    running = train(settings, digits())
+    for _ in range(3):
+        next(running)
+    before = settings.state.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError) as caught:
+            next(running)
+    assert str(caught.value) == (
+        f"{settings.state} cannot be written (No space left on device); make room, or choose another folder"
+    )
+    assert settings.state.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == ["state.safetensors"]
+    resumed = finish(replace(settings, resume=True), digits()).result
+    assert weights(resumed) == weights(finish(options(tmp_path), digits()).result)
 
 
 def test_normalization_is_measured_on_the_training_pictures() -> None:

@@ -36,6 +36,20 @@ def test_the_average_of_constant_weights_is_those_weights() -> None:
         torch.testing.assert_close(averaged.state_dict()[key], value, rtol=1e-4, atol=1e-6)
 
 
+def test_an_average_keeps_as_much_of_itself_as_its_decay_says() -> None:
+    network, averaged = torch.nn.BatchNorm1d(1), torch.nn.BatchNorm1d(1)
+    network.load_state_dict({key: torch.full_like(value, 10) for key, value in network.state_dict().items()})
+    average_into(averaged, network, 0.9)
+    state = averaged.state_dict()
+    assert [round(float(state[key]), 6) for key in ("weight", "bias", "running_mean", "running_var")] == [
+        1.9,
+        1.0,
+        1.0,
+        1.9,
+    ]
+    assert int(state["num_batches_tracked"]) == 10
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])
 def test_weights_decay_and_biases_and_batch_norm_do_not(optimizer: str) -> None:
     settings = recipe(

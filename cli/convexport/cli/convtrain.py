@@ -7,8 +7,10 @@ import os
 import shlex
 import signal
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,24 +106,31 @@ def main(argv: list[str] | None = None) -> int:
 @libraries("training", NEEDED, "train")
 def run(options: argparse.Namespace) -> int:
     """Trains and writes. Raises errors of `convexport.runtime.errors`."""
-    from convexport.training import locking
-
     dataset, settings = _prepare(options)
     target = Path(options.out) / f"{settings.model}-{dataset.name}.safetensors"
+    try:
+        with _alone(target):
+            return _train_and_write(options, dataset, settings, target)
+    except Interrupted as error:
+        raise Interrupted(error.message, "continue with --resume") from error
+    except StorageError as error:
+        begun = settings.state.is_file()
+        fix = "make room, and continue with --resume" if begun else "make room, or name another folder with --out"
+        raise StorageError(error.message, fix) from error
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Nobody else trains `target` meanwhile; of several processes of one run, the first sees to it."""
+    from convexport.training.locking import training_alone
+
     with ExitStack() as stack:
         if _first_process():
             try:
-                stack.enter_context(locking.training_alone(target))
+                stack.enter_context(training_alone(target))
             except UsageError as error:
                 raise UsageError(error.message, "wait until it has ended, or name another folder with --out") from error
-        try:
-            return _train_and_write(options, dataset, settings, target)
-        except Interrupted as error:
-            raise Interrupted(error.message, "continue with --resume") from error
-        except StorageError as error:
-            begun = settings.state.is_file()
-            fix = "make room, and continue with --resume" if begun else "make room, or name another folder with --out"
-            raise StorageError(error.message, fix) from error
+        yield
 
 
 def _prepare(options: argparse.Namespace) -> tuple[Dataset, TrainOptions]:
@@ -257,10 +266,10 @@ def _share(event: Progress) -> float:
 
 
 def _text(event: Progress) -> str:
-    minutes, seconds = divmod(round(event.seconds_left), 60)
+    # A narrow terminal cuts the end off: what matters most comes first.
     return (
-        f"epoch {event.epoch}/{event.epochs}  loss {event.loss:.3f}  accuracy {event.accuracy:.1%}  "
-        f"{event.images_per_second:,.0f} images/s  {minutes}:{seconds:02d} left"
+        f"epoch {event.epoch}/{event.epochs}  {timedelta(seconds=round(event.seconds_left))} left  "
+        f"{event.images_per_second:,.0f} images/s  loss {event.loss:.3f}  accuracy {event.accuracy:.1%}"
     )
 
 

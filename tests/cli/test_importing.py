@@ -1,0 +1,61 @@
+"""Libraries that are missing, and libraries that are there and fail to import, told apart."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from convexport.cli.importing import libraries
+from convexport.runtime.errors import BackendError
+
+REINSTALL = "pip install --force-reinstall 'convexport[train]'"
+
+
+@libraries("training", {"crooked", "absent"}, "train")
+def needing(name: str) -> None:
+    importlib.import_module(name)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("raise ImportError('numpy.core.multiarray failed to import')", "numpy.core.multiarray failed to import"),
+        ("raise AttributeError('\\x1b[1m_ARRAY_API not found\\x1b[0m\\nadvice')", "_ARRAY_API not found"),
+        ("raise OSError('libcudart.so.12: cannot open')", "libcudart.so.12: cannot open"),
+        ("raise RuntimeError", "RuntimeError"),
+        ("raise ValueError('numpy.dtype size changed')", "numpy.dtype size changed"),
+        ("import a_part_that_is_missing", "No module named 'a_part_that_is_missing'"),
+        ("import crooked.part", "No module named 'crooked.part'; 'crooked' is not a package"),
+    ],
+)
+def test_a_library_that_fails_to_import_is_named_with_its_own_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str, message: str
+) -> None:
+    (tmp_path / "crooked.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(importlib.sys.modules, "crooked", raising=False)  # type: ignore[attr-defined]
+    with pytest.raises(BackendError) as caught:
+        needing("crooked")
+    assert (caught.value.message, caught.value.fix) == (
+        f"training needs crooked, which cannot be imported ({message})",
+        REINSTALL,
+    )
+
+
+def test_a_library_that_is_not_there_is_not_installed() -> None:
+    with pytest.raises(BackendError) as caught:
+        needing("absent")
+    assert str(caught.value) == "training needs absent, which is not installed; pip install 'convexport[train]'"
+
+
+def test_an_error_outside_an_import_and_a_module_that_no_extra_installs_pass_through() -> None:
+    @libraries("training", {"crooked"}, "train")
+    def broken() -> None:
+        raise AttributeError("ours")
+
+    with pytest.raises(AttributeError, match=r"^ours$"):
+        broken()
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'elsewhere'$"):
+        needing("elsewhere")
