@@ -261,7 +261,7 @@ def _measured(contenders: Iterator[Contender], batch: int, page: Page) -> Iterat
         if name in page.vain:
             continue
         if time.monotonic() > page.deadline:
-            page.vain[name] = f"--budget was spent before batch {batch}"
+            page.vain[name] = f"--budget was spent at batch {batch}, {'with' if copies else 'without'} copies"
             continue
         try:
             with opener() as runner:

@@ -146,7 +146,7 @@ def test_images_of_a_data_set_that_nobody_knows_are_noise_and_the_page_says_so(g
 def test_nothing_new_is_begun_when_the_budget_is_spent(gpu: ModuleType) -> None:
     made = page(gpu, budget=0.0)
     assert list(gpu._measured(iter([("torch", True, runs)]), 8, made)) == []
-    assert made.vain == {"torch": "--budget was spent before batch 8"}
+    assert made.vain == {"torch": "--budget was spent at batch 8, with copies"}
 
 
 def test_a_burst_gives_the_rate_and_single_steps_the_percentiles(gpu: ModuleType) -> None:

@@ -270,6 +270,10 @@ def test_without_the_library_the_message_names_the_extra(monkeypatch: pytest.Mon
     )
     with pytest.raises(BackendError, match=r"pip install 'convexport\[tensorrt-rtx\]'"):
         load_tensorrt()
+    # TensorRT for RTX has no kernels for an H200; `tensorrt` has some for every GPU.
+    monkeypatch.setattr(engines, "gpus", lambda: (Gpu(0, "NVIDIA H200", "9.0"),))
+    with pytest.raises(BackendError, match=r"pip install 'convexport\[tensorrt\]'"):
+        load_tensorrt()
 
 
 def use(monkeypatch: pytest.MonkeyPatch, trt: Any, *capabilities: str) -> None:

@@ -102,7 +102,7 @@ def load_tensorrt(flavour: str | None = None) -> Any:
             reasons.append(f"tensorrt: version {module.__version__}, expected {OLDEST_VERSION}.0 or newer")
             continue
         return module
-    extra = (flavour or "tensorrt-rtx").replace("_", "-")
+    extra = order[0].replace("_", "-")
     raise BackendError(f"TensorRT cannot be imported ({'; '.join(reasons)})", f"pip install 'convexport[{extra}]'")
 
 
