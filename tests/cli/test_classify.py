@@ -412,6 +412,8 @@ def test_verify_reads_every_file_and_names_a_damaged_one(classify, place: Path) 
     assert (said.code, said.out) == (0, f"bundles/tiny-noise-fp32: 4 files, {size:,} bytes, each as exported\n")
     golden = bundle / "golden/1.png"
     golden.write_bytes(golden.read_bytes()[:-1] + b"\0")
+    values = json.loads((bundle / "bundle.json").read_bytes())
+    change_manifest(bundle, golden=values["golden"][:1])  # nothing but the check of every file reads it now
     for mode in ("--verify", "--info", "--self-test"):
         said = classify(mode)
         assert (said.code, said.out) == (4, "")
