@@ -369,6 +369,58 @@ def test_info_shows_the_manifest_for_people_and_for_programs(classify) -> None:
     assert json.loads(line)["name"] == "tiny-noise-fp32"
 
 
+INFO = """\
+bundle        tiny-noise-fp32
+model         tiny, 4,321 parameters
+input         12 x 12 RGB: the middle of the picture, scaled
+labels (en)   airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck
+labels (fr)   avion, automobile, oiseau, chat, cerf, chien, grenouille, cheval, bateau, camion
+trained on    Noise (a random generator)
+accuracy      98.76 % of 10,000 test images, at training
+checkpoint    SHA-256 0000000000000000000000000000000000000000000000000000000000000000
+
+variant  file               MB  accuracy  agreement  max |Δp|  {head}  by
+fp32     model.fp32.onnx  0.02   98.71 %    99.95 %   1.0e-04  {kind}  onnxruntime on cpu: runtime
+"""
+
+
+@pytest.mark.parametrize(
+    ("images", "kind", "shown"),
+    [
+        (10_000, "MNIST test set, all 10,000", "MNIST test set, all 10,000"),
+        (2_000, "2,000 of 10,000 of the MNIST test set", "2,000 of 10,000 of the MNIST test set"),
+        (359, "digits test set, all 1359", "359 x digits test set, all 1359"),
+        (2_000, "Noise, test", "2,000 x Noise, test"),
+    ],
+)
+def test_info_says_once_how_many_images_were_measured(
+    classify, place: Path, images: int, kind: str, shown: str
+) -> None:
+    variants = json.loads((place / "bundles/tiny-noise-fp32/bundle.json").read_bytes())["variants"]
+    variants["fp32"]["verifications"][0] |= {"images": images, "images_kind": kind}
+    change_manifest(place / "bundles/tiny-noise-fp32", variants=variants)
+    said = classify("--info")
+    head = f"{'measured on':{'>' if shown[0].isdigit() else '<'}{len(shown)}}"  # numbers stand to the right
+    assert (said.code, said.out) == (0, INFO.format(kind=shown, head=head))
+
+
+def test_verify_reads_every_file_and_names_a_damaged_one(classify, place: Path) -> None:
+    bundle = place / "bundles/tiny-noise-fp32"
+    listed = json.loads((bundle / "bundle.json").read_bytes())["files"].values()
+    size = sum(file["bytes"] for file in listed)
+    said = classify("--verify")
+    assert (said.code, said.out) == (0, f"bundles/tiny-noise-fp32: 4 files, {size:,} bytes, each as exported\n")
+    golden = bundle / "golden/1.png"
+    golden.write_bytes(golden.read_bytes()[:-1] + b"\0")
+    values = json.loads((bundle / "bundle.json").read_bytes())
+    change_manifest(bundle, golden=values["golden"][:1])  # nothing but the check of every file reads it now
+    for mode in ("--verify", "--info", "--self-test"):
+        said = classify(mode)
+        assert (said.code, said.out) == (4, "")
+        assert said.last.startswith("classify: bundles/tiny-noise-fp32/golden/1.png: SHA-256 ")
+    assert classify("images").out  # its pictures do not need the golden ones
+
+
 def test_help_ends_with_examples_and_exit_codes(classify) -> None:
     said = classify("--help")
     assert said.code == 0

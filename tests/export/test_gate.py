@@ -19,6 +19,7 @@ from convexport.export.passes.quantize import Int8Options
 from convexport.export.pipeline import ExportOptions, ExportResult, export_bundle
 from convexport.export.samples import Sample
 from convexport.export.source import Source
+from convexport.runtime.errors import BundleError
 from convexport.runtime.manifest import Accuracy, Flip, Manifest, Normalization, Verification
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
@@ -160,7 +161,9 @@ def test_two_labels_swapped_in_the_bundle_are_refused(
         describe(draft, msgspec.structs.replace(manifest, labels={"en": (second, first, *rest)}))
 
     monkeypatch.setattr(writer.Draft, "describe", swapped)
-    assert refused(lenet5, tmp_path) == {"fp32: labels unlike the checkpoint's"}
+    with pytest.raises(BundleError, match=r"/labels\.txt: label 0 is '0', the manifest has '1'; "):
+        export(lenet5, tmp_path)
+    assert list(tmp_path.rglob("bundle.json")) == []
 
 
 def test_red_and_blue_swapped_are_refused_in_graph_and_checkpoint(

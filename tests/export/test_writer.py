@@ -112,10 +112,7 @@ with drafting(pathlib.Path(sys.argv[1])) as draft:
 def test_a_run_killed_at_any_step_leaves_no_partial_bundle_and_the_next_clears_up(
     tmp_path: Path, replaces: bool
 ) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": f"{Path(__file__).parents[1]}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-    }
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     steps, died = 0, True
     while died:
         steps += 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import struct
+import tracemalloc
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -12,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from convexport.runtime.bundle import default_bundle, find_bundles, open_bundle
+from convexport.runtime.classifier import Classifier
 from convexport.runtime.devices import Device
-from convexport.runtime.errors import BundleError
+from convexport.runtime.errors import BundleError, ConvexportError, UsageError
 from helpers.bundles import change_manifest, make_bundle
 
 CPU, CUDA = Device("cpu"), Device("cuda")
@@ -203,6 +206,87 @@ def test_a_zip_with_a_link_is_refused(folder: Path) -> None:
     with zipfile.ZipFile(path, "a") as file:
         file.writestr(entry, "/etc/passwd")
     assert refusal(path) == f"{path}: the entry 'link' is a link; zip the folder without links"
+
+
+@pytest.mark.parametrize(("method", "number"), [(zipfile.ZIP_BZIP2, 12), (zipfile.ZIP_LZMA, 14)])
+def test_a_zip_of_another_compression_is_refused_before_anything_is_read(
+    folder: Path, method: int, number: int
+) -> None:
+    path = zipped(folder)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("notes", "not even listed", compress_type=method)
+    expected = f"the entry 'notes' is compressed by method {number}, expected 0 (stored) or 8 (deflated)"
+    assert refusal(path) == f"{path}: {expected}; zip the folder anew"
+
+
+def test_a_stored_zip_is_a_bundle(folder: Path) -> None:
+    open_bundle(zipped(folder, compression=zipfile.ZIP_STORED), verify=True).close()
+
+
+def test_an_encrypted_entry_is_refused(folder: Path) -> None:
+    path = zipped(folder)
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02")  # the first one of the zip's directory
+    data[entry + 8] |= 1
+    path.write_bytes(data)
+    assert refusal(path) == f"{path}: the entry 'bundle.json' is encrypted; zip the folder without a password"
+
+
+def test_a_deflated_entry_that_lies_about_its_size_gives_no_more_than_the_listed_bytes(folder: Path) -> None:
+    listed = (folder / "labels.txt").stat().st_size
+    (folder / "labels.txt").write_bytes(b"\0" * (30 << 20))
+    path = zipped(folder)
+    size = struct.pack("<I", 30 << 20)
+    assert path.read_bytes().count(size) == 2  # in the entry's own header and in the directory
+    path.write_bytes(path.read_bytes().replace(size, struct.pack("<I", listed)))
+    with open_bundle(path) as bundle:
+        tracemalloc.start()
+        with pytest.raises(BundleError, match=r"labels\.txt: "):
+            bundle.read("labels.txt")
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_opening_compares_sizes_and_reading_hashes(folder: Path) -> None:
+    file = folder / "model.fp32.onnx"
+    data = file.read_bytes()
+    file.write_bytes(b"\0" * len(data))
+    with open_bundle(folder) as bundle:
+        assert bundle.read("labels.txt") == (folder / "labels.txt").read_bytes()
+        for look in (lambda: bundle.read(file.name), bundle.verify):
+            with pytest.raises(BundleError, match=r"model\.fp32\.onnx: SHA-256"):
+                look()
+    file.write_bytes(data[:-1])
+    for path in (folder, zipped(folder)):
+        with pytest.raises(BundleError, match=rf"{file.name}: {len(data) - 1:,} bytes, expected {len(data):,}"):
+            open_bundle(path)
+
+
+def open_files() -> list[str]:
+    return [str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+@pytest.mark.parametrize(
+    "wrong",
+    [{"language": "xx"}, {"device": "nowhere"}, {"backend": "nothing"}, {"precision": "int8"}, {"format": "9.0"}],
+)
+def test_a_zip_is_closed_where_a_later_check_fails(folder: Path, wrong: dict[str, str]) -> None:
+    if "format" in wrong:
+        change_manifest(folder, **wrong)
+        wrong = {}
+    path = zipped(folder)
+    with pytest.raises(ConvexportError) as caught:
+        Classifier(path, **wrong)  # type: ignore[arg-type]
+    assert str(path) not in open_files()
+    assert caught.value.exit_code in (2, 4)
+
+
+@pytest.mark.parametrize("wrong", [{"top": 0}, {"batch": 0}, {"threads": 0}, {"threads": 5000}, {"workers": -1}])
+def test_numbers_are_refused_before_a_bundle_is_looked_for(tmp_path: Path, wrong: dict[str, int]) -> None:
+    with pytest.raises(UsageError, match=f"^{next(iter(wrong))} "):
+        Classifier(tmp_path / "nowhere", **wrong)  # type: ignore[arg-type]
 
 
 def test_a_zip_bomb_is_read_no_further_than_the_manifest_says(folder: Path) -> None:
