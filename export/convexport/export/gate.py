@@ -216,8 +216,12 @@ def _verify_engines(case: Case, progress: Progress) -> dict[str, Verification]:
         except UnavailableError as error:
             progress(f"gate engine {engine.file}: not run here ({error.message})")
             continue
-        with classifier:
-            found = _verify(case, key.precision, classifier, None, case.manifest.variants[key.precision].engine_file)
+        with Classifier(case.folder, backend=backend, batch=MAX_BATCH) as classifier:
+            graph = case.manifest.variants[key.precision].engine_file
+            found = _verify(case, key.precision, classifier, None, graph)
+            wrong = wrong_outputs(backend.layer_types(), key.precision)
+            own = measures.measure("engine's layer outputs of another precision", wrong, "==", 0)
+            found = msgspec.structs.replace(found, measures=(*found.measures, own))
         progress(f"gate engine {engine.file}: {summary(found)}")
         verifications[engine.file] = found
     return verifications
