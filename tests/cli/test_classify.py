@@ -233,13 +233,13 @@ def test_an_output_that_is_a_link_stays_one_and_what_it_leads_to_is_written(clas
     assert (place / "real.txt").read_text().startswith("Prediction: Cat")
 
 
-def test_a_full_disk_is_one_line_and_exit_code_2(classify) -> None:
+def test_a_full_disk_is_one_line_and_exit_code_4(classify) -> None:
     said = classify("images", "--output", "/dev/full")
     why = "cannot be written (No space left on device); make room, or name another place"
-    assert (said.code, said.last) == (2, f"classify: --output /dev/full: {why}")
+    assert (said.code, said.last) == (4, f"classify: --output /dev/full: {why}")
     with Path("/dev/full").open("wb") as full:
         found = subprocess.run([*COMMAND, "--info"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (found.returncode, found.stderr.splitlines()[-1]) == (2, f"classify: standard output: {why}")
+    assert (found.returncode, found.stderr.splitlines()[-1]) == (4, f"classify: standard output: {why}")
 
 
 # Wrong use
@@ -259,7 +259,7 @@ def test_a_full_disk_is_one_line_and_exit_code_2(classify) -> None:
         (["x", "--threads", "0"], "threads 0: expected 1 or more"),
         (
             ["x", "--output", "no/such/folder"],
-            "--output no/such/folder: cannot be written (No such file or directory); make room, or name another place",
+            "--output no/such/folder: cannot be written (No such file or directory); name another place",
         ),
         (["--info", "--format", "csv"], "--info has no form csv; leave --format out"),
         (["--info", "x"], "--info takes no inputs, found 'x'"),
@@ -444,7 +444,7 @@ def test_cuda_where_there_is_none_is_one_line_with_what_mends_it(
     assert (said.code, said.out) == (5, "")
     assert said.err == (
         "classify: no GPU was found: NVIDIA's driver (libcuda.so.1) is not installed; "
-        "nvidia-smi must list one first; without --device and --backend the CPU serves\n"
+        "nvidia-smi must list one first; the CPU serves where no device or back end is named\n"
     )
 
 

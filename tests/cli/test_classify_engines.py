@@ -36,12 +36,12 @@ def test_the_doctors_json_has_facts_back_ends_and_faults(capsysbinary: pytest.Ca
     assert main(["--doctor", "--json"]) == 0
     diagnosis = json.loads(capsysbinary.readouterr().out)
     assert sorted(diagnosis) == ["backends", "facts", "faults"]
-    assert diagnosis["backends"][0] == {
+    assert diagnosis["backends"][2] == {
         "backend": "onnxruntime",
         "device": "cpu",
         "runs": True,
         "reason": None,
-        "mend": None,
+        "fix": None,
     }
 
 

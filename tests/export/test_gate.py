@@ -186,7 +186,10 @@ def test_an_fp16_graph_whose_layers_are_fp32_is_refused(
 ) -> None:
     honest = graph.to_onnx
     monkeypatch.setattr(graph, "to_onnx", lambda checkpoint, precision="fp32": honest(checkpoint))
-    assert refused(lenet5, tmp_path, precisions=("fp16",)) == {"fp16: layers of another precision"}
+    assert refused(lenet5, tmp_path, precisions=("fp16",)) == {
+        "fp16: layers of another precision",
+        "fp16 by openvino on cpu: layers of another precision",
+    }
 
 
 def test_rows_that_depend_on_their_neighbours_are_found(lenet5: Checkpoint) -> None:
@@ -282,7 +285,9 @@ def test_a_label_of_labels_txt_that_is_not_the_checkpoints_is_refused(
         write(draft, name, data.replace(b"3\n", b"8\n") if name == "labels.txt" else data)
 
     monkeypatch.setattr(writer.Draft, "write", changed)
-    assert refused(lenet5, tmp_path) == {"fp32: labels unlike the checkpoint's"}
+    with pytest.raises(BundleError, match=r"/labels\.txt: label 3 is '8', the manifest has '3'; "):
+        export(lenet5, tmp_path)
+    assert list(tmp_path.rglob("bundle.json")) == []
 
 
 def test_images_that_the_runtime_reads_otherwise_are_measured_as_it_reads_them(

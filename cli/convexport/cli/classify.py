@@ -137,18 +137,19 @@ def _classify(options: argparse.Namespace) -> int:
 
 
 def _self_test(options: argparse.Namespace) -> int:
-    with _open(options) as classifier, _sink(options.output) as out:
+    # What fails is to be shown and not passed over.
+    with _open(options, prove=False) as classifier, _sink(options.output) as out:
         classifier.bundle.verify()
         _remark(classifier.description)
         place, results = classifier.bundle.path, classifier.self_test()
         if not results:
-            raise BundleError(f"{place}: no golden images to test with; export the bundle again")
+            raise BundleError(f"{place}: no golden images to test with", "export the bundle again")
         out.write(_golden_json(results) if options.format == "jsonl" else _golden_table(results))
     wrong = sum(not result.passed for result in results)
     if wrong:
         raise GateRefused(
-            f"{wrong} of {len(results)} golden images differ from what the export computed; "
-            "this device computes wrongly: try another --device, --backend or --precision"
+            f"{wrong} of {len(results)} golden images differ from what the export computed",
+            "this device computes wrongly: try another --device, --backend or --precision",
         )
     _remark(f"all {len(results)} golden images as at export; next: {PROGRAM} --bundle {place} PICTURE")
     return 0
@@ -219,14 +220,14 @@ def _remark(text: str) -> None:
     terminal.remark(f"{PROGRAM}: {text}")
 
 
-def _open(options: argparse.Namespace) -> Classifier:
+def _open(options: argparse.Namespace, *, prove: bool = True) -> Classifier:
     from convexport.runtime.classifier import Classifier
     from convexport.runtime.options import Options
 
     wanted = {name: getattr(options, name) for name in _field_names(Options) if hasattr(options, name)}
     if options.top is None:
         wanted["top"] = 1 if options.format == "text" else Options.top
-    classifier = Classifier(_bundle(options), Options(**wanted, note=_remark))
+    classifier = Classifier(_bundle(options), Options(**wanted, note=_remark, prove=prove))
     for remark in classifier.bundle.remarks:
         _remark(remark)
     return classifier

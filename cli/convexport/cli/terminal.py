@@ -15,7 +15,7 @@ from io import TextIOWrapper
 from typing import IO, Any, NoReturn
 
 from convexport.cli.text_lines import printable
-from convexport.runtime.errors import ConvexportError, UsageError
+from convexport.runtime.errors import ConvexportError, StorageError, UsageError, first_line
 
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 
@@ -53,13 +53,17 @@ def _prepare_streams() -> None:
 
 @contextmanager
 def writing(where: str) -> Iterator[None]:
-    """Raises `UsageError` where what is written inside finds no room or no right to be."""
+    """Raises `UsageError` for a place that cannot be written to, `StorageError` where there is no room."""
     try:
         yield
     except BrokenPipeError:
         raise
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise UsageError(f"{where}: cannot be written ({first_line(error)})", "name another place") from error
     except OSError as error:
-        raise UsageError(f"{where}: cannot be written ({error.strerror}); make room, or name another place") from error
+        raise StorageError(
+            f"{where}: cannot be written ({first_line(error)})", "make room, or name another place"
+        ) from error
 
 
 def _let_go_of_stdout() -> None:

@@ -24,6 +24,7 @@ from convexport.runtime.backends import registry
 from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from convexport.runtime.backends.tensorrt.backend import TensorRTBackend, TensorRTOptions
 from convexport.runtime.backends.tensorrt.cache import Plan
+from convexport.runtime.backends.tensorrt.element_types import wrong_outputs
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.devices import Device, gpus, processor_kind
 from convexport.runtime.errors import DeviceError, GateRefused, UnavailableError

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from convexport.runtime.errors import DeviceError, UsageError
 
 _FIX = "nvidia-smi must list one first; the CPU serves where no device or back end is named"
+_OPENVINO_TELEMETRY = "openvino_telemetry"
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 _CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 
@@ -127,20 +128,27 @@ def processor_kind() -> str:
     return f"{machine} {ability}".rstrip()
 
 
-def import_onnxruntime() -> Any:
-    """The module, without the telemetry that wheels from 1.29 on start when they are imported.
+def import_library(name: str) -> Any:
+    """A back end's library, without the telemetry that some start when they are imported.
 
-    It writes to the user's home, warns on stderr where it cannot, and sends what it knows of models and machine.
-    Whoever wants it sets ORT_DISABLE_TELEMETRY=0.
+    ONNX Runtime's wheels from 1.29 on write to the user's home, warn on stderr where they cannot, and send what they
+    know of models and machine; whoever wants that sets ORT_DISABLE_TELEMETRY=0. OpenVINO's converter, which is imported
+    with it, does the same through a package of its own, which it can do without.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    hidden = name == "openvino" and _OPENVINO_TELEMETRY not in sys.modules
+    if hidden:
+        sys.modules[_OPENVINO_TELEMETRY] = None  # type: ignore[assignment]
     try:
-        return importlib.import_module("onnxruntime")
+        return importlib.import_module(name)
     except ImportError as error:
-        # Its C++ part turns a Ctrl-C into this.
+        # A library's C++ part turns a Ctrl-C into this.
         if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         raise
+    finally:
+        if hidden:
+            del sys.modules[_OPENVINO_TELEMETRY]
 
 
 def version_numbers(version: str) -> tuple[int, ...]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import importlib.util
 import platform
 import re
@@ -17,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from convexport.runtime.backends.registry import BACKENDS, BackendSpec, DeviceKind, Obstacle
-from convexport.runtime.devices import gpus, import_onnxruntime, processor_kind
+from convexport.runtime.devices import gpus, import_library, processor_kind
 from convexport.runtime.errors import DeviceError, first_line
 
 _LIBRARIES = tuple(name for spec in BACKENDS.values() for name in spec.libraries)
@@ -207,7 +206,7 @@ def _packages() -> dict[str, str]:
 
 def _import(name: str) -> Module:
     try:
-        module = import_onnxruntime() if name == "onnxruntime" else importlib.import_module(name)
+        module = import_library(name)
         # A folder that a removed wheel left behind imports as an empty namespace.
         version = getattr(module, "__version__", None) or metadata.version(name.partition(".")[0] + "-bindings")
         providers = module.get_available_providers() if name == "onnxruntime" else ()

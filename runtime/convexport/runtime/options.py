@@ -30,6 +30,7 @@ class Options:
         top: How many classes a record lists; at most as many as there are.
         language: Language of the labels.
         note: Hears remarks for the user, one line each, as while an engine is built.
+        prove: Whether what `auto` chooses must pass the golden images on this machine before it serves.
 
     Raises:
         UsageError: A value is out of its range, or two of them contradict each other.
@@ -44,6 +45,7 @@ class Options:
     top: int = 3
     language: str = "en"
     note: Callable[[str], None] | None = None
+    prove: bool = True
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -79,3 +81,4 @@ class OptionKeys(TypedDict, total=False):
     top: int
     language: str
     note: Callable[[str], None] | None
+    prove: bool

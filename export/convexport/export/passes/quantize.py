@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from convexport.export.element_types import COMPUTE
 from convexport.export.passes.describe import INPUT, properties_of, set_properties
-from convexport.runtime.devices import import_onnxruntime
+from convexport.runtime.devices import import_library
 from convexport.runtime.errors import StorageError, UsageError, first_line
 
 CalibrationMethod = Literal["minmax", "percentile", "entropy"]
@@ -113,7 +113,7 @@ def quantize(fp32: bytes, images: NDArray[np.uint8], options: Int8Options, form:
 
 
 def _quantize_file(source: Path, target: Path, images: NDArray[np.uint8], options: Int8Options, form: Form) -> None:
-    import_onnxruntime()  # first: it keeps the library's telemetry off
+    import_library("onnxruntime")  # first: it keeps the library's telemetry off
     from onnxruntime import quantization as q
 
     methods = {

@@ -23,7 +23,7 @@ from convexport.runtime.devices import (
     BATCHES,
     Device,
     available_cores,
-    import_onnxruntime,
+    import_library,
     require_gpu,
     version_numbers,
 )
@@ -262,7 +262,7 @@ def load_onnxruntime(device: Device) -> Any:
     """The module, able to run on that device. Raises `BackendError` or `DeviceError` with what fixes it."""
     wheel = "gpu" if device.kind == "cuda" else "cpu"
     try:
-        ort = import_onnxruntime()
+        ort = import_library("onnxruntime")
     except ModuleNotFoundError as error:
         raise BackendError("onnxruntime is not installed", f"pip install 'convexport[{wheel}]'") from error
     except (ImportError, OSError, RuntimeError, AttributeError) as error:

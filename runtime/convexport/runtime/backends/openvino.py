@@ -7,7 +7,6 @@ wide: that is what the graph says.
 
 from __future__ import annotations
 
-import importlib
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from convexport.runtime.backends.base import INPUT, OUTPUT, Backend, Images, Probabilities, pieces
 from convexport.runtime.backends.registry import DeviceKind, Obstacle, Opened
-from convexport.runtime.devices import BATCHES, Device, available_cores
+from convexport.runtime.devices import BATCHES, Device, available_cores, import_library
 from convexport.runtime.errors import BackendError, BundleError, DeviceError, first_line
 
 if TYPE_CHECKING:
@@ -129,7 +128,7 @@ class OpenVINOBackend(Backend):
 def load_openvino() -> Any:
     """The module. Raises `BackendError` with the command that installs it."""
     try:
-        library = importlib.import_module("openvino")
+        library = import_library("openvino")
     except ModuleNotFoundError as error:
         raise BackendError("openvino is not installed", _INSTALL) from error
     except (ImportError, OSError, RuntimeError, AttributeError) as error:

@@ -60,7 +60,8 @@ def create(bundle: Bundle, options: Options) -> tuple[Backend, str]:
             refusals.append(error.message)
             last = error
             continue
-        failure = proof.failure(bundle, backend) if options.precision == "auto" else None
+        must_prove = options.prove and options.precision == "auto"
+        failure = proof.failure(bundle, backend) if must_prove else None
         if failure:
             backend.close()
             refusals.append(failure)
