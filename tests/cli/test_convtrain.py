@@ -166,10 +166,10 @@ def test_resume_auto_starts_a_run_where_there_is_none_and_a_batch_is_lowered_to_
     words = ("--model", "softmax", "--dataset", "digits", "--epochs", "1", "--batch", "5000", "--resume=auto")
     found = run(*words, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
-    assert found.stderr.splitlines()[1] == "batch 5000 is larger than the training images; lowered to 1366"
+    assert found.stderr.splitlines()[1] == "batch 5000 is larger than the training images; lowered to 1368"
     from convexport.training import checkpoint
 
-    assert checkpoint.load(tmp_path / "checkpoints" / "softmax-digits.safetensors").header.recipe["batch"] == 1366
+    assert checkpoint.load(tmp_path / "checkpoints" / "softmax-digits.safetensors").header.recipe["batch"] == 1368
     again = run(*words, cwd=tmp_path)
     assert (again.returncode, again.stdout) == (0, found.stdout)
 

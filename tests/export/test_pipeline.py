@@ -191,7 +191,8 @@ def test_an_int8_engine_that_cannot_be_built_is_left_out_aloud_or_ends_the_expor
     manifest = export_bundle(options("first", required=False), lines.append).manifest
     reason = (
         f"engines/int8.onnx: tensorrt_rtx {version} built no int8 engine for compute capability 7.5: Cannot compile "
-        "operation 'node_linear' for Turing (SM75): FP32 GEMM is not supported; choose another precision or other targets"
+        "operation 'node_linear' for Turing (SM75): FP32 GEMM is not supported; choose another precision or other "
+        "targets"
     )
     assert f"engine      int8 left out: {reason}" in lines
     assert [engine.key.precision for engine in manifest.engines] == ["fp16"]

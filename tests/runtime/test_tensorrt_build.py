@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import subprocess
 import sys
 import time
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -288,6 +290,21 @@ def use(monkeypatch: pytest.MonkeyPatch, trt: Any, *capabilities: str) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     monkeypatch.setattr(engines, "gpus", lambda: there)
     monkeypatch.setattr(engines, "require_gpu", require)
+
+
+def test_what_an_earlier_failure_left_behind_is_collected_before_tensorrt_calls_a_logger() -> None:
+    class Left:
+        itself: object
+
+    gc.disable()
+    try:
+        left = Left()
+        left.itself, gone = left, weakref.ref(left)
+        del left
+        engines.make_logger(FakeTensorRT())
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_the_flavour_is_tensorrt_where_a_gpu_is_and_rtx_where_none_is(monkeypatch: pytest.MonkeyPatch) -> None:

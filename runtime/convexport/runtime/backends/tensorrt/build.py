@@ -8,6 +8,7 @@ What an engine depends on is its `manifest.EngineKey`; `engine_types` proves its
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import importlib
 import re
@@ -159,6 +160,9 @@ def build_engine(onnx_bytes: bytes, options: BuildOptions, progress: BuildProgre
 
 def make_logger(trt: Any) -> Any:
     """A logger that keeps TensorRT's errors, for whoever has to say why something came back as None."""
+    # TensorRT calls it with a lock held that the end of a builder takes as well: garbage of an earlier failure, which
+    # its traceback keeps in a cycle, would be collected in that call and wait for ever. So it is collected here.
+    gc.collect()
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
