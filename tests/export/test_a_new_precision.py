@@ -38,7 +38,7 @@ def test_a_new_precision_is_exported_measured_listed_and_served(
     assert "| wide | " in (result.path / "README.md").read_text()
     assert " | whoever wants it | onnxruntime on cpu | " in (result.path / "README.md").read_text()
     images = datasets.load("digits", tmp_path).test.images[:5]
-    with Classifier(result.path, precision="wide") as wide, Classifier(result.path, precision="fp32") as plain:
+    with Classifier(result.path, device="cpu", precision="wide") as wide, Classifier(result.path) as plain:
         assert wide.description == "onnxruntime on cpu in wide, as asked"
         assert wide.probabilities(images).tolist() == plain.probabilities(images).tolist()
         assert all(golden.passed for golden in wide.self_test())
