@@ -73,7 +73,7 @@ def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         pass
     assert (
         str(caught.value)
-        == f"{tmp_path / 'file' / 'net'}: cannot be written (File exists); name another place with --out"
+        == f"{tmp_path / 'file' / 'net'}: cannot be written (File exists); make room, or choose another folder with --out"
     )
 
 
@@ -81,7 +81,7 @@ def test_a_place_that_cannot_even_be_looked_at_says_so(tmp_path: Path) -> None:
     place = tmp_path / ("x" * 300) / "net"
     with pytest.raises(StorageError) as caught, drafting(place):
         pass
-    assert str(caught.value) == f"{place}: cannot be written (File name too long); name another place with --out"
+    assert str(caught.value) == f"{place}: cannot be written (File name too long); make room, or choose another folder with --out"
 
 
 KILLED = """
@@ -167,7 +167,7 @@ def test_a_second_export_to_a_place_is_told_so_and_harms_no_draft(tmp_path: Path
         with pytest.raises(UsageError) as caught, drafting(tmp_path / "net"):
             pass
         assert str(caught.value) == (
-            f"{tmp_path / 'net'} is being written by another export; wait until it has ended, or name another place "
+            f"{tmp_path / 'net'} is being written by another export; wait until it has ended, or choose another folder "
             "with --out"
         )
         assert (draft.path / "model.fp32.onnx").read_text() == "first"
