@@ -459,3 +459,13 @@ def test_an_image_without_pixels_is_refused(size: tuple[int, int], framing: str)
     found = error(Image.new("RGB", size), Input(height=12, width=16, channels=3, framing=framing))
     assert str(found) == f"picture: {size[0]} x {size[1]} pixels, expected one at least"
     assert found.kind == "unsupported"
+
+
+def test_want_of_memory_is_no_word_against_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    data = encoded(Image.new("RGB", (40, 30)))
+    monkeypatch.setattr(Image.Image, "resize", no_memory)
+    found = error(data)
+    assert (found.kind, str(found)) == ("too-large", "picture: the memory does not suffice to decode it")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from convexport.runtime.backends.fake import FakeBackend
     from convexport.runtime.backends.proof import GoldenResult
     from convexport.runtime.bundle import Bundle, open_bundle
-    from convexport.runtime.classifier import Classifier
+    from convexport.runtime.classifier import Classifier, Progress
     from convexport.runtime.devices import Device
     from convexport.runtime.errors import (
         ArtifactError,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         UnavailableError,
         UsageError,
     )
-    from convexport.runtime.inputs import Source, find_images
+    from convexport.runtime.inputs import Given, Source, find_images
     from convexport.runtime.options import Options
     from convexport.runtime.records import Candidate, Failure, Prediction, Problem, Record, to_table
 
@@ -54,6 +54,7 @@ __all__ = [
     "Failure",
     "FakeBackend",
     "GateRefused",
+    "Given",
     "GoldenResult",
     "Images",
     "InputError",
@@ -61,6 +62,7 @@ __all__ = [
     "Prediction",
     "Probabilities",
     "Problem",
+    "Progress",
     "Record",
     "Source",
     "UnavailableError",
@@ -76,26 +78,28 @@ _HOMES = {
     "backends.fake": ("FakeBackend",),
     "backends.proof": ("GoldenResult",),
     "bundle": ("Bundle", "open_bundle"),
-    "classifier": ("Classifier",),
+    "classifier": ("Classifier", "Progress"),
     "devices": ("Device",),
-    "inputs": ("Source", "find_images"),
+    "inputs": ("Given", "Source", "find_images"),
     "options": ("Options",),
     "records": ("Candidate", "Failure", "Prediction", "Problem", "Record", "to_table"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 
-def __getattr__(name: str) -> object:
-    if name == "__version__":
-        from importlib.metadata import version
+if not TYPE_CHECKING:  # a type checker that sees it would take any name for one of ours
 
-        found: object = version("convexport")
-    elif name in __all__:
-        found = getattr(import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = found
-    return found
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            found = version("convexport")
+        elif name in __all__:
+            found = getattr(import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found
+        return found
 
 
 def __dir__() -> list[str]:

@@ -151,6 +151,9 @@ class Bundle:
 def open_bundle(path: str | os.PathLike[str], *, verify: bool = False) -> Bundle:
     """Opens a bundle.
 
+        with open_bundle("bundles/lenet5-mnist", verify=True) as bundle:
+            print(bundle.manifest.provenance.accuracy.test)
+
     Args:
         path: The bundle's folder or zip.
         verify: Reads every listed file now. By default a file is compared with its SHA-256 when it is read.

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Classifier", "Progress"]
 
-Progress = Callable[[int, "int | None"], None]
+Progress = Callable[[int, int | None], None]
 """Called with the number of records so far, and the number of inputs or None where nobody knows it."""
 
 
@@ -169,14 +169,36 @@ class Classifier:
         return html_table(f"Classifier {self.manifest.name}", self.info())
 
     def probabilities(self, images: Images) -> Probabilities:
-        """uint8 [N, H, W, C] of the model's size -> float32 [N, K], in batches as `classify` makes them."""
+        """The network's probabilities, in batches as `classify` makes them.
+
+        Args:
+            images: uint8 [N, H, W, C] of the model's size.
+
+        Returns:
+            float32 [N, K] in the order of `labels`, each row summing to 1.
+
+        Raises:
+            BackendError: The back end gives no probabilities.
+            BundleError: The network does not fit the labels.
+            UnavailableError: The device fails.
+        """
         size = self.batch
         batches = (images[start : start + size] for start in range(0, len(images), size))
         answers = list(self._answers(batches))
         return np.concatenate(answers) if answers else np.zeros((0, len(self.labels)), np.float32)
 
     def self_test(self) -> list[GoldenResult]:
-        """Classifies the bundle's golden images -> how far each is from what the origin gave it at export."""
+        """Classifies the bundle's golden images, with which any device can show that it computes as the export did.
+
+            assert all(result.passed for result in classifier.self_test())
+
+        Returns:
+            How far each golden image is from what the origin gave it at export.
+
+        Raises:
+            BundleError: An image is not as listed, or no image.
+            UnavailableError: The device fails.
+        """
         return golden_results(self.bundle, self.backend, self.batch)
 
     def close(self) -> None:

@@ -37,9 +37,9 @@ Pixels = NDArray[np.uint8]
 Plain = str | os.PathLike[str] | bytes | Pixels | Image.Image
 """What `images.load_image` reads."""
 Source = Plain | bytearray | memoryview | BinaryFile
-"""One image: a path, the bytes of a file, an open binary file, a Pillow image, or an array."""
+"""One image: a path, the bytes of a file, an open binary file, a Pillow image, or an array [H, W] or [H, W, 1 to 4]."""
 Given = Source | tuple[str, Source] | Failure
-"""What an iterable of images may hold."""
+"""What `Classifier.classify` takes one or several of: an image, one in memory with its name, a failure to repeat."""
 
 KINDS = "PNG, JPEG, WebP, BMP, GIF or TIFF"
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
@@ -97,8 +97,16 @@ def resolved(given: Given, position: int, channels: str = "rgb") -> tuple[str, P
 def find_images(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str | Failure]:
     """Names of files, folders and globs -> names of files, in order. Folders recursively, sorted, without hidden files.
 
+        records = classifier.classify(find_images(["photos/", "scans/*.tif"]))
+
     A name that leads to nothing keeps its place: a missing file is yielded and fails when it is read, an empty folder
     or a glob without a match is yielded as its `Failure`.
+
+    Args:
+        inputs: Names of files, folders, and globs.
+
+    Returns:
+        Names of files, and failures, for `Classifier.classify`.
     """
     for entry in inputs:
         name = os.fspath(entry)

@@ -70,7 +70,11 @@ class Prediction(msgspec.Struct, frozen=True):
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Why an input has no answer. `kind` is for programs, `message` for people.
+    """Why an input has no answer.
+
+    Attributes:
+        kind: For programs.
+        message: For people, on one line.
 
     Kinds: `missing`, `empty`, `unreadable`, `too-large`, `unsupported`, `not-finite`.
     """
@@ -103,6 +107,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 Record = Prediction | Failure
+"""What one input gives: a prediction or a failure."""
 
 _encoder = msgspec.json.Encoder()
 _LAST_COLUMNS = ("notes", "error_kind", "error_message")

@@ -23,10 +23,20 @@ from convexport.runtime.errors import BundleError, ConvexportError, InputError, 
 from convexport.runtime.folders import cache_folder
 from convexport.runtime.images import load_image
 
+__all__ = ["GoldenResult", "failure", "golden_results"]
+
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """One golden image on this device against what the origin gave it in float32 at export."""
+    """One golden image on this device against what the origin gave it in float32 at export.
+
+    Attributes:
+        file: The image's name in the bundle.
+        expected: The class that the origin gave.
+        label: The class found here.
+        max_abs_difference: The largest difference between two probabilities of one class.
+        tolerance: The largest difference that passes.
+    """
 
     file: str
     expected: str
