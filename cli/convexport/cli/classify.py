@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _classify(options: argparse.Namespace) -> int:
-    from convexport.runtime.images import find_images
+    from convexport.runtime.inputs import find_images
     from convexport.runtime.records import Failure, csv_header
 
     total = failed = 0

@@ -21,7 +21,7 @@ Framing = Literal["crop", "pad", "stretch"]
 Ink = Literal["any", "light-on-dark"]
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-Size = Annotated[int, msgspec.Meta(ge=1)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=16384)]
 Probability = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
