@@ -1,4 +1,4 @@
-"""The whole error tree. Every error the program knows carries the exit code that its commands document.
+"""The tree of errors. Every expected error has the exit code that the commands document.
 
     ConvexportError                 1   (never raised itself)
     ├── UsageError                  2   wrong use: an unknown name, options that exclude each other
