@@ -60,7 +60,7 @@ def gate_limits() -> str:
         "decided differently",
         "max |Δp|",
         "mean |Δp|",
-        "neighbours",
+        "neighbors",
         "golden images",
     )
     rows = [f"| {' | '.join(header)} |".replace("|Δp|", r"\|Δp\|"), "| --- |" + " ---: |" * (len(header) - 1)]

@@ -1,4 +1,4 @@
-"""`export_bundle(options)`: checkpoint -> graph -> precisions -> engines -> gate -> bundle; a line a stage."""
+"""`export_bundle(options)`: checkpoint -> graph -> precisions -> engines -> gate -> bundle. Reports each stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine has. The strict promise: a device asked for by name runs there or the program says why not."""
+"""The devices of this machine. A device that is named is used, or the error says why not."""
 
 from __future__ import annotations
 

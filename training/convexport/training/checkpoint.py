@@ -1,4 +1,4 @@
-"""A checkpoint: one `.safetensors` file whose JSON header says everything. Loading never guesses, never unpickles.
+"""A checkpoint: one `.safetensors` file with a complete JSON header. Loading never guesses and never unpickles.
 
 The header travels in the file's metadata under the key `convexport`. docs/format.md describes it.
 """
