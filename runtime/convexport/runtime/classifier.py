@@ -10,6 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
+from msgspec import UNSET
 from PIL import Image
 
 from convexport.runtime.backends import registry
@@ -19,10 +20,12 @@ from convexport.runtime.backends.selection import create
 from convexport.runtime.bundle import open_bundle
 from convexport.runtime.decoding import Decoded, Picture, decode
 from convexport.runtime.devices import BATCHES
-from convexport.runtime.errors import BundleError, InputError, UsageError
+from convexport.runtime.errors import BundleError, ConvexportError, InputError, UsageError
 from convexport.runtime.images import Source
+from convexport.runtime.manifest import Promise
 from convexport.runtime.options import Options
 from convexport.runtime.records import Candidate, Failure, Prediction, Record
+from convexport.runtime.sure import promise
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -45,7 +48,7 @@ class Classifier:
             `Classifier(path, device="cuda", top=5)`.
 
     Raises:
-        BundleError: The bundle is missing, damaged, or lacks the precision.
+        BundleError: The bundle is missing, damaged, lacks the precision, or promises no share of right answers.
         UnavailableError: What was asked for by name is not there.
         UsageError: A value is out of its range, or contradicts another.
         GateRefused: No precision gives the answers of the export on this machine.
@@ -70,6 +73,7 @@ class Classifier:
                 self.backend, self.description = given, f"{given.name} on {given.device}, as given"
             else:
                 self.backend, self.description = create(self.bundle, self.options)
+            self.promise = self._promise(self.options.sure, given is None)
         except BaseException:
             self.bundle.close()
             raise
@@ -171,7 +175,20 @@ class Classifier:
             message = f"{picture.name}: the network gave no finite number in {where}"
             return Failure.of(picture.name, InputError(message, "try another precision", kind="not-finite"))
         top = tuple([Candidate(self.labels[i], i, p) for i, p in zip(order, probabilities, strict=True)])
-        return Prediction(picture.name, top[0].label, top[0].index, top[0].probability, top, picture.notes)
+        # By the number that the record shows, so that its reader comes to the same.
+        sure = UNSET if self.promise is None else top[0].probability >= self.promise.threshold
+        return Prediction(picture.name, top[0].label, top[0].index, top[0].probability, top, picture.notes, sure)
+
+    def _promise(self, share: float | None, own: bool) -> Promise | None:
+        """The bundle's promise that was asked for; where there is none, a back end of our `own` is closed again."""
+        if share is None:
+            return None
+        try:
+            return promise(self.manifest, self.backend, share)
+        except ConvexportError:
+            if own:
+                self.backend.close()
+            raise
 
 
 def _labels(languages: dict[str, tuple[str, ...]], language: str) -> tuple[str, ...]:

@@ -29,6 +29,8 @@ class Options:
         workers: Processes that read images beside the one that computes.
         top: How many classes a record lists; at most as many as there are.
         language: Language of the labels.
+        sure: The share of right answers, such as 0.98, that a record marked as sure must keep; one that the bundle
+            promises. None marks nothing.
         note: Hears remarks for the user, one line each, as while an engine is built.
         prove: Whether what `auto` chooses must pass the golden images on this machine before it serves.
 
@@ -44,6 +46,7 @@ class Options:
     workers: int = 0
     top: int = 3
     language: str = "en"
+    sure: float | None = None
     note: Callable[[str], None] | None = None
     prove: bool = True
 
@@ -80,5 +83,6 @@ class OptionKeys(TypedDict, total=False):
     workers: int
     top: int
     language: str
+    sure: float | None
     note: Callable[[str], None] | None
     prove: bool

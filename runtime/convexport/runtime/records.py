@@ -4,7 +4,8 @@
     {"input": "b.png", "error": {"kind": "unreadable", "message": "b.png: ..."}}
 
 The CSV holds the same columns, flat, and the same ones on every line: `input, label, index, probability`, then
-`top_1_label, top_1_index, top_1_probability` and so on up to `--top`, then `notes, error_kind, error_message`.
+`top_1_label, top_1_index, top_1_probability` and so on up to `--top`, then `notes, error_kind, error_message`. Where a
+share of right answers was asked for, `sure` stands behind the notes: as a key, and as a column.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ class Candidate(msgspec.Struct, frozen=True):
 class Prediction(msgspec.Struct, frozen=True):
     """The answer to one input. `top` holds the most probable classes, the first being the prediction itself.
 
-    `notes` say what was done to the picture beyond scaling, as in "inverted: dark ink on light paper".
+    `notes` say what was done to the picture beyond scaling, as in "inverted: dark ink on light paper". `sure` is there
+    only where a share of right answers was asked for: whether the probability keeps that promise.
     """
 
     input: str
@@ -37,6 +39,7 @@ class Prediction(msgspec.Struct, frozen=True):
     probability: float
     top: tuple[Candidate, ...]
     notes: tuple[str, ...] = ()
+    sure: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -71,23 +74,25 @@ def json_line(record: Record) -> bytes:
     return _encoder.encode(record) + b"\n"
 
 
-def csv_header(top: int) -> bytes:
-    """The line that names the columns, for `top` candidates a record."""
+def csv_header(top: int, *, sure: bool = False) -> bytes:
+    """The line that names the columns, for `top` candidates a record; `sure` adds the column of that name."""
     candidates = [f"top_{rank}_{field}" for rank in range(1, top + 1) for field in ("label", "index", "probability")]
     return _csv_line(
-        ["input", "label", "index", "probability", *candidates, "notes", "error_kind", "error_message"],
+        ["input", "label", "index", "probability", *candidates, "notes", *["sure"] * sure, "error_kind", "error_message"],
     )
 
 
-def csv_line(record: Record, top: int) -> bytes:
-    """One record -> one CSV row (RFC 4180 quoting, `\\n` at its end) with the columns of `csv_header(top)`."""
+def csv_line(record: Record, top: int, *, sure: bool = False) -> bytes:
+    """One record -> one CSV row (RFC 4180 quoting, `\\n` at its end) with the columns of `csv_header`."""
     if isinstance(record, Failure):
-        return _csv_line([record.input, *[""] * (3 + 3 * top), "", record.error.kind, record.error.message])
+        return _csv_line([record.input, *[""] * (4 + 3 * top + sure), record.error.kind, record.error.message])
     cells: list[object] = [record.input, record.label, record.index, record.probability]
     for candidate in record.top[:top]:
         cells += [candidate.label, candidate.index, candidate.probability]
     cells += [""] * (3 * (top - len(record.top)))
-    return _csv_line([*cells, "; ".join(record.notes), "", ""])
+    # In the words of JSON, as the other form has them.
+    cells += ["; ".join(record.notes), *["true" if record.sure is True else "false"] * sure, "", ""]
+    return _csv_line(cells)
 
 
 def _csv_line(cells: list[object] | list[str]) -> bytes:
