@@ -1,4 +1,4 @@
-"""Does `classify --sure` keep its promises? Random halves of the test images: one promises as an export does, one checks.
+"""Does `classify --sure` keep its promises? Random halves of test images: one promises as an export does, one checks.
 
 python benchmarks/sure.py                        prints the table of docs/sure.md; the probabilities stay in build/sure/
 python benchmarks/sure.py --naive                the lowest threshold that passes for itself, which is not what ships

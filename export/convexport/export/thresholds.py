@@ -91,7 +91,7 @@ def _row(share: float, chooser: Answers, checker: Answers, everything: Answers) 
 
 
 def _sequence(answers: Answers, share: float) -> Iterator[float]:
-    """Thresholds from the surest answers down, in even steps of images; which they are does not hang on what is right."""
+    """Thresholds from the surest answers down, in even steps of images, whatever the answers are."""
     first = _fewest(len(answers), share)
     if first is None:
         return
@@ -114,7 +114,7 @@ def _shows(answers: Answers, threshold: float, share: float) -> bool:
 
 
 def _weak(answers: Answers, threshold: float, share: float) -> tuple[int, ...]:
-    """The classes whose own answers show that they keep less than the share: a test for each, the level split evenly."""
+    """The classes whose own answers show less than the share: a test for each, which divide the level evenly."""
     answered = answers.answered(threshold)
     given, right = answers.given[:answered], answers.right[:answered]
     classes, counts = np.unique(given, return_counts=True)

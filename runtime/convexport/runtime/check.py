@@ -18,8 +18,6 @@ CONFIDENCE = 0.95
 # An honest result is called worse in one of a hundred checks at most.
 WORSE_LEVEL = 0.01
 WORST_LISTED = 20
-# What "would have been noticed" means.
-NOTICED = 0.95
 # An interval as wide as this leaves a good network and a mediocre one apart by nothing.
 WIDE = 0.10
 
@@ -80,8 +78,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
         exported: What the export measured; None where it had no labelled images.
         chance: Fisher's exact test, one-sided: how likely so few right answers are where these images are of the same
             kind as the export's. None without `exported`.
-        noticed_below: A true accuracy of less than this would have been called worse in 19 of 20 checks of as many
-            images; None without `exported`, or where no accuracy would have been.
+        even_odds: The accuracy that is called worse in every second check of as many images; None without `exported`,
+            or where so few images can never be worse.
         verdict: `worse` where `chance` is below `WORSE_LEVEL`.
         classes: Every class that there were images of.
         confusion: True and given classes with their counts, right answers included.
@@ -100,7 +98,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     confidence: float = CONFIDENCE
     exported: Exported | None
     chance: float | None
-    noticed_below: float | None
+    even_odds: float | None
     verdict: Verdict
     classes: tuple[Class, ...]
     confusion: tuple[Confused, ...]
@@ -113,10 +111,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
     def in_words(self) -> list[str]:
         """Sentences: what was found, how it stands to the export's, and how much that proves."""
-        lines = [
-            f"{self.right:,} of {self.images:,} images right: {self.accuracy:.2%}, "
-            f"between {self.low:.2%} and {self.high:.2%} with {self.confidence:.0%} confidence"
-        ]
+        between = f"between {self.low:.2%} and {self.high:.2%} with {self.confidence:.0%} confidence"
+        lines = [f"{self.right:,} of {self.images:,} images right: {self.accuracy:.2%}, {between}"]
         if self.exported is None or self.chance is None:
             return [*lines, "the export measured no accuracy to compare with", *self._little()]
         found = self.exported
@@ -125,19 +121,22 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
             f"({found.images_kind}, {found.backend} on {found.device})"
         )
         if self.verdict == "worse":
-            lines.append(f"worse than the export: by chance so few would be right with a probability of {self.chance:.1g}")
-        else:
-            lines.append(f"not significantly worse than the export (p = {self.chance:.2g})")
-        if self.verdict != "worse":
-            lines += self._little()
-        return lines
+            lines.append(
+                f"worse than the export: by chance so few would be right with a probability of {self.chance:.1g} only"
+            )
+            return lines
+        return [*lines, f"not significantly worse than the export (p = {self.chance:.2g})", *self._little()]
 
     def _little(self) -> list[str]:
         if not self.proves_little:
             return []
-        below = self.noticed_below
-        noticed = "" if below is None else f": an accuracy of {below:.0%} would have passed as well, one time in twenty"
-        return [f"{self.images:,} images prove little{noticed}; take some hundred"]
+        if self.exported is None:
+            power = ""
+        elif self.even_odds is None:
+            power = ": no result would have been called worse"
+        else:
+            power = f": an accuracy of {self.even_odds:.0%} would pass every second such check"
+        return [f"{self.images:,} images prove little{power}; take some hundred"]
 
 
 def check(classifier: Classifier, images: Labelled) -> Check:
@@ -176,7 +175,7 @@ def check(classifier: Classifier, images: Labelled) -> Check:
         high=high,
         exported=exported,
         chance=chance,
-        noticed_below=None if exported is None else _noticed_below(count, exported),
+        even_odds=None if exported is None else _even_odds(count, exported),
         verdict="not compared" if chance is None else "worse" if chance < WORSE_LEVEL else "as exported",
         classes=_classes(matrix, labels),
         confusion=tuple(Confused(*pair, matrix[pair]) for pair in sorted(matrix)),
@@ -209,11 +208,10 @@ def _chance(right: int, count: int, exported: Exported) -> float:
     return binomial.at_most_of_two(right, count, exported.right, exported.images)
 
 
-def _noticed_below(count: int, exported: Exported) -> float | None:
-    """The accuracy below which 19 of 20 checks of `count` images say `worse`."""
+def _even_odds(count: int, exported: Exported) -> float | None:
+    """The accuracy that every second check of `count` images calls worse."""
     low, high = -1, count  # the most right answers that are still called worse
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if _chance(middle, count, exported) < WORSE_LEVEL else (low, middle)
-    # With that accuracy, more than so many come with a chance of 5 % only.
-    return None if low < 0 else binomial.lower_bound(low + 1, count, NOTICED)
+    return None if low < 0 else binomial.lower_bound(low + 1, count, 0.5)

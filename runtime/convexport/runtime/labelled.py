@@ -75,7 +75,9 @@ class _Names:
     def number(self, text: str, where: str) -> int:
         """An index as a CSV writes it."""
         if not (text.isascii() and text.isdigit() and int(text) < self.count):
-            raise UsageError(f"{where}: index {text!r}, expected a number from 0 to {self.count - 1}", "correct that row")
+            raise UsageError(
+                f"{where}: index {text!r}, expected a number from 0 to {self.count - 1}", "correct that row"
+            )
         return int(text)
 
 
@@ -122,9 +124,12 @@ def _rows(place: Path) -> Iterator[tuple[int, Mapping[str, str | None]]]:
             if "file" not in columns or not {"label", "index"} & set(columns):
                 found = ", ".join(columns[:6]) or "none"
                 raise UsageError(
-                    f"{place}: expected the columns file and label, or file and index, found {found}", "name the columns"
+                    f"{place}: expected the columns file and label, or file and index, found {found}",
+                    "name the columns",
                 )
             for row in reader:
                 yield reader.line_num, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{place}: cannot be read as a CSV ({first_line(error)})", "save it as CSV in UTF-8") from error
+        raise UsageError(
+            f"{place}: cannot be read as a CSV ({first_line(error)})", "save it as CSV in UTF-8"
+        ) from error

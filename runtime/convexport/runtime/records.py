@@ -78,7 +78,17 @@ def csv_header(top: int, *, sure: bool = False) -> bytes:
     """The line that names the columns, for `top` candidates a record; `sure` adds the column of that name."""
     candidates = [f"top_{rank}_{field}" for rank in range(1, top + 1) for field in ("label", "index", "probability")]
     return _csv_line(
-        ["input", "label", "index", "probability", *candidates, "notes", *["sure"] * sure, "error_kind", "error_message"],
+        [
+            "input",
+            "label",
+            "index",
+            "probability",
+            *candidates,
+            "notes",
+            *["sure"] * sure,
+            "error_kind",
+            "error_message",
+        ],
     )
 
 

@@ -46,8 +46,8 @@ def stated(row: Promise, labels: tuple[str, ...]) -> str:
     """A promise in one line, with what it was measured on and the classes that fall short of it."""
     checked = row.checked
     weak = f"; less often right: {', '.join(labels[index] for index in row.weak)}" if row.weak else ""
+    right, answered = checked.right / checked.answered, checked.answered / checked.images
     return (
         f"sure from a probability of {row.threshold:g}: at export {checked.right:,} of {checked.answered:,} such answers "
-        f"were right ({checked.right / checked.answered:.1%}), and {checked.answered / checked.images:.0%} of the "
-        f"images had one{weak}; strangers may get one too"
+        f"were right ({right:.1%}), and {answered:.0%} of the images had one{weak}; strangers may get one too"
     )
