@@ -11,6 +11,7 @@ from convexport.runtime import binomial
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.errors import UsageError
 from convexport.runtime.labelled import Labelled
+from convexport.runtime.manifest import Counted
 from convexport.runtime.records import Failure
 from convexport.runtime.sure import measured
 
@@ -81,6 +82,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
         even_odds: The accuracy that is called worse in every second check of as many images; None without `exported`,
             or where so few images can never be worse.
         verdict: `worse` where `chance` is below `WORSE_LEVEL`.
+        sure: How many answers were sure, and right, where a share of right ones was asked for; else None.
         classes: Every class that there were images of.
         confusion: True and given classes with their counts, right answers included.
         worst: Wrong answers, the surest first, at most `WORST_LISTED`.
@@ -100,6 +102,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     chance: float | None
     even_odds: float | None
     verdict: Verdict
+    sure: Counted | None
     classes: tuple[Class, ...]
     confusion: tuple[Confused, ...]
     worst: tuple[Wrong, ...]
@@ -113,6 +116,9 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
         """Sentences: what was found, how it stands to the export's, and how much that proves."""
         between = f"between {self.low:.2%} and {self.high:.2%} with {self.confidence:.0%} confidence"
         lines = [f"{self.right:,} of {self.images:,} images right: {self.accuracy:.2%}, {between}"]
+        if self.sure is not None:
+            share = f" ({self.sure.right / self.sure.answered:.2%})" if self.sure.answered else ""
+            lines.append(f"of {self.sure.answered:,} sure answers {self.sure.right:,} right{share}")
         if self.exported is None or self.chance is None:
             return [*lines, "the export measured no accuracy to compare with", *self._little()]
         found = self.exported
@@ -121,9 +127,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
             f"({found.images_kind}, {found.backend} on {found.device})"
         )
         if self.verdict == "worse":
-            lines.append(
-                f"worse than the export: by chance so few would be right with a probability of {self.chance:.1g} only"
-            )
+            chance = "less than 1e-12" if self.chance < 1e-12 else f"{self.chance:.1g}"
+            lines.append(f"worse than the export: by chance so few would be right with a probability of {chance}")
             return lines
         return [*lines, f"not significantly worse than the export (p = {self.chance:.2g})", *self._little()]
 
@@ -148,12 +153,14 @@ def check(classifier: Classifier, images: Labelled) -> Check:
     labels = classifier.labels
     matrix: Counter[tuple[int, int]] = Counter()
     wrong: list[Wrong] = []
-    failed = 0
+    failed = sure = sure_right = 0
     for record, truth in zip(classifier.classify(images.sources), images.truth, strict=True):
         if isinstance(record, Failure):
             failed += 1
             continue
         matrix[truth, record.index] += 1
+        sure += record.sure is True
+        sure_right += record.sure is True and record.index == truth
         if record.index != truth:
             wrong.append(Wrong(record.input, labels[truth], record.label, record.probability))
     count = matrix.total()
@@ -177,6 +184,7 @@ def check(classifier: Classifier, images: Labelled) -> Check:
         chance=chance,
         even_odds=None if exported is None else _even_odds(count, exported),
         verdict="not compared" if chance is None else "worse" if chance < WORSE_LEVEL else "as exported",
+        sure=Counted(images=count, answered=sure, right=sure_right) if classifier.promise else None,
         classes=_classes(matrix, labels),
         confusion=tuple(Confused(*pair, matrix[pair]) for pair in sorted(matrix)),
         worst=tuple(sorted(wrong, key=lambda one: -one.probability)[:WORST_LISTED]),

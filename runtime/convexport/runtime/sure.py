@@ -48,6 +48,6 @@ def stated(row: Promise, labels: tuple[str, ...]) -> str:
     weak = f"; less often right: {', '.join(labels[index] for index in row.weak)}" if row.weak else ""
     right, answered = checked.right / checked.answered, checked.answered / checked.images
     return (
-        f"sure from a probability of {row.threshold:g}: at export {checked.right:,} of {checked.answered:,} such answers "
-        f"were right ({right:.1%}), and {answered:.0%} of the images had one{weak}; strangers may get one too"
+        f"sure from a probability of {row.threshold:g}: at export {checked.right:,} of {checked.answered:,} such "
+        f"answers were right ({right:.1%}), and {answered:.0%} of the images had one{weak}; strangers may get one too"
     )
