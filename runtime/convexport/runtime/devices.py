@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from convexport.runtime.errors import DeviceError, UsageError
 
+DRIVER = "libcuda.so.1"
 _FIX = "nvidia-smi must list one first; the CPU serves where no device or back end is named"
 _OPENVINO_TELEMETRY = "openvino_telemetry"
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
@@ -62,11 +63,10 @@ def gpus() -> tuple[Gpu, ...]:
 
     Raises `DeviceError` that says why there is none: no driver, no GPU, or what the driver answered.
     """
-    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
-        driver = ctypes.CDLL(library)
+        driver = ctypes.CDLL(DRIVER)
     except OSError as error:
-        raise DeviceError(f"no GPU was found: NVIDIA's driver ({library}) is not installed", _FIX) from error
+        raise DeviceError(f"no GPU was found: NVIDIA's driver ({DRIVER}) is not installed", _FIX) from error
     code = int(driver.cuInit(0))
     if code:
         why = "the driver sees none" if code == _NO_DEVICE else f"the driver answers CUDA error {code}"
