@@ -61,6 +61,9 @@ def parser() -> terminal.Parser:
     add("--out", type=Path, default=Path("bundles"), metavar="DIR", help="where the bundle goes (bundles)")
     add("--data", metavar="DIR", help="root of the data sets ($CONVEXPORT_DATA, else data)")
     add("--triton", type=Path, metavar="DIR", help="add the bundle's models to this Triton model repository")
+    add("--web", action="store_true", help="write the bundle as a web page, too, which works offline")
+    add("--web-precision", choices=(*PRECISIONS,), metavar="NAME", help="the variant in the page (the smallest file)")
+    add("--web-runtime", type=Path, metavar="DIR", help="an unpacked onnxruntime-web for the page (npm brings it)")
     add("--json", action="store_true", help="the manifest, or what the gate refused, as JSON on stdout")
     group = found.add_argument_group("TensorRT engines").add_argument
     group("--tensorrt", action=argparse.BooleanOptionalAction, help="build them (where the library is installed)")
@@ -119,7 +122,19 @@ def run(options: argparse.Namespace) -> int:
         _summary(result)
     if options.triton:  # last: the bundle stands, whatever becomes of the repository
         _triton(result.path, options.triton)
+    if options.web:
+        _web(result.path, options)
     return 0
+
+
+def _web(bundle: Path, options: argparse.Namespace) -> None:
+    from convexport.export.web.page import write_page
+    from convexport.export.web.runtime import web_runtime
+
+    page = write_page(bundle, options.out, web_runtime(options.web_runtime), options.web_precision)
+    terminal.remark(f"web page    {page.path}: {page.precision}, {page.bytes:,} bytes")
+    if page.note:
+        terminal.remark(f"web page    {page.note}")
 
 
 def _triton(bundle: Path, directory: Path) -> None:
