@@ -25,7 +25,7 @@ from helpers.readers import Answer
 
 Reader = Callable[..., Answer]
 CHECKPOINTS = {"lenet5": "lenet5-mnist.safetensors", "vgg19": "vgg19-cifar10.safetensors"}
-MISSING = {"node": readers.node_missing(), "cpp": readers.cpp_missing()}
+MISSING = {"node": readers.node_missing(), "browser": readers.browser_missing(), "cpp": readers.cpp_missing()}
 INPUTS = {
     "crop": Input(height=12, width=16, channels=3),
     "pad": Input(height=16, width=12, channels=3, framing="pad"),
@@ -34,19 +34,28 @@ INPUTS = {
 }
 
 
-@pytest.fixture(scope="module", params=["node", "cpp"])
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where bundles and pictures lie, for a server to give them."""
+    return tmp_path_factory.mktemp("given")
+
+
+@pytest.fixture(scope="module", params=list(MISSING))
 def read(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Reader:
     reason = MISSING[request.param]
     if reason:
         pytest.skip(reason)
     if request.param == "node":
         return readers.node
+    if request.param == "browser":
+        return partial(readers.in_browser, request.getfixturevalue("place"))
     return partial(readers.cpp, readers.build_cpp(tmp_path_factory.mktemp("cpp")))
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return write_photographs(tmp_path_factory.mktemp("photographs"))
+def photographs(place: Path) -> list[Path]:
+    (place / "photographs").mkdir()
+    return write_photographs(place / "photographs")
 
 
 def probabilities(bundle: Path, pictures: Sequence[Path], precision: str = "fp32") -> np.ndarray:
@@ -59,9 +68,9 @@ def probabilities(bundle: Path, pictures: Sequence[Path], precision: str = "fp32
 
 @pytest.mark.parametrize("kind", INPUTS)
 def test_a_reader_gives_the_runtimes_labels_and_probabilities(
-    read: Reader, photographs: list[Path], kind: str, tmp_path: Path
+    read: Reader, photographs: list[Path], kind: str, place: Path
 ) -> None:
-    bundle = make_bundle(tmp_path / "bundle", INPUTS[kind])
+    bundle = make_bundle(place / kind, INPUTS[kind])
     answer = read(bundle, "fp32", photographs)
     assert answer.code == 0
     assert answer.proof["golden"] == answer.proof["equal"] == 2
@@ -74,8 +83,8 @@ def test_a_reader_gives_the_runtimes_labels_and_probabilities(
     assert max(worst.values()) < 1e-5, worst
 
 
-def test_a_reader_says_when_the_golden_images_disagree(read: Reader, tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path / "bundle")
+def test_a_reader_says_when_the_golden_images_disagree(read: Reader, place: Path) -> None:
+    bundle = make_bundle(place / "other")
     path = bundle / "bundle.json"
     manifest = msgspec.json.decode(path.read_bytes())
     manifest["golden"][1]["probabilities"].reverse()
@@ -84,8 +93,8 @@ def test_a_reader_says_when_the_golden_images_disagree(read: Reader, tmp_path: P
     assert (answer.code, answer.proof["equal"], answer.proof["passed"]) == (6, 1, False)
 
 
-def test_the_expected_answer_is_the_probabilities_and_not_the_true_label(read: Reader, tmp_path: Path) -> None:
-    bundle = make_bundle(tmp_path / "bundle")
+def test_the_expected_answer_is_the_probabilities_and_not_the_true_label(read: Reader, place: Path) -> None:
+    bundle = make_bundle(place / "other")
     path = bundle / "bundle.json"
     manifest = msgspec.json.decode(path.read_bytes())
     for golden in manifest["golden"]:  # an image on which torch itself is wrong
@@ -95,13 +104,15 @@ def test_the_expected_answer_is_the_probabilities_and_not_the_true_label(read: R
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", ["lenet5", "vgg19"])
+@pytest.mark.parametrize("network", CHECKPOINTS)
 def test_a_reader_gives_the_labels_of_a_shipped_network_on_photographs(
-    read: Reader, network: str, tmp_path_factory: pytest.TempPathFactory
+    read: Reader, network: str, place: Path, photographs: list[Path]
 ) -> None:
-    bundle = exported(network, tmp_path_factory)
-    pictures = list(itertools.islice(sorted((data_root() / "imagenet-samples").glob("*.jpg")), 200))
-    pictures = pictures or write_photographs(tmp_path_factory.mktemp("photographs"))
+    bundle = exported(network, place)
+    for path in itertools.islice(sorted((data_root() / "imagenet-samples").glob("*.jpg")), 200):
+        if not (place / path.name).exists():
+            (place / path.name).symlink_to(path.resolve())
+    pictures = sorted(place.glob("*.jpg")) or photographs
     for precision in ("fp32", "fp16", "int8"):
         answer = read(bundle, precision, pictures)
         expected = probabilities(bundle, pictures, precision)
@@ -112,9 +123,6 @@ def test_a_reader_gives_the_labels_of_a_shipped_network_on_photographs(
 
 
 @functools.cache
-def exported(network: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(network: str, place: Path) -> Path:
     source = Source(path=readers.ROOT / "checkpoints" / CHECKPOINTS[network])
-    options = ExportOptions(
-        source, ("fp16", "int8"), verify_images=100, data=data_root(), out=tmp_path_factory.mktemp("out")
-    )
-    return export_bundle(options).path
+    return export_bundle(ExportOptions(source, ("fp16", "int8"), verify_images=100, data=data_root(), out=place)).path

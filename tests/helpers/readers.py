@@ -6,12 +6,19 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import onnxruntime
+
+from helpers.headless_browser import NAMES, browser, executable
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -85,3 +92,55 @@ def _answer(command: Sequence[str | Path]) -> Answer:
     assert done.stdout, done.stderr
     proof, *records = (json.loads(line) for line in done.stdout.splitlines())
     return Answer(done.returncode, proof, records)
+
+
+def browser_missing() -> str | None:
+    """Why the reader for browsers cannot run here."""
+    if executable() is None:
+        return f"needs a browser on PATH: {', '.join(NAMES)}"
+    if not (EXAMPLES / "browser" / "node_modules" / "onnxruntime-web").is_dir():
+        return "needs `npm install --ignore-scripts` in examples/browser"
+    return None
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    """Files of two folders: /examples/... and /given/... ."""
+
+    def __init__(self, *arguments: Any, given: Path, **names: Any) -> None:
+        self._given = given
+        super().__init__(*arguments, **names)
+
+    def translate_path(self, path: str) -> str:
+        kind, _, rest = unquote(path.partition("?")[0]).lstrip("/").partition("/")
+        return str({"examples": EXAMPLES, "given": self._given}[kind] / rest)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@contextmanager
+def served(given: Path) -> Iterator[str]:
+    """A server on this machine with the examples, and the folder `given` -> its address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, given=given)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def in_browser(given: Path, bundle: Path, precision: str, pictures: Sequence[Path] = ()) -> Answer:
+    """The reader for browsers on a bundle; bundle and pictures lie under `given`."""
+    places = [f"/given/{path.relative_to(given)}" for path in pictures]
+    script = (
+        "(async () => {const reader = await window.reader, records = []; for (const place of %s)"
+        " records.push(await reader.classify(place, await (await fetch(place)).blob()));"
+        " return {proof: reader.proof, records}})()"
+    )
+    with served(given) as address, browser() as page:
+        page.open(f"{address}/examples/browser/?bundle=/given/{bundle.relative_to(given)}/&precision={precision}")
+        found = page.run(script % json.dumps(places))
+        assert page.problems == []
+    return Answer(0 if found["proof"]["passed"] else 6, found["proof"], found["records"])

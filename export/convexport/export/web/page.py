@@ -15,6 +15,7 @@ from pathlib import Path
 
 import jinja2
 import msgspec
+from markupsafe import Markup
 
 from convexport.export.web.runtime import LICENSE, VERSION, WebRuntime
 from convexport.runtime import atomic
@@ -70,9 +71,8 @@ def write_page(bundle: Path, out: Path, runtime: WebRuntime, precision: Precisio
     """
     with open_bundle(bundle, verify=True) as opened:
         manifest = opened.manifest
-        chosen = precision or min(
-            manifest.variants, key=lambda name: manifest.files[manifest.variants[name].file].bytes
-        )
+        sizes = {name: manifest.files[variant.file].bytes for name, variant in manifest.variants.items()}
+        chosen = precision or min(sizes, key=sizes.__getitem__)
         if chosen not in manifest.variants:
             raise UsageError.unknown("precision", chosen, manifest.variants)
         files = {
@@ -87,12 +87,8 @@ def write_page(bundle: Path, out: Path, runtime: WebRuntime, precision: Precisio
             path = out / f"{manifest.name}.html"
             atomic.write(path, text)
             return WebPage(path, chosen, len(text))
-        return _write_folder(
-            out / f"{manifest.name}-web",
-            {"index.html": _html(manifest, chosen, {}).encode(), **files},
-            chosen,
-            len(text),
-        )
+        files["index.html"] = _html(manifest, chosen, {}).encode()
+        return _write_folder(out / f"{manifest.name}-web", files, chosen, len(text))
     except OSError as error:
         raise StorageError(f"{out}: the page cannot be written ({first_line(error)})", "name another folder") from error
 
@@ -135,15 +131,15 @@ def _html(manifest: Manifest, precision: Precision, files: dict[str, str]) -> st
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    raw = {name: jinja2.filters.Markup((_TEMPLATES / name).read_text("utf-8")) for name in ("page.css", "page.mjs")}
+    css, script = (Markup((_TEMPLATES / name).read_text("utf-8")) for name in ("page.css", "page.mjs"))
     framing = (_TEMPLATES / "framing.mjs").read_text("utf-8").replace("export function", "function")
     return environment.get_template("page.html.j2").render(
         name=manifest.name,
         facts=_headline(manifest, precision),
         golden=len(manifest.golden),
         files=files,
-        css=raw["page.css"],
-        script=jinja2.filters.Markup(framing) + raw["page.mjs"],
+        css=css,
+        script=Markup(framing) + script,
         version=VERSION,
         license=LICENSE,
     )
