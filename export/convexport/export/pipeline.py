@@ -207,7 +207,7 @@ def _draft(
 
 def _provenance(checkpoint: Checkpoint) -> Provenance:
     header = checkpoint.header
-    tools = {f"export.{name}": version(name) for name in ("convexport", "onnx", "torch")}
+    tools = {f"export.{name}": version(name) for name in ("convexport", "onnx", "torch", "pillow")}
     return Provenance(
         checkpoint_sha256=checkpoint.sha256,
         dataset=header.dataset,
