@@ -115,7 +115,7 @@ def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
     checkpoint.save(path, small(format="99.0"))
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(path)
-    assert str(caught.value) == f"checkpoint {path}: format 99.0, but this convexport reads 1, 2.0; update convexport"
+    assert str(caught.value) == f"checkpoint {path}: format 99.0, but this convexport reads 1, 2.1; update convexport"
 
 
 def test_a_header_nested_without_end_is_refused(tmp_path: Path) -> None:
