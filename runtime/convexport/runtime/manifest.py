@@ -15,7 +15,7 @@ from convexport.runtime.formats import manifest_2, manifest_checks
 from convexport.runtime.formats.growth import Format
 from convexport.runtime.precision import Precision
 
-FORMAT = "3.0"
+FORMAT = "3.1"
 
 Framing = Literal["crop", "pad", "stretch"]
 Ink = Literal["any", "light-on-dark"]
@@ -127,7 +127,8 @@ class EngineGraph(Part, frozen=True, kw_only=True):
 
 
 class Variant(Part, frozen=True, kw_only=True):
-    """One ONNX file. `golden_tolerance` is the largest |Δp| that a device may show on the golden images.
+    """One ONNX file. `golden_tolerance` is the largest |Δp| that a device may show on the golden images; how it follows
+    from what the export measured stands in `details`.
 
     `engine_graph` is None where `file` serves TensorRT as well.
     """
@@ -179,12 +180,14 @@ class Engine(Part, frozen=True, kw_only=True):
 class Golden(Part, frozen=True, kw_only=True):
     """An image with the probabilities that torch float32 gave it: any device can prove that it computes the same.
 
-    `label` is the true one, None where it is not known. The expected answer is the class of the largest probability,
-    which is another one where torch itself is wrong.
+    `label` is the true one, None where it is not known. `expected` is the right answer of a device, the class of the
+    largest probability, which is another one where torch itself is wrong. Where the two largest probabilities are no
+    further apart than twice the variant's `golden_tolerance`, a device may answer either.
     """
 
     file: str
     label: str | None
+    expected: str | None = None
     probabilities: tuple[float, ...]
 
 
@@ -244,6 +247,7 @@ class Manifest(Part, frozen=True, kw_only=True):
     variants: dict[Precision, Variant]
     engines: tuple[Engine, ...] = ()
     golden: tuple[Golden, ...]
+    golden_source: str = ""
     provenance: Provenance
     files: dict[str, File]
 

@@ -25,7 +25,7 @@ from convexport.runtime.formats.growth import Format
 from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalization, Part, Sha256
 from convexport.training import models, witnesses
 from convexport.training.formats import header_1
-from convexport.training.witnesses import WitnessRecord, Witnesses
+from convexport.training.witnesses import Witnesses, WitnessRecord
 
 FORMAT = "2.1"
 # The last version whose files had no digest.
