@@ -8,6 +8,7 @@ every start.
 from __future__ import annotations
 
 import hashlib
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,12 @@ class GoldenResult:
     margin: float
     max_abs_difference: float
     tolerance: float
+
+    @property
+    def used(self) -> float:
+        """The share of the tolerance that the difference uses; infinite where it is no number."""
+        used = self.max_abs_difference / self.tolerance if self.tolerance else math.inf
+        return used if math.isfinite(used) else math.inf
 
     @property
     def passed(self) -> bool:
