@@ -213,5 +213,3 @@ def _is_on_light_paper(pixels: Pixels) -> bool:
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     grey = border.mean(axis=1) if border.ndim == 2 else border
     return 2 * int(np.count_nonzero(grey > 127)) > len(grey)
-
-

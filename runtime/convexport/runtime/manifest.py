@@ -151,7 +151,8 @@ class EngineGraph(Part, frozen=True, kw_only=True):
 
 
 class Variant(Part, frozen=True, kw_only=True):
-    """One ONNX file. `golden_tolerance` is the largest |Δp| that a device may show on the golden images.
+    """One ONNX file. `golden_tolerance` is the largest |Δp| that a device may show on the golden images; how it follows
+    from what the export measured stands in `details`.
 
     `engine_graph` is None where `file` serves TensorRT as well.
     """
@@ -203,12 +204,14 @@ class Engine(Part, frozen=True, kw_only=True):
 class Golden(Part, frozen=True, kw_only=True):
     """An image with the probabilities that torch float32 gave it: any device can prove that it computes the same.
 
-    `label` is the true one, None where it is not known. The expected answer is the class of the largest probability,
-    which is another one where torch itself is wrong.
+    `label` is the true one, None where it is not known. `expected` is the right answer of a device, the class of the
+    largest probability, which is another one where torch itself is wrong. Where the two largest probabilities are no
+    further apart than twice the variant's `golden_tolerance`, a device may answer either.
     """
 
     file: str
     label: str | None
+    expected: str | None = None
     probabilities: tuple[float, ...]
 
 
@@ -268,6 +271,7 @@ class Manifest(Part, frozen=True, kw_only=True):
     variants: dict[Precision, Variant]
     engines: tuple[Engine, ...] = ()
     golden: tuple[Golden, ...]
+    golden_source: str = ""
     provenance: Provenance
     files: dict[str, File]
 
