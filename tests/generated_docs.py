@@ -60,13 +60,13 @@ def gate_limits() -> str:
         "decided differently",
         "max |Δp|",
         "mean |Δp|",
-        "neighbours",
-        "golden images",
+        "neighbors",
+        "golden images, at least",
     )
     rows = [f"| {' | '.join(header)} |".replace("|Δp|", r"\|Δp\|"), "| --- |" + " ---: |" * (len(header) - 1)]
     for precision, row in EXPORTS.items():
         limit = row.limits
-        differences = (limit.max_difference, limit.mean_difference, limit.rows, limit.golden)
+        differences = (limit.max_difference, limit.mean_difference, limit.rows, limit.golden_floor)
         cells = [f"{limit.accuracy_loss:.1%}", f"{limit.disagreement:.1%}", *(f"{value:g}" for value in differences)]
         rows.append(f"| {precision} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"

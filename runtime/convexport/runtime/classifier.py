@@ -10,6 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from msgspec import UNSET
 
 from convexport.runtime.backends.answers import checked_stream
 from convexport.runtime.backends.base import Backend, Images, Probabilities
@@ -17,12 +18,14 @@ from convexport.runtime.backends.proof import GoldenResult, golden_results
 from convexport.runtime.bundle import Bundle
 from convexport.runtime.decoding import Decoded, Picture, decode
 from convexport.runtime.devices import BATCHES
-from convexport.runtime.errors import DeviceError, InputError
+from convexport.runtime.errors import ConvexportError, DeviceError, InputError
 from convexport.runtime.inputs import Given, Pixels, several
+from convexport.runtime.manifest import Promise
 from convexport.runtime.notebooks import html_table
 from convexport.runtime.opened import Holder
 from convexport.runtime.options import Options
 from convexport.runtime.records import Candidate, Failure, Prediction, Record
+from convexport.runtime.sure import promise
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -63,7 +66,7 @@ class Classifier:
         batch: The largest number of images computed at once.
 
     Raises:
-        BundleError: The bundle is missing, damaged, or lacks the precision.
+        BundleError: The bundle is missing, damaged, lacks the precision, or promises no share of right answers.
         UnavailableError: What was asked for by name is not there.
         UsageError: A value is out of its range, or contradicts another.
         GateRefused: No precision gives the answers of the export on this machine.
@@ -78,6 +81,7 @@ class Classifier:
         self.labels = self.manifest.labels[self.options.language]
         self.top = min(self.options.top, len(self.labels))
         self.batch = self.options.batch or BATCHES[self._holder.last.backend.device.kind]
+        self.promise = self._promise()
 
     @property
     def bundle(self) -> Bundle:
@@ -266,7 +270,20 @@ class Classifier:
             message = f"{picture.name}: the network gave no finite number in {where}"
             return Failure.of(picture.name, InputError(message, "try another precision", kind="not-finite"))
         top = tuple([Candidate(self.labels[i], i, p) for i, p in zip(order, probabilities, strict=True)])
-        return Prediction(picture.name, top[0].label, top[0].index, top[0].probability, top, picture.notes)
+        # By the number that the record shows, so that its reader comes to the same.
+        sure = UNSET if self.promise is None else top[0].probability >= self.promise.threshold
+        return Prediction(picture.name, top[0].label, top[0].index, top[0].probability, top, picture.notes, sure)
+
+    def _promise(self) -> Promise | None:
+        """The bundle's promise that was asked for; where there is none, a back end of our own is closed again."""
+        if self.options.sure is None:
+            return None
+        try:
+            return promise(self.manifest, self.backend, self.options.sure)
+        except ConvexportError:
+            if not isinstance(self.options.backend, Backend):
+                self.close()
+            raise
 
 
 def _stacked(pictures: list[Pixels]) -> Images:

@@ -4,16 +4,15 @@ What happens to a picture, in this order:
 
 1. Read. PNG, JPEG, WebP, BMP, GIF (first frame) and TIFF, told by their first bytes, never by their name. At most
    `MAX_BYTES` in the file, and at most `MAX_PIXELS` declared in its header, looked at before anything is decoded.
-2. Decode. A JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves at least `GAP` times the model's width and height.
+2. Decode, at the file's own size: a JPEG that is decoded at a fraction of it has other pixels in other languages.
 3. Turn, as the EXIF orientation says.
 4. Flatten to 8-bit grey or RGB, transparency over white. 16-bit grey becomes round(v / 257); wider integers and floats
    are scaled by the smallest of 1 (floats), 255, 65535 and 2^32 - 1 (integers) that holds every value; 16-bit colour
    keeps its high byte, as Pillow decodes it.
 5. Ink. Where `Input.ink` is "light-on-dark" and more than half of the outermost pixels are brighter than 127, the
    picture shows dark ink on light paper: it is inverted, and a note says so.
-6. Frame. A picture of the model's size passes bit for bit. Any other goes through Pillow's bicubic filter, which widens
-   with the scale (antialiasing), after a box reduction that leaves at least `GAP` pixels for each one of the result:
-   `crop` takes the largest middle box of the target's shape, `pad` centres the whole on black, `stretch` neither.
+6. Frame. A picture of the model's size passes bit for bit. `framing` brings any other to it: `crop` takes the largest
+   middle box of the target's shape, `pad` centres the whole on black, `stretch` neither.
 """
 
 from __future__ import annotations
@@ -29,15 +28,14 @@ import numpy as np
 from PIL import Image
 
 from convexport.runtime.errors import InputError, first_line
+from convexport.runtime.framing import frame
 from convexport.runtime.inputs import KINDS, MAX_BYTES, Pixels, Plain, name_of
 from convexport.runtime.manifest import Input
 
 INVERTED = "inverted: dark ink on light paper"
 # Pillow's own limit, so that its warning never comes before our refusal.
 MAX_PIXELS = 89_478_485
-GAP = 3
 
-_FILTER = Image.Resampling.BICUBIC
 # Pillow's plug-ins by their modules' names, and the first bytes of the files that each reads.
 _PLUGINS: dict[str, bytes | tuple[bytes, ...]] = {
     "Png": b"\x89PNG\r\n\x1a\n",
@@ -81,11 +79,11 @@ def load_image(source: Plain, input: Input, *, name: str | None = None) -> tuple
     else:
         name = name or name_of(source)
         try:
-            image = _flatten(_upright(_decode(source, name, input)), "L" if input.channels == 1 else "RGB")
+            image = _flatten(_upright(_decode(source, name)), "L" if input.channels == 1 else "RGB")
             pixels = np.asarray(image)
             inverted = input.ink == "light-on-dark" and _is_on_light_paper(pixels)
             if image.size != (input.width, input.height):
-                pixels = np.asarray(_frame(image, input, fill=255 if inverted else 0))
+                pixels = np.asarray(frame(image, input, fill=255 if inverted else 0))
             pixels = pixels.reshape(shape)
         except MemoryError as error:  # no word against the file: its size is bounded by MAX_PIXELS
             raise InputError(f"{name}: the memory does not suffice to decode it", kind="too-large") from error
@@ -96,14 +94,12 @@ def load_image(source: Plain, input: Input, *, name: str | None = None) -> tuple
     return (255 - pixels, (INVERTED,)) if inverted else (pixels, ())
 
 
-def _decode(source: Plain, name: str, input: Input) -> Image.Image:
+def _decode(source: Plain, name: str) -> Image.Image:
     """Anything a caller may give -> a loaded Pillow image of at most `MAX_PIXELS`."""
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
     image = source if isinstance(source, Image.Image) else _open(_read(source, name), name)
     _check_size(*image.size, name)
-    if image.format == "JPEG" and image is not source:
-        image.draft(None, (GAP * input.width, GAP * input.height))
     image.load()
     return image
 
@@ -217,22 +213,3 @@ def _is_on_light_paper(pixels: Pixels) -> bool:
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     grey = border.mean(axis=1) if border.ndim == 2 else border
     return 2 * int(np.count_nonzero(grey > 127)) > len(grey)
-
-
-def _frame(image: Image.Image, input: Input, *, fill: int) -> Image.Image:
-    """Brings `L` or `RGB` to the model's size; `fill` is the grey of padding."""
-    width, height = image.size
-    target = (input.width, input.height)
-    if input.framing == "stretch":
-        return image.resize(target, _FILTER, reducing_gap=GAP)
-    if input.framing == "crop":
-        scale = min(width / input.width, height / input.height)
-        left, top = (width - scale * input.width) / 2, (height - scale * input.height) / 2
-        box = (max(left, 0.0), max(top, 0.0), min(width - left, width), min(height - top, height))
-        return image.resize(target, _FILTER, box=box, reducing_gap=GAP)
-    scale = min(input.width / width, input.height / height)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    canvas = Image.new(image.mode, target, fill if image.mode == "L" else (fill, fill, fill))
-    corner = ((target[0] - size[0]) // 2, (target[1] - size[1]) // 2)
-    canvas.paste(image.resize(size, _FILTER, reducing_gap=GAP), corner)
-    return canvas

@@ -37,6 +37,8 @@ class Options:
         language: Language of the labels.
         channels: Order of the channels in arrays: `rgb`, or `bgr` for those of OpenCV. Files and Pillow images know
             their own.
+        sure: The share of right answers, such as 0.98, that a record marked as sure must keep; one that the bundle
+            promises. None marks nothing.
         note: Hears remarks for the user, one line each, as while an engine is built.
         prove: Whether what `auto` chooses must pass the golden images on this machine before it serves.
 
@@ -53,6 +55,7 @@ class Options:
     top: int = 3
     language: str = "en"
     channels: Literal["rgb", "bgr"] = "rgb"
+    sure: float | None = None
     note: Callable[[str], None] | None = None
     prove: bool = True
 
@@ -92,5 +95,6 @@ class OptionKeys(TypedDict, total=False):
     top: int
     language: str
     channels: Literal["rgb", "bgr"]
+    sure: float | None
     note: Callable[[str], None] | None
     prove: bool

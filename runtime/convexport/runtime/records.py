@@ -4,7 +4,8 @@
     {"input": "b.png", "error": {"kind": "unreadable", "message": "b.png: ..."}}
 
 The CSV holds the same columns, flat, and the same ones on every line: `input, label, index, probability`, then
-`top_1_label, top_1_index, top_1_probability` and so on up to `--top`, then `notes, error_kind, error_message`.
+`top_1_label, top_1_index, top_1_probability` and so on up to `--top`, then `notes, error_kind, error_message`. Where a
+share of right answers was asked for, `sure` stands behind the notes: as a key, and as a column.
 
 For programs, `to_dict` gives the object of the JSON line and `to_table` columns of plain values.
 """
@@ -51,6 +52,7 @@ class Prediction(msgspec.Struct, frozen=True):
         probability: Between 0 and 1, rounded to six digits.
         top: The most probable classes, the first being the prediction itself.
         notes: What was done to the image beyond scaling, as in "inverted: dark ink on light paper".
+        sure: Whether the probability keeps the promise; there only where a share of right answers was asked for.
         ok: True, which tells a prediction from a failure.
         error: None, where a failure has its reason.
     """
@@ -61,6 +63,7 @@ class Prediction(msgspec.Struct, frozen=True):
     probability: float
     top: tuple[Candidate, ...]
     notes: tuple[str, ...] = ()
+    sure: bool | msgspec.UnsetType = msgspec.UNSET
     ok: ClassVar[Literal[True]] = True
     error: ClassVar[None] = None
 
@@ -151,20 +154,24 @@ def json_line(record: Record) -> bytes:
     return _encoder.encode(record) + b"\n"
 
 
-def csv_header(top: int) -> bytes:
-    """The line that names the columns, for `top` candidates a record."""
-    return _csv_line(["input", "label", "index", "probability", *_top_columns(top), *_LAST_COLUMNS])
+def csv_header(top: int, *, sure: bool = False) -> bytes:
+    """The line that names the columns, for `top` candidates a record; `sure` adds the column of that name."""
+    notes, *errors = _LAST_COLUMNS
+    last = [notes, *["sure"] * sure, *errors]
+    return _csv_line(["input", "label", "index", "probability", *_top_columns(top), *last])
 
 
-def csv_line(record: Record, top: int) -> bytes:
-    """One record -> one CSV row (RFC 4180 quoting, `\\n` at its end) with the columns of `csv_header(top)`."""
+def csv_line(record: Record, top: int, *, sure: bool = False) -> bytes:
+    """One record -> one CSV row (RFC 4180 quoting, `\\n` at its end) with the columns of `csv_header`."""
     if isinstance(record, Failure):
-        return _csv_line([record.input, *[""] * (3 + 3 * top), "", record.error.kind, record.error.message])
+        return _csv_line([record.input, *[""] * (4 + 3 * top + sure), record.error.kind, record.error.message])
     cells: list[object] = [record.input, record.label, record.index, record.probability]
     for candidate in record.top[:top]:
         cells += [candidate.label, candidate.index, candidate.probability]
     cells += [""] * (3 * (top - len(record.top)))
-    return _csv_line([*cells, "; ".join(record.notes), "", ""])
+    # In the words of JSON, as the other form has them.
+    cells += ["; ".join(record.notes), *["true" if record.sure is True else "false"] * sure, "", ""]
+    return _csv_line(cells)
 
 
 def _top_columns(top: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""The contract of a back end: uint8 pictures in, probabilities out."""
+"""The contract of a back end: uint8 images in, probabilities out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A back end without a network, for tests: yours as well as ours."""
+"""A back end without a network, for your tests and ours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime on a CPU or a CUDA GPU. The library is imported when a back end is made, and not before.
+"""ONNX Runtime on a CPU or a CUDA GPU. The library is imported when a back end is opened.
 
 Asked for CUDA, ONNX Runtime falls back to the CPU and merely logs it. So the provider that leads after creation is
 looked at, and no node may be given to another one.

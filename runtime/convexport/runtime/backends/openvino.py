@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU. The library is imported when a back end is made, and not before.
+"""OpenVINO on a CPU. The library is imported when a back end is opened.
 
 Where the processor can, OpenVINO computes a float32 graph in bfloat16 by itself. That would be a precision which nobody
 asked for, so the precision of its arithmetic is set to float32 and read back. Products of 8-bit operands stay 8 bits

@@ -8,6 +8,7 @@ every start.
 from __future__ import annotations
 
 import hashlib
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,22 +33,36 @@ class GoldenResult:
 
     Attributes:
         file: The image's name in the bundle.
+        truth: Its true label; None where it is not known.
         expected: The class that the origin gave.
         label: The class found here.
+        margin: By how much the origin's answer was ahead of its second.
         max_abs_difference: The largest difference between two probabilities of one class.
         tolerance: The largest difference that passes.
     """
 
     file: str
+    truth: str | None
     expected: str
     label: str
+    margin: float
     max_abs_difference: float
     tolerance: float
 
     @property
+    def used(self) -> float:
+        """The share of the tolerance that the difference uses; infinite where it is no number."""
+        used = self.max_abs_difference / self.tolerance if self.tolerance else math.inf
+        return used if math.isfinite(used) else math.inf
+
+    @property
     def passed(self) -> bool:
-        """Same label, and no probability further away than the variant's tolerance."""
-        return self.label == self.expected and self.max_abs_difference <= self.tolerance
+        """No probability further away than the variant's tolerance, and the same label where that decides it.
+
+        Two answers that are closer together than twice the tolerance may honestly change places.
+        """
+        tie = self.margin <= 2 * self.tolerance
+        return (self.label == self.expected or tie) and self.max_abs_difference <= self.tolerance
 
 
 def golden_results(bundle: Bundle, backend: Backend, batch: int = 64) -> list[GoldenResult]:
@@ -67,8 +82,10 @@ def golden_results(bundle: Bundle, backend: Backend, batch: int = 64) -> list[Go
     return [
         GoldenResult(
             file=g.file,
+            truth=g.label,
             expected=names[int(np.argmax(g.probabilities))],
             label=names[int(np.argmax(p))],
+            margin=_margin(g.probabilities),
             # NaN stays NaN and so passes no tolerance.
             max_abs_difference=float(np.abs(np.asarray(g.probabilities) - p).max()),
             tolerance=tolerance,
@@ -83,6 +100,11 @@ def _golden_images(bundle: Bundle) -> Images:
         return np.stack([load_image(bundle.read(g.file), manifest.input, name=g.file)[0] for g in manifest.golden])
     except InputError as error:  # as listed, and yet no image: the bundle is at fault, not what a user handed in
         raise BundleError(f"{bundle.path}: golden image {error.message}", "export the bundle again") from error
+
+
+def _margin(probabilities: tuple[float, ...]) -> float:
+    *_, second, first = sorted((0.0, *probabilities))
+    return first - second
 
 
 def failure(bundle: Bundle, backend: Backend) -> str | None:
