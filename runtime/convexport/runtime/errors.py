@@ -26,6 +26,24 @@ from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any, ClassVar
 
+__all__ = [
+    "ArtifactError",
+    "BackendError",
+    "BundleError",
+    "CheckpointError",
+    "ConvexportError",
+    "DatasetError",
+    "DeviceError",
+    "EngineError",
+    "GateRefused",
+    "InputError",
+    "Interrupted",
+    "StorageError",
+    "UnavailableError",
+    "UsageError",
+    "first_line",
+]
+
 
 class ConvexportError(Exception):
     """Base of every error that this program raises on purpose.
