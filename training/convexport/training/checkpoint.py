@@ -136,7 +136,7 @@ def _digest(header: str, state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(header.encode())
     for name, value in sorted(state.items()):
         digest.update(f"\0{name}\0{value.dtype}\0{list(value.shape)}\0".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
