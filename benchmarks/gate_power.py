@@ -90,9 +90,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--honest", type=int, default=200, help="honest networks (200)")
     parser.add_argument("--exported", type=int, default=20, help="of which so many are exported whole (20)")
     parser.add_argument("--out", type=Path, default=Path("docs/gate.md"))
-    parser.add_argument(
-        "--rows", type=Path, default=Path("build/gate"), help="where measurements go (build/gate)"
-    )
+    parser.add_argument("--rows", type=Path, default=Path("build/gate"), help="where measurements go (build/gate)")
     return parser.parse_args()
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,19 @@ def test_a_header_nested_without_end_is_refused(tmp_path: Path) -> None:
         CheckpointError, match=r"^checkpoint .*: not a convexport .*maximum recursion depth .*; train it again$"
     ):
         checkpoint.load(path)
+
+
+@pytest.mark.parametrize("size", [0, -1, 16385, 2**31, 2**64, 2**200], ids=str)
+@pytest.mark.parametrize("side", ["height", "width"])
+def test_an_input_of_impossible_size_is_refused(tmp_path: Path, side: str, size: int) -> None:
+    path = tmp_path / "a.safetensors"
+    values = json.loads(msgspec.json.encode(header()))
+    values["input"][side] = size
+    save_file(small().state, path, metadata={"convexport": json.dumps(values)})
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(path)
+    bound = ">= 1" if size < 1 else "<= 16384"
+    assert str(caught.value) == f"checkpoint {path}: Expected `int` {bound} - at `$.input.{side}`; train it again"
 
 
 def test_weights_of_another_network_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""The gate: every variant against torch float32, through the runtime that will serve it; beyond a limit, no bundle.
+"""The gate: compares every variant with torch float32 on the runtime that will serve it. No bundle if one fails.
 
 The checkpoint itself is held against its own header as well, since a network damaged before the export agrees with
 itself perfectly. What can be caught without labelled images, and what cannot, is in docs/decisions.

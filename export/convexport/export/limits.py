@@ -1,4 +1,4 @@
-"""The limits of the gate that hold for every precision; what each one has of its own stands in `precisions`."""
+"""The limits of the gate that hold for every precision; `precisions` has those that differ."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from convexport.export.passes.fold_batch_norm import fold_batch_norm
 from convexport.export.passes.storage import Fp16Emulation
 from convexport.export.precisions import EXPORTS
 from convexport.export.samples import Sample
+from convexport.export.thresholds import promises
 from convexport.runtime.bundle import Bundle
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.errors import CheckpointError
@@ -112,6 +113,7 @@ def verify(precision: Precision, served: Classifier, expected: Reference, types:
         measures=tuple(measures),
         flips=tuple(flips[:FLIPS_LISTED]),
         flips_total=len(flips),
+        promises=promises(found, sample.truth),
     )
 
 

@@ -1,4 +1,4 @@
-"""`export_bundle(options)`: checkpoint -> graph -> precisions -> engines -> gate -> bundle; a line a stage."""
+"""`export_bundle(options)`: checkpoint -> graph -> precisions -> engines -> gate -> bundle. Reports each stage."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def _draft(
 
 def _provenance(checkpoint: Checkpoint) -> Provenance:
     header = checkpoint.header
-    tools = {f"export.{name}": version(name) for name in ("convexport", "onnx", "torch")}
+    tools = {f"export.{name}": version(name) for name in ("convexport", "onnx", "torch", "pillow")}
     return Provenance(
         checkpoint_sha256=checkpoint.sha256,
         dataset=header.dataset,

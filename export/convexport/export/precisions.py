@@ -1,4 +1,4 @@
-"""What export knows of each precision: how its graph is made and what it may cost. One row per precision.
+"""What the export knows of each precision: how its graph is made and what it may cost. One row per precision.
 
 The runtime's table has the same keys. A new precision is a row there, a row here, and the pass that makes its graph.
 """

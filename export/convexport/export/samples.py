@@ -1,4 +1,4 @@
-"""The pictures that the gate looks at: a labelled test set where one is at hand, else crops of real photographs."""
+"""Chooses the gate's images: a labeled test set if one is available, else crops of photographs."""
 
 from __future__ import annotations
 

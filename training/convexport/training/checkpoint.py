@@ -1,4 +1,4 @@
-"""A checkpoint: one `.safetensors` file whose JSON header says everything. Loading never guesses, never unpickles.
+"""A checkpoint: one `.safetensors` file with a complete JSON header. Loading never guesses and never unpickles.
 
 The header travels in the file's metadata under the key `convexport`. docs/format.md describes it.
 """
@@ -136,7 +136,7 @@ def _digest(header: str, state: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(header.encode())
     for name, value in sorted(state.items()):
         digest.update(f"\0{name}\0{value.dtype}\0{list(value.shape)}\0".encode())
-        digest.update(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

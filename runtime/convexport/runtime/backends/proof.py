@@ -16,26 +16,29 @@ from pathlib import Path
 import numpy as np
 
 from convexport.runtime import atomic
-from convexport.runtime.backends.base import Backend
+from convexport.runtime.backends.answers import checked
+from convexport.runtime.backends.base import Backend, Images
 from convexport.runtime.bundle import Bundle
 from convexport.runtime.devices import processor_kind
-from convexport.runtime.errors import ConvexportError, UnavailableError
+from convexport.runtime.errors import BundleError, ConvexportError, InputError, UnavailableError
 from convexport.runtime.folders import cache_folder
 from convexport.runtime.images import load_image
+
+__all__ = ["GoldenResult", "failure", "golden_results"]
 
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """One golden image on this device against what the origin gave it in float32.
+    """One golden image on this device against what the origin gave it in float32 at export.
 
     Attributes:
-        file: Its place in the bundle.
+        file: The image's name in the bundle.
         truth: Its true label; None where it is not known.
-        expected: The origin's answer.
-        label: This device's answer.
+        expected: The class that the origin gave.
+        label: The class found here.
         margin: By how much the origin's answer was ahead of its second.
-        max_abs_difference: The largest |Δp| of its probabilities.
-        tolerance: How much the variant allows.
+        max_abs_difference: The largest difference between two probabilities of one class.
+        tolerance: The largest difference that passes.
     """
 
     file: str
@@ -71,8 +74,9 @@ def golden_results(bundle: Bundle, backend: Backend, batch: int = 64) -> list[Go
     golden = manifest.golden
     if not golden:
         return []
-    images = np.stack([load_image(bundle.read(g.file), manifest.input, name=g.file)[0] for g in golden])
-    found = np.concatenate([backend.run(images[i : i + batch]) for i in range(0, len(images), batch)])
+    images = _golden_images(bundle)
+    parts = [images[i : i + batch] for i in range(0, len(images), batch)]
+    found = np.concatenate([checked(backend.run(part), len(part), backend, manifest) for part in parts])
     names = manifest.classes
     tolerance = manifest.variants[backend.precision].golden_tolerance
     return [
@@ -88,6 +92,14 @@ def golden_results(bundle: Bundle, backend: Backend, batch: int = 64) -> list[Go
         )
         for g, p in zip(golden, found, strict=True)
     ]
+
+
+def _golden_images(bundle: Bundle) -> Images:
+    manifest = bundle.manifest
+    try:
+        return np.stack([load_image(bundle.read(g.file), manifest.input, name=g.file)[0] for g in manifest.golden])
+    except InputError as error:  # as listed, and yet no image: the bundle is at fault, not what a user handed in
+        raise BundleError(f"{bundle.path}: golden image {error.message}", "export the bundle again") from error
 
 
 def _margin(probabilities: tuple[float, ...]) -> float:
