@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, synced, renamed, and their folder synced."""
+"""Files that appear complete or not at all: written next to their destination, synced, renamed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def replacing(path: Path, *, writer: str = "", mode: int = 0o666) -> Iterator[IO
     """
     draft = path.with_name(f".{path.name}{writer}.partial")
     try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), mode)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
         with os.fdopen(descriptor, "wb") as file:
             yield file
             sync_file(file)
