@@ -18,7 +18,7 @@ from convexport.runtime.backends.proof import GoldenResult, golden_results
 from convexport.runtime.bundle import Bundle
 from convexport.runtime.decoding import Decoded, Picture, decode
 from convexport.runtime.devices import BATCHES
-from convexport.runtime.errors import ConvexportError, DeviceError, InputError
+from convexport.runtime.errors import ConvexportError, DeviceError, InputError, UsageError
 from convexport.runtime.inputs import Given, Pixels, several
 from convexport.runtime.manifest import Promise
 from convexport.runtime.notebooks import html_table
