@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from convexport.cli import terminal
+from convexport.cli import signals, terminal
 from convexport.cli.importing import libraries
 from convexport.runtime.errors import UsageError, first_line
 from convexport.runtime.precision import PRECISIONS, Precision
@@ -41,7 +41,7 @@ EXAMPLES = """\
              --mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616 --dataset cifar10
 
 exit codes: 0 done, 2 wrong use, 4 checkpoint or data set missing or damaged, 5 library not there,
-6 the gate refused and no bundle was written, 130 interrupted
+6 the gate refused and no bundle was written, 130 interrupted (129 hung up, 143 terminated)
 """
 
 
@@ -60,6 +60,7 @@ def parser() -> terminal.Parser:
     add("--verify-images", type=_count, metavar="N|all", help="labelled test images the gate measures (2000)")
     add("--out", type=Path, default=Path("bundles"), metavar="DIR", help="where the bundle goes (bundles)")
     add("--data", metavar="DIR", help="root of the data sets ($CONVEXPORT_DATA, else data)")
+    add("--force", action="store_true", help="replace a bundle that was exported from another checkpoint")
     add("--triton", type=Path, metavar="DIR", help="add the bundle's models to this Triton model repository")
     add("--json", action="store_true", help="the manifest, or what the gate refused, as JSON on stdout")
     group = found.add_argument_group("TensorRT engines").add_argument
@@ -97,8 +98,7 @@ def _numbers(text: str) -> list[float]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; gives its exit code."""
-    options = parser().parse_args(argv)
-    return terminal.guard("convexport", lambda: run(options))
+    return terminal.guard("convexport", lambda: run(parser().parse_args(argv)))
 
 
 @libraries("exporting", NEEDED, "export,cpu")
@@ -107,9 +107,11 @@ def run(options: argparse.Namespace) -> int:
     from convexport.export.gate import Refusal
     from convexport.export.pipeline import export_bundle
 
+    signals.import_numpy()
     wanted = _options(options)
     try:
-        result = export_bundle(wanted, terminal.remark)
+        with signals.working():
+            result = export_bundle(wanted, terminal.remark)
     except Refusal as refusal:
         _refused(refusal.result, as_json=options.json)
         raise
@@ -118,7 +120,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         _summary(result)
     if options.triton:  # last: the bundle stands, whatever becomes of the repository
-        _triton(result.path, options.triton)
+        with signals.working():
+            _triton(result.path, options.triton)
     return 0
 
 
@@ -146,6 +149,7 @@ def _options(options: argparse.Namespace) -> ExportOptions:
         require_labels=options.verify_images is not None,
         data=data_root(options.data),
         out=options.out,
+        force=options.force,
     )
 
 
@@ -282,7 +286,7 @@ def _refused(result: GateResult, *, as_json: bool) -> None:
         for measure in found.measures
     ]
     for line in terminal.table(("variant", "measure", "value", "limit", ""), rows):
-        terminal.result(terminal.paint(line, "red") if line.endswith("FAILED") else line)
+        terminal.result(line, "red" if line.endswith("FAILED") else None)
 
 
 def _json(value: object) -> str:

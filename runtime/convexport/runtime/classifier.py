@@ -20,7 +20,7 @@ from convexport.runtime.bundle import open_bundle
 from convexport.runtime.decoding import Decoded, Picture, decode
 from convexport.runtime.devices import BATCHES
 from convexport.runtime.errors import BundleError, InputError, UsageError
-from convexport.runtime.images import Source
+from convexport.runtime.images import Pause, Source
 from convexport.runtime.options import Options
 from convexport.runtime.records import Candidate, Failure, Prediction, Record
 
@@ -75,10 +75,11 @@ class Classifier:
             raise
         self.batch = self.options.batch or BATCHES[self.backend.device.kind]
 
-    def classify(self, images: Source | Iterable[Source | Failure]) -> Iterator[Record]:
+    def classify(self, images: Source | Iterable[Source | Failure | Pause]) -> Iterator[Record]:
         """One image or several -> one record each, in order, in bounded memory.
 
         An input that cannot be read gives a `Failure` and hurts no other; a `Failure` given as input passes through.
+        Behind `images.PAUSE` nothing more is waited for: what came before it is answered at once.
 
         Args:
             images: A path, the bytes of a file, a Pillow image, an array, or an iterable of these. An array is uint8,
@@ -88,11 +89,11 @@ class Classifier:
             UnavailableError: The device fails.
             BundleError: The network does not fit the labels.
         """
-        entries = decode(_several(images), self.manifest.input, self.options.workers)
+        entries = decode(_several(images), self.manifest.input, self.options.workers, self.options.say)
         for entry in entries:
             if isinstance(entry, Failure):
                 yield entry
-            else:
+            elif isinstance(entry, Picture):
                 yield from self._stream(chain([entry], entries))
 
     def probabilities(self, images: Images) -> Probabilities:
@@ -117,12 +118,14 @@ class Classifier:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _stream(self, entries: Iterator[Decoded]) -> Iterator[Record]:
-        """Records until the inputs end or a whole chunk holds no picture: such a chunk has no answer to wait for."""
+    def _stream(self, entries: Iterator[Decoded | Pause]) -> Iterator[Record]:
+        """Records until the inputs end or pause, or a whole chunk holds no picture: it has no answer to wait for."""
         pending: deque[list[Decoded]] = deque()
 
         def batches() -> Iterator[Images]:
-            while chunk := self._chunk(entries):
+            paused = False
+            while not paused:
+                chunk, paused = self._chunk(entries)
                 pending.append(chunk)
                 pictures = [entry.pixels for entry in chunk if isinstance(entry, Picture)]
                 if not pictures:
@@ -145,16 +148,18 @@ class Classifier:
                 )
             yield answer
 
-    def _chunk(self, entries: Iterator[Decoded]) -> list[Decoded]:
-        """The next inputs that hold at most `batch` pictures; bounded too where many cannot be read."""
+    def _chunk(self, entries: Iterator[Decoded | Pause]) -> tuple[list[Decoded], bool]:
+        """The next inputs that hold at most `batch` pictures, and whether a pause follows; bounded if none is read."""
         chunk: list[Decoded] = []
         pictures = 0
         for entry in entries:
+            if isinstance(entry, Pause):
+                return chunk, True
             chunk.append(entry)
             pictures += isinstance(entry, Picture)
             if pictures == self.batch or len(chunk) == 4 * self.batch:
                 break
-        return chunk
+        return chunk, False
 
     def _records(self, chunk: list[Decoded], answer: Probabilities) -> Iterator[Record]:
         """Answers float32 [pictures in chunk, K] -> records of the whole chunk."""
@@ -192,7 +197,7 @@ def _check_given(backend: Backend, options: Options) -> None:
         )
 
 
-def _several(images: Source | Iterable[Source | Failure]) -> Iterable[Source | Failure]:
+def _several(images: Source | Iterable[Source | Failure | Pause]) -> Iterable[Source | Failure | Pause]:
     """One image as a list of it, several as they are."""
     if isinstance(images, np.ndarray):
         return [images] if images.ndim < 3 or (images.ndim == 3 and images.shape[2] <= 4) else images

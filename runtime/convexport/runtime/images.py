@@ -24,10 +24,11 @@ import re
 import stat
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from io import BytesIO
 from itertools import chain
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,10 +38,21 @@ from convexport.runtime.errors import InputError
 from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure
 
+
+class Pause:
+    """Stands between inputs where their source pauses: what came before is answered without waiting for more."""
+
+
+PAUSE = Pause()
 Pixels = NDArray[np.uint8]
 Source = str | os.PathLike[str] | bytes | Pixels | Image.Image
 
 KINDS = "PNG, JPEG, WebP, BMP, GIF or TIFF"
+# Pictures by their names that are not read; in a folder they are left out, and counted.
+UNREAD = (
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".ico", ".tga", ".exr", ".hdr", ".jxr"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".dcm", ".ppm", ".pgm", ".pbm", ".pcx"),
+)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
 INVERTED = "inverted: dark ink on light paper"
 # Pillow's own limit, so that its warning never comes before our refusal.
@@ -80,20 +92,55 @@ _MALFORMED = (
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-def find_images(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str | Failure]:
+def is_picture(data: bytes) -> bool:
+    """Whether a file that begins with these bytes is of a kind that is read."""
+    return data.startswith(tuple(chain.from_iterable(m if isinstance(m, tuple) else (m,) for m in _PLUGINS.values())))
+
+
+@overload
+def find_images(
+    inputs: Iterable[str | os.PathLike[str]], note: Callable[[str], None] | None = None
+) -> Iterator[str | Failure]: ...
+
+
+@overload
+def find_images(
+    inputs: Iterable[str | os.PathLike[str] | Pause], note: Callable[[str], None] | None = None
+) -> Iterator[str | Failure | Pause]: ...
+
+
+def find_images(
+    inputs: Iterable[str | os.PathLike[str] | Pause], note: Callable[[str], None] | None = None
+) -> Iterator[str | Failure | Pause]:
     """Names of files, folders and globs -> names of files, in order. Folders recursively, sorted, without hidden files.
 
     A name that leads to nothing keeps its place: a missing file is yielded and fails when it is read, an empty folder
-    or a glob without a match is yielded as its `Failure`.
+    or a glob without a match is yielded as its `Failure`. Folders that links lead to are searched through once.
+    `note` hears, at the end, how many pictures in folders are of a kind that is not read. A `Pause` passes through.
     """
+    left_out: list[str] = []
+    yield from _find(inputs, left_out)
+    if left_out and note is not None:
+        pictures = "picture was" if len(left_out) == 1 else "pictures were"
+        named = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+        note(f"{len(left_out):,} {pictures} left out, since only {KINDS} is read: {named}")
+
+
+def _find(inputs: Iterable[str | os.PathLike[str] | Pause], left_out: list[str]) -> Iterator[str | Failure | Pause]:
     for entry in inputs:
+        if isinstance(entry, Pause):
+            yield entry
+            continue
         name = os.fspath(entry)
         if os.path.isdir(name):  # noqa: PTH112 - a Path would rewrite the names that records repeat
-            yield from _folder(name)
+            yield from _folder(name, left_out)
         elif glob.has_magic(name) and not os.path.lexists(name):
             # The shell leaves this to us where the glob was quoted, found nothing, or on Windows.
             matches = _expand(name)
-            found = (_folder(match) if os.path.isdir(match) else (match,) for match in matches)  # noqa: PTH112
+            found = (
+                _folder(match, left_out) if os.path.isdir(match) else (match,)  # noqa: PTH112
+                for match in matches
+            )
             yield from dict.fromkeys(chain.from_iterable(found))  # once: `**/*` matches a folder and what is in it
             if not matches:
                 yield _failure(name, "missing", "no file matches")
@@ -145,36 +192,53 @@ def _failure(name: str, kind: str, reason: str) -> Failure:
     return Failure.of(shown, InputError(f"{shown}: {reason}", kind=kind))
 
 
-def _folder(folder: str) -> Iterator[str | Failure]:
+def _folder(folder: str, left_out: list[str]) -> Iterator[str | Failure]:
     empty = True
-    for found in _walk(folder):
+    for found in _walk(folder, left_out):
         empty = False
         yield found
     if empty:
         yield _failure(folder, "empty", f"no {KINDS} file in this folder")
 
 
-def _walk(folder: str) -> Iterator[str | Failure]:
+def _walk(folder: str, left_out: list[str]) -> Iterator[str | Failure]:
     for found in _tree(folder):
         if isinstance(found, Failure):
             yield found
-        elif not found[1] and found[0].lower().endswith(SUFFIXES):
-            yield found[0]
+        elif not found[1]:
+            name = found[0].lower()
+            if name.endswith(SUFFIXES):
+                yield found[0]
+            elif name.endswith(UNREAD):
+                left_out.append(found[0])
 
 
 def _tree(folder: str) -> Iterator[tuple[str, bool] | Failure]:
-    """The folder and all in it that is not hidden, however deep: (path, whether it is a folder)."""
-    waiting = [(folder, True)]
+    """The folder and all in it that is not hidden, however deep: (path, whether it is a folder).
+
+    A folder that a link leads to is entered, once: it may lead back here.
+    """
+    waiting, entered = [(folder, True)], set[tuple[int, int]]()
     while waiting:
         path, is_folder = waiting.pop()
-        yield path, is_folder
         if not is_folder:
+            yield path, False
             continue
         try:
+            facts = os.stat(path)  # noqa: PTH116
+            if (facts.st_dev, facts.st_ino) in entered:
+                continue
+            entered.add((facts.st_dev, facts.st_ino))
+            yield path, True
             with os.scandir(path) as entries:
                 children = sorted((child for child in entries if not child.name.startswith(".")), key=lambda c: c.name)
-            # A linked folder is not entered: it may lead back here.
-            waiting += [(child.path, child.is_dir(follow_symlinks=False)) for child in reversed(children)]
+            # Linked folders last: what is reachable without a link keeps its plain name.
+            waiting[:0] = [(child.path, True) for child in reversed(children) if child.is_symlink() and child.is_dir()]
+            waiting += [
+                (child.path, child.is_dir())
+                for child in reversed(children)
+                if not (child.is_symlink() and child.is_dir())
+            ]
         except OSError as error:
             yield _failure(path, "unreadable", f"the folder cannot be read ({error.strerror})")
 

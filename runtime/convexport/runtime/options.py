@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
@@ -14,6 +15,15 @@ if TYPE_CHECKING:
     from convexport.runtime.backends.base import Backend
 
 MAX_THREADS = 1024
+LOGGER = "convexport"
+
+
+def say(note: Callable[[str], None] | None, text: str) -> None:
+    """A remark to whom it concerns: to `note`, else to the logger `convexport`, at the level INFO."""
+    if note is not None:
+        note(text)
+    else:
+        logging.getLogger(LOGGER).info("%s", text)
 
 
 @dataclass(frozen=True)
@@ -29,7 +39,7 @@ class Options:
         workers: Processes that read images beside the one that computes.
         top: How many classes a record lists; at most as many as there are.
         language: Language of the labels.
-        note: Hears remarks for the user, one line each, as while an engine is built.
+        note: Hears remarks for the user, one line each, as while an engine is built; None is the logger `convexport`.
         prove: Whether what `auto` chooses must pass the golden images on this machine before it serves.
 
     Raises:
@@ -64,9 +74,8 @@ class Options:
             raise UsageError.unknown("precision", self.precision, ("auto", *PRECISIONS))
 
     def say(self, text: str) -> None:
-        """Tells `note`, where there is one."""
-        if self.note:
-            self.note(text)
+        """Tells `note`; where there is none, the logger `convexport`, which a server routes as it routes its others."""
+        say(self.note, text)
 
 
 class OptionKeys(TypedDict, total=False):
