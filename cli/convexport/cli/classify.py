@@ -59,7 +59,7 @@ def parser() -> terminal.Parser:
     result = terminal.Parser(PROGRAM, "Classifies pictures with the network of a bundle.", EXAMPLES)
     add = result.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="files, folders (searched through), globs; - reads names from stdin")
-    add("--null", "-0", action="store_true", help="names on stdin end with NUL, as find -print0 writes them")
+    add("--null", action="store_true", help="names on stdin end with NUL, as find -print0 writes them")
     add("--bundle", metavar="PATH", help="folder or zip of the bundle; default: the only one under bundles/")
     add("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--backend", default="auto", help=f"auto, {_or(BACKENDS)} (default: %(default)s)")

@@ -9,6 +9,7 @@ A request and its answer are each a pickle behind its length. Both ends are this
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import queue
@@ -46,6 +47,9 @@ class Workers:
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._processes: list[subprocess.Popen[bytes]] = []
         self._threads: list[threading.Thread] = []
+        self._owner = os.getpid()
+        # Whoever leaves its records half read closes nothing; at the very end threads can no longer be waited for.
+        atexit.register(self.close)
         try:
             for _ in range(size):
                 self._processes.append(_start())
@@ -66,7 +70,10 @@ class Workers:
         return future
 
     def close(self) -> None:
-        """Ends the processes, whatever they are doing. Safe to call twice."""
+        """Ends the processes, whatever they are doing. Safe to call twice; nothing in a forked child."""
+        atexit.unregister(self.close)
+        if os.getpid() != self._owner:
+            return
         for process in self._processes:
             process.kill()
         for _ in self._threads:
@@ -107,8 +114,6 @@ def serve() -> None:
     for name in ("SIGINT", "SIGHUP", "SIGTERM"):  # of a terminal, for all its processes: the first one ends the others
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     warnings.filterwarnings("ignore", module="PIL")
