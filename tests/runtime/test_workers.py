@@ -18,7 +18,7 @@ from convexport.runtime import workers
 from convexport.runtime.backends.fake import FakeBackend
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.errors import DeviceError
-from convexport.runtime.images import PAUSE
+from convexport.runtime.inputs import PAUSE
 from convexport.runtime.manifest import Input
 from convexport.runtime.workers import Workers
 from helpers.bundles import make_bundle, pictures, png

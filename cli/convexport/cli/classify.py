@@ -24,14 +24,18 @@ if TYPE_CHECKING:
     from convexport.runtime.backends.proof import GoldenResult
     from convexport.runtime.bundle import Bundle
     from convexport.runtime.classifier import Classifier
-    from convexport.runtime.images import Pause
+    from convexport.runtime.inputs import Pause
+    from convexport.runtime.keeping import Keeper
     from convexport.runtime.records import Failure, Record
 
 PROGRAM = "classify"
 FORMATS = ("text", "jsonl", "csv")
+# Of the golden images, how many a table shows that has no failures.
+GOLDEN_SHOWN = 5
 SOME_FAILED = 3
 # How long the inputs are counted before the first is read, where a bar is shown.
 COUNT_SECONDS = 0.3
+AT_MOST = 100
 EXAMPLES = """\
   classify cat.png                                       one picture, with the only bundle under bundles/
   classify --bundle bundles/vgg19-cifar10-fp16 photos/   a folder, and those in it
@@ -39,14 +43,16 @@ EXAMPLES = """\
   find . -name '*.jpg' -print0 | classify - --null --format csv --output labels.csv
   classify --lang fr plane.png                           labels in French
   classify --device cuda --backend tensorrt images/      this device and back end, or exit code 5
+  classify photos/ --sure 0.98 --keep-unsure unsure/      mark the doubtful ones, and copy them to label them
+  classify --check labelled/ --page check.html           is it as good on these pictures as the export measured?
   classify --self-test                                   does this machine compute what the export computed?
   classify --info                                        what the bundle says of itself
   classify --build-engine                                build this GPU's TensorRT engine ahead of time
   classify --doctor                                      what can run on this machine, and what mends the rest
 
 exit codes: 0 done, 2 wrong use, 3 some inputs could not be read, 4 bundle missing or damaged,
-5 device, back end or library not there, 6 the self-test failed, 130 interrupted (129 hung up, 143 terminated),
-141 the reader of the results went away"""
+5 device, back end or library not there, 6 the self-test failed or the check is worse, 130 interrupted (129 hung up,
+143 terminated), 141 the reader of the results went away"""
 
 
 def _or(names: Iterable[str]) -> str:
@@ -77,7 +83,17 @@ def parser() -> terminal.Parser:
     )
     add("--format", default="text", metavar="|".join(FORMATS), help="form of the results (default: %(default)s)")
     add("--output", metavar="FILE", help="results go to this file, which appears when it is complete")
+    add(
+        "--sure",
+        type=float,
+        metavar="SHARE",
+        help="mark what is not sure, so that this share of the rest is right: 0.98",
+    )
+    add("--keep-unsure", metavar="DIR", help="with --sure: copy unsure pictures there, ready to be labelled")
+    add("--at-most", type=int, metavar="N", help="with --keep-unsure: copy no more than these (default: 100)")
+    add("--page", metavar="FILE", help="with --check: write the result as an HTML page too")
     modes = result.add_mutually_exclusive_group()
+    modes.add_argument("--check", metavar="FOLDER", help="measure on class folders, or on a CSV of file and label")
     modes.add_argument("--self-test", action="store_true", help="classify the bundle's golden images and compare")
     modes.add_argument("--verify", action="store_true", help="compare every file of the bundle with its SHA-256")
     modes.add_argument("--info", action="store_true", help="show what the bundle says of itself")
@@ -91,16 +107,17 @@ def run(options: argparse.Namespace) -> int:
     """Does what was asked -> exit code."""
     warnings.filterwarnings("ignore", module="PIL")  # remarks on odd files, which are none of ours
     signals.import_numpy()
-    if options.format not in FORMATS:
-        raise UsageError.unknown("format", options.format, FORMATS)
-    if options.null and "-" not in options.inputs:
-        raise UsageError("--null is about names on standard input", "add -, or leave it out")
+    formats = (*FORMATS, "json") if options.check else FORMATS
+    if options.format not in formats:
+        raise UsageError.unknown("format", options.format, formats)
+    _refuse_lonely(options)
     if options.json and not options.doctor:
         raise UsageError("--json goes with --doctor; for records as JSON lines take --format jsonl")
     modes: dict[str, Callable[[argparse.Namespace], int]] = {
         "info": _info,
         "verify": _verify,
         "self_test": _self_test,
+        "check": _check,
         "build_engine": _build_engine,
         "doctor": _doctor,
     }
@@ -116,19 +133,34 @@ def run(options: argparse.Namespace) -> int:
     return _classify(options)
 
 
+def _refuse_lonely(options: argparse.Namespace) -> None:
+    """Options that mean something beside another one only."""
+    for name, needed in (("page", "check"), ("keep_unsure", "sure"), ("at_most", "keep_unsure")):
+        if getattr(options, name) is not None and getattr(options, needed) is None:
+            raise UsageError(f"--{name.replace('_', '-')} goes with --{needed.replace('_', '-')}")
+    if options.at_most is not None and options.at_most < 1:
+        raise UsageError(f"--at-most {options.at_most}: expected 1 or more")
+    if options.null and "-" not in options.inputs:
+        raise UsageError("--null is about names on standard input", "add -, or leave it out")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: arguments -> exit code."""
     return terminal.guard(PROGRAM, lambda: run(parser().parse_args(argv)))
 
 
 def _classify(options: argparse.Namespace) -> int:
-    from convexport.runtime.images import find_images
+    from convexport.runtime.inputs import find_images
     from convexport.runtime.records import Failure
+    from convexport.runtime.sure import stated
 
     live = "-" in options.inputs
     total = failed = 0
     with signals.working(), _open(options) as classifier, _sink(options.output) as out:
         _remark(classifier.description)
+        keeper = _keeper(options)
+        if classifier.promise:
+            _remark(stated(classifier.promise, classifier.labels))
         shown = terminal.bars_are_shown() and not out.isatty()
         names, count = _counted(find_images(_names(options, idle=out.flush), note=_remark), count=shown and not live)
         pace = terminal.Pace(count)
@@ -139,10 +171,14 @@ def _classify(options: argparse.Namespace) -> int:
                 out.write(line)
                 total += 1
                 failed += isinstance(record, Failure)
+                if keeper and not isinstance(record, Failure):
+                    keeper.offer(record)
                 if out.isatty():
                     out.flush()  # a terminal shows each answer as it comes
                 if shown:
                     update(pace.share(total), pace.text(total))
+    if keeper:
+        _remark(keeper.summary)
     if not total:
         _remark("standard input named no picture")
     if failed:
@@ -163,6 +199,39 @@ def _counted(
         if time.monotonic() > end:
             return chain(first, names), None
     return iter(first), len(first)
+
+
+def _keeper(options: argparse.Namespace) -> Keeper | None:
+    from convexport.runtime.keeping import Keeper
+
+    if options.keep_unsure is None:
+        return None
+    return Keeper(options.keep_unsure, options.at_most or AT_MOST, tuple(options.inputs))
+
+
+def _check(options: argparse.Namespace) -> int:
+    from convexport.cli.check_page import check_page
+    from convexport.cli.check_text import check_output
+    from convexport.runtime.check import check
+    from convexport.runtime.labelled import labelled
+
+    with signals.working(), _open(options) as classifier:
+        _remark(classifier.description)
+        found = check(classifier, labelled(options.check, classifier.manifest, options.language))
+        labels = classifier.labels
+    with _sink(options.output) as out:
+        out.write(check_output(found, labels, options.format))
+    if options.page:
+        with _sink(options.page) as out:
+            out.write(check_page(found, labels))
+    if found.failed:
+        _remark(f"{found.failed:,} of {found.failed + found.images:,} images could not be read")
+    if found.verdict == "worse":
+        raise GateRefused(
+            f"{found.accuracy:.2%} of {found.images:,} images are right, significantly worse than the export measured",
+            f"look at the worst images, and see whether {PROGRAM} --self-test passes",
+        )
+    return SOME_FAILED if found.failed else 0
 
 
 def _self_test(options: argparse.Namespace) -> int:
@@ -259,7 +328,8 @@ def _open(options: argparse.Namespace, *, prove: bool = True) -> Classifier:
     if options.threads is not None:
         wanted["threads"] = options.threads
     if options.top is None:
-        wanted["top"] = 1 if options.format == "text" else Options.top
+        # Where it is not sure, its candidates say more than its answer.
+        wanted["top"] = 1 if options.format == "text" and options.sure is None else Options.top
     with _bundle(options) as path:
         classifier = Classifier(path, Options(**wanted, note=_remark, prove=prove))
     for remark in classifier.bundle.remarks:
@@ -323,7 +393,7 @@ def _names(options: argparse.Namespace, idle: Callable[[], None]) -> Iterator[st
 def _header(options: argparse.Namespace, classifier: Classifier) -> bytes:
     from convexport.runtime.records import csv_header
 
-    return csv_header(classifier.top) if options.format == "csv" else b""
+    return csv_header(classifier.top, sure=bool(options.sure)) if options.format == "csv" else b""
 
 
 def _lines(
@@ -340,7 +410,8 @@ def _lines(
     if options.format == "jsonl":
         yield from ((record, shown(json_line(record), json_printable)) for record in records)
     elif options.format == "csv":
-        yield from ((record, shown(csv_line(record, classifier.top), printable)) for record in records)
+        sure = bool(options.sure)
+        yield from ((record, shown(csv_line(record, classifier.top, sure=sure), printable)) for record in records)
     else:
         live = "-" in options.inputs
         for record, text in text_lines(records, classifier.labels, options.language, live=live):
@@ -354,8 +425,11 @@ def _golden_json(results: list[GoldenResult]) -> bytes:
 
 
 def _golden_table(results: list[GoldenResult]) -> bytes:
+    """Every golden image that failed, then those nearest to their limit, and a line about all of them."""
     from convexport.runtime.text import printable
 
+    by_failure = sorted(results, key=lambda r: (r.passed, -r.used))
+    shown = by_failure[: max(GOLDEN_SHOWN, sum(not r.passed for r in results))]
     rows = [
         (
             r.file,
@@ -363,12 +437,20 @@ def _golden_table(results: list[GoldenResult]) -> bytes:
             r.label,
             f"{r.max_abs_difference:.1e}",
             f"{r.tolerance:.1e}",
-            "ok" if r.passed else "FAILED",
+            f"{r.used:.0%}",
+            ("ok, a tie" if r.label != r.expected else "ok") if r.passed else "FAILED",
         )
-        for r in results
+        for r in shown
     ]
-    lines = terminal.table(("image", "expected", "found", "max |Δp|", "limit", "result"), rows)
-    return "".join(f"{printable(line)}\n" for line in lines).encode()
+    lines = terminal.table(("image", "expected", "found", "max |Δp|", "limit", "of it", "result"), rows)
+    median = sorted(r.used for r in results)[len(results) // 2]
+    same = sum(r.label == r.expected for r in results)
+    summary = (
+        f"{sum(r.passed for r in results)} of {len(results)} within the limit, {same} with the same label; the median "
+        f"image uses {median:.1%} of its limit"
+        + (f"; the {len(shown)} nearest to it are shown" if len(shown) < len(results) else "")
+    )
+    return "".join(f"{printable(line)}\n" for line in (*lines, summary)).encode()
 
 
 @contextmanager

@@ -122,12 +122,12 @@ def run(options: argparse.Namespace) -> int:
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
     """Nobody else trains `target` meanwhile; of several processes of one run, the first sees to it."""
-    from convexport.training.locking import training_alone
+    from convexport.training.locking import alone
 
     with ExitStack() as stack:
         if _first_process():
             try:
-                stack.enter_context(training_alone(target))
+                stack.enter_context(alone(target, f"checkpoint {target} is being trained by another run"))
             except UsageError as error:
                 raise UsageError(error.message, "wait until it has ended, or name another folder with --out") from error
         yield

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from io import UnsupportedOperation
 
 from convexport.runtime.errors import UsageError
-from convexport.runtime.images import KINDS, PAUSE, Pause, is_picture
+from convexport.runtime.images import is_picture
+from convexport.runtime.inputs import KINDS, PAUSE, Pause
 
 # A writer that is silent for so long gets the answers to what it has written.
 PAUSE_SECONDS = 0.02

@@ -10,6 +10,8 @@ from convexport.runtime.records import Candidate, Failure, Record
 from convexport.runtime.text import printable
 
 WORDS = {"en": "Prediction", "fr": "Prédiction"}
+UNSURE = {"en": "Not sure, perhaps", "fr": "Pas sûr, peut-être"}
+MARK = {"en": "not sure", "fr": "pas sûr"}
 _WIDEST = 60
 
 
@@ -30,11 +32,14 @@ def text_lines(
             yield record, printable(record.error.message) + "\n"
             continue
         answer = "  ".join(_candidate(candidate, label_width) for candidate in record.top)
-        notes = f"  ({'; '.join(record.notes)})" if record.notes else ""
+        unsure = record.sure is False
+        remarks = [*[MARK.get(language, MARK["en"])] * unsure, *record.notes]
+        notes = f"  ({'; '.join(remarks)})" if remarks else ""
         line = f"{_padded(printable(record.input), path_width)}  {answer}{notes}\n"
         if len(head) == 1:
             label = printable(record.label)
-            line = f"{WORDS.get(language, WORDS['en'])}: {label[:1].upper()}{label[1:]}\n{line}"
+            words = UNSURE if unsure else WORDS
+            line = f"{words.get(language, words['en'])}: {label[:1].upper()}{label[1:]}\n{line}"
         yield record, line
 
 

@@ -13,8 +13,9 @@ from itertools import count
 from os import PathLike
 from typing import TYPE_CHECKING
 
-from convexport.runtime.errors import InputError
-from convexport.runtime.images import PAUSE, Pause, Pixels, Source, load_image, name_of
+from convexport.runtime.errors import InputError, first_line
+from convexport.runtime.images import load_image
+from convexport.runtime.inputs import PAUSE, Given, Pause, Pixels, Plain, resolved
 from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure
 
@@ -34,33 +35,49 @@ class Picture:
 
 
 Decoded = Picture | Failure
-Named = tuple[str, Source | Failure]
+Named = tuple[str, Plain | Failure]
 
 
-def decode(
-    sources: Iterable[Source | Failure | Pause],
-    input: Input,
-    workers: int = 0,
-    note: Callable[[str], None] = lambda text: None,
-) -> Iterator[Decoded | Pause]:
+@dataclass(frozen=True)
+class Reading:
+    """How inputs become pictures.
+
+    Attributes:
+        input: What the model takes.
+        workers: Processes that read; 0 reads in this one.
+        channels: The order in arrays, `rgb` or `bgr`.
+        note: Hears where the system gives no processes.
+    """
+
+    input: Input
+    workers: int = 0
+    channels: str = "rgb"
+    note: Callable[[str], None] = lambda text: None
+
+
+def decode(sources: Iterable[Given], reading: Reading) -> Iterator[Decoded | Pause]:
     """Inputs -> pictures or failures, in order; a `Pause` behind everything that came before it.
 
-    Where the system gives no processes, `note` hears of it and the inputs are read in this one. Raises `DeviceError`
-    where one of the `workers` processes dies.
+    Where the system gives no processes, the inputs are read in this one.
+
+    Raises:
+        DeviceError: One of the processes died.
+        UsageError: An input is no image at all.
     """
-    if workers:
+    named = _named(sources, reading.channels)
+    if reading.workers:
         from convexport.runtime.workers import Workers
 
         try:
-            pool = Workers(workers)
+            pool = Workers(reading.workers)
         except OSError as error:
-            note(f"no processes can be started to read pictures ({error.strerror or error}); this one reads them")
+            reading.note(f"no processes can be started to read pictures ({first_line(error)}); this one reads them")
         else:
             with pool:
-                yield from _in_processes(_named(sources), input, pool)
+                yield from _in_processes(named, reading.input, pool)
             return
-    for item in _named(sources):
-        yield item if isinstance(item, Pause) else decode_one(item, input)
+    for item in named:
+        yield item if isinstance(item, Pause) else decode_one(item, reading.input)
 
 
 def decode_one(item: Named, input: Input) -> Decoded:
@@ -74,14 +91,10 @@ def decode_one(item: Named, input: Input) -> Decoded:
         return Failure.of(name, error)
 
 
-def _named(sources: Iterable[Source | Failure | Pause]) -> Iterator[Named | Pause]:
+def _named(sources: Iterable[Given], channels: str) -> Iterator[Named | Pause]:
     positions = count()
     for source in sources:
-        if isinstance(source, Pause):
-            yield source
-        else:
-            position = next(positions)
-            yield source.input if isinstance(source, Failure) else name_of(source, position), source
+        yield source if isinstance(source, Pause) else resolved(source, next(positions), channels)
 
 
 def _in_processes(named: Iterator[Named | Pause], input: Input, pool: Workers) -> Iterator[Decoded | Pause]:
