@@ -131,6 +131,7 @@ function stopCamera() {
   $("video").hidden = true;
   $("camera").textContent = "Use the camera";
   $("camera").setAttribute("aria-pressed", "false");
+  $("answer").ariaLive = "polite";
 }
 
 async function toggleCamera() {
@@ -144,6 +145,7 @@ async function toggleCamera() {
   $("problem").textContent = "";
   $("camera").textContent = "Stop the camera";
   $("camera").setAttribute("aria-pressed", "true");
+  $("answer").ariaLive = "off"; // four answers a second would be read out
   const video = Object.assign($("video"), { hidden: false, srcObject: stream });
   await video.play();
   const look = async () => {
