@@ -122,7 +122,7 @@ def with_unknown_keys(folder: Path, version: str) -> None:
     change_manifest(folder, **values | {"format": version})
 
 
-@pytest.mark.parametrize(("version", "why"), [("3.0", ""), ("3.1", "format 3.1 is newer than this convexport's 3.0; ")])
+@pytest.mark.parametrize(("version", "why"), [("3.1", ""), ("3.2", "format 3.2 is newer than this convexport's 3.1; ")])
 def test_unknown_keys_at_every_level_are_ignored_with_one_remark(bundle: Path, version: str, why: str) -> None:
     with_unknown_keys(bundle, version)
     with open_bundle(bundle, verify=True) as opened:
@@ -193,7 +193,9 @@ def test_a_checkpoint_of_0_1_says_the_same_in_the_new_shape() -> None:
     was, found = header_of(CHECKPOINT), checkpoint.load(CHECKPOINT)
     assert was["format"] == 1
     was["normalization"] = was.pop("normalisation")
-    assert msgspec.json.decode(msgspec.json.encode(found.header)) == was | {"format": "2.0"}
+    expected = was | {"format": "2.0", "witnesses": None, "digest": None}
+    assert msgspec.json.decode(msgspec.json.encode(found.header)) == expected
+    assert found.witnesses is None
     assert found.remarks == ()
     with torch.no_grad():
         assert found.network()(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
@@ -202,24 +204,28 @@ def test_a_checkpoint_of_0_1_says_the_same_in_the_new_shape() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "checkpoints").glob("*.safetensors")), ids=lambda path: path.stem)
 def test_every_shipped_checkpoint_shows_its_facts(path: Path) -> None:
     was, found = header_of(path), checkpoint.load(path).header
-    if "normalisation" in was:
-        was["normalization"] = was.pop("normalisation")
-    assert msgspec.json.decode(msgspec.json.encode(found)) == was | {"format": "2.0"}
+    assert msgspec.json.decode(msgspec.json.encode(found)) == was | {"digest": None}
+
+
+def _compact(header: dict[str, Any]) -> str:
+    return msgspec.json.encode(header).decode()
 
 
 def rewritten(path: Path, **changes: Any) -> Path:
     """The checkpoint of 0.1.0 as this version writes it, with other keys in its header."""
     from safetensors.torch import load, save
 
-    header = msgspec.to_builtins(checkpoint.load(CHECKPOINT).header) | changes
-    path.write_bytes(save(load(CHECKPOINT.read_bytes()), metadata={"convexport": json.dumps(header)}))
+    tensors = load(CHECKPOINT.read_bytes())
+    header = msgspec.to_builtins(checkpoint.load(CHECKPOINT).header) | changes | {"digest": None}
+    header["digest"] = checkpoint._digest(_compact(header), tensors)
+    path.write_bytes(save(tensors, metadata={"convexport": _compact(header)}))
     return path
 
 
 def test_a_checkpoint_of_a_later_minor_version_is_read_with_one_remark(tmp_path: Path) -> None:
-    path = rewritten(tmp_path / "a.safetensors", format="2.4", witnesses=[])
+    path = rewritten(tmp_path / "a.safetensors", format="2.4", license="MIT")
     found = checkpoint.load(path)
-    why = "format 2.4 is newer than this convexport's 2.0; ignored unknown keys: $.witnesses"
+    why = "format 2.4 is newer than this convexport's 2.1; ignored unknown keys: $.license"
     assert found.remarks == (f"checkpoint {path}: {why}",)
     assert all(torch.equal(value, found.state[key]) for key, value in checkpoint.load(CHECKPOINT).state.items())
 
@@ -228,7 +234,7 @@ def test_a_checkpoint_of_a_later_major_version_is_refused(tmp_path: Path) -> Non
     path = rewritten(tmp_path / "a.safetensors", format="3.0")
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(path)
-    expected = f"checkpoint {path}: format 3.0, but this convexport reads 1, 2.0; update convexport"
+    expected = f"checkpoint {path}: format 3.0, but this convexport reads 1, 2.1; update convexport"
     assert str(caught.value) == expected
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import gc
+import hashlib
+import json
 import multiprocessing
 import os
 import re
@@ -24,6 +26,7 @@ from PIL import Image
 
 from convexport.runtime import decoding
 from convexport.runtime.backends.fake import FakeBackend
+from convexport.runtime.bundle import open_bundle
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.errors import BackendError, BundleError, DeviceError, InputError, UsageError
 from convexport.runtime.images import load_image
@@ -398,3 +401,67 @@ def test_a_classifier_that_was_closed_says_so(bundle: Path) -> None:
     with pytest.raises(BackendError) as caught:
         list(classifier.classify(pictures(1, INPUT)))
     assert str(caught.value) == "the ONNX Runtime back end is closed; open it again"
+
+
+def test_a_classifier_says_what_serves_and_how(bundle: Path) -> None:
+    with Classifier(bundle, device="cpu", language="fr", top=99) as classifier:
+        assert repr(classifier) == "<Classifier tiny: tiny, onnxruntime on cpu in fp32, 10 classes>"
+        info = classifier.info()
+    assert json.loads(json.dumps(info)) == info
+    assert (info["path"], info["network"], info["dataset"], info["accuracy"]) == (str(bundle), "tiny", "Noise", 0.9876)
+    assert (info["backend"], info["device"], info["precision"], info["batch"]) == ("onnxruntime", "cpu", "fp32", 64)
+    assert (info["input"], info["labels"]) == ({"height": 12, "width": 12, "channels": 3}, list(FRENCH))
+    assert info["why"] == classifier.description
+
+
+def test_a_bundle_says_what_it_holds(bundle: Path) -> None:
+    with open_bundle(bundle) as opened:
+        assert repr(opened) == "<Bundle tiny: tiny in fp32, 10 classes>"
+        assert json.loads(json.dumps(opened.info())) == opened.info()
+
+
+def test_a_notebook_shows_text_from_outside_escaped(tmp_path: Path) -> None:
+    labels = ("<script>alert(1)</script>", *(f"class {number}" for number in range(1, 12)))
+    folder = make_bundle(tmp_path / "tiny", INPUT, labels={"en": labels})
+    with Classifier(folder, backend=FakeBackend(12)) as classifier, open_bundle(folder) as opened:
+        for shown in (classifier._repr_html_(), opened._repr_html_()):
+            assert "<script>" not in shown
+            assert "&lt;script&gt;alert(1)&lt;/script&gt;, class 1, " in shown
+            assert "class 9, and 2 more" in shown
+
+
+def test_progress_is_told_after_each_record_with_the_total_where_it_is_known(numbers: Path) -> None:
+    told: list[tuple[int, int | None]] = []
+    images = [numbered(1), b"broken", numbered(2)]
+    with Classifier(numbers, backend=FakeBackend(256)) as classifier:
+        for count, _ in enumerate(classifier.classify(images, progress=lambda *step: told.append(step)), 1):
+            assert len(told) == count
+        list(classifier.classify(iter(images), progress=lambda *step: told.append(step)))
+        list(classifier.classify(numbered(3), progress=lambda *step: told.append(step)))
+    assert told == [(1, 3), (2, 3), (3, 3), (1, None), (2, None), (3, None), (1, 1)]
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_a_device_error(numbers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*arguments: object) -> None:
+        raise MemoryError
+
+    with Classifier(numbers, backend=FakeBackend(256)) as classifier:
+        monkeypatch.setattr("convexport.runtime.classifier.np.stack", no_memory)
+        with pytest.raises(DeviceError) as caught:
+            list(classifier.classify([numbered(1), numbered(2)]))
+    assert str(caught.value) == "the memory does not suffice for 2 images of 12 x 12 x 3; use a smaller batch"
+
+
+def test_a_golden_image_that_is_no_image_is_the_bundles_fault(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "tiny", INPUT)
+    (folder / "golden/1.png").write_bytes(b"no image")
+    files = msgspec.json.decode((folder / "bundle.json").read_bytes())["files"]
+    files["golden/1.png"] = {"bytes": 8, "sha256": hashlib.sha256(b"no image").hexdigest()}
+    change_manifest(folder, files=files)
+    expected = (
+        f"{folder}: golden image golden/1.png: not a picture (it begins b'no image'), expected PNG, JPEG, WebP, BMP, "
+        "GIF or TIFF; export the bundle again"
+    )
+    with Classifier(folder, backend=FakeBackend(10)) as classifier, pytest.raises(BundleError) as caught:
+        classifier.self_test()
+    assert str(caught.value) == expected

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PROGRAM = "classify"
 FORMATS = ("text", "jsonl", "csv")
+# Of the golden images, how many a table shows that has no failures.
+GOLDEN_SHOWN = 5
 SOME_FAILED = 3
 AT_MOST = 100
 EXAMPLES = """\
@@ -139,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _classify(options: argparse.Namespace) -> int:
-    from convexport.runtime.images import find_images
+    from convexport.runtime.inputs import find_images
     from convexport.runtime.records import Failure, csv_header
     from convexport.runtime.sure import stated
 
@@ -354,8 +356,11 @@ def _golden_json(results: list[GoldenResult]) -> bytes:
 
 
 def _golden_table(results: list[GoldenResult]) -> bytes:
+    """Every golden image that failed, then those nearest to their limit, and a line about all of them."""
     from convexport.cli.text_lines import printable
 
+    by_failure = sorted(results, key=lambda r: (r.passed, -r.used))
+    shown = by_failure[: max(GOLDEN_SHOWN, sum(not r.passed for r in results))]
     rows = [
         (
             r.file,
@@ -363,12 +368,20 @@ def _golden_table(results: list[GoldenResult]) -> bytes:
             r.label,
             f"{r.max_abs_difference:.1e}",
             f"{r.tolerance:.1e}",
-            "ok" if r.passed else "FAILED",
+            f"{r.used:.0%}",
+            ("ok, a tie" if r.label != r.expected else "ok") if r.passed else "FAILED",
         )
-        for r in results
+        for r in shown
     ]
-    lines = terminal.table(("image", "expected", "found", "max |Δp|", "limit", "result"), rows)
-    return "".join(f"{printable(line)}\n" for line in lines).encode()
+    lines = terminal.table(("image", "expected", "found", "max |Δp|", "limit", "of it", "result"), rows)
+    median = sorted(r.used for r in results)[len(results) // 2]
+    same = sum(r.label == r.expected for r in results)
+    summary = (
+        f"{sum(r.passed for r in results)} of {len(results)} within the limit, {same} with the same label; the median "
+        f"image uses {median:.1%} of its limit"
+        + (f"; the {len(shown)} nearest to it are shown" if len(shown) < len(results) else "")
+    )
+    return "".join(f"{printable(line)}\n" for line in (*lines, summary)).encode()
 
 
 @contextmanager

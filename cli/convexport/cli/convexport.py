@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from convexport.export.passes.quantize import Int8Options
     from convexport.export.pipeline import ExportOptions, ExportResult
     from convexport.export.source import Foreign
+    from convexport.export.web.runtime import WebRuntime
     from convexport.runtime.manifest import Verification
 
 # Parts of the extras `export` and `cpu`: without one of them nothing can be exported.
@@ -61,6 +62,9 @@ def parser() -> terminal.Parser:
     add("--out", type=Path, default=Path("bundles"), metavar="DIR", help="where the bundle goes (bundles)")
     add("--data", metavar="DIR", help="root of the data sets ($CONVEXPORT_DATA, else data)")
     add("--triton", type=Path, metavar="DIR", help="add the bundle's models to this Triton model repository")
+    add("--web", action="store_true", help="write the bundle as a web page, too, which works offline")
+    add("--web-precision", choices=(*PRECISIONS,), metavar="NAME", help="the variant in the page (the smallest file)")
+    add("--web-runtime", type=Path, metavar="DIR", help="an unpacked onnxruntime-web for the page (npm brings it)")
     add("--json", action="store_true", help="the manifest, or what the gate refused, as JSON on stdout")
     group = found.add_argument_group("TensorRT engines").add_argument
     group("--tensorrt", action=argparse.BooleanOptionalAction, help="build them (where the library is installed)")
@@ -108,6 +112,7 @@ def run(options: argparse.Namespace) -> int:
     from convexport.export.pipeline import export_bundle
 
     wanted = _options(options)
+    runtime = _web_runtime(options)
     try:
         result = export_bundle(wanted, terminal.remark)
     except Refusal as refusal:
@@ -119,7 +124,31 @@ def run(options: argparse.Namespace) -> int:
         _summary(result)
     if options.triton:  # last: the bundle stands, whatever becomes of the repository
         _triton(result.path, options.triton)
+    if runtime is not None:
+        _web(result.path, options, runtime)
     return 0
+
+
+def _web_runtime(options: argparse.Namespace) -> WebRuntime | None:
+    """The files that a page needs, before the work that a page without them would waste."""
+    if not options.web:
+        if options.web_runtime or options.web_precision:
+            raise UsageError("--web-runtime and --web-precision describe a web page", "add --web")
+        return None
+    if options.web_precision not in (None, "fp32", *_precisions(options)):
+        raise UsageError(f"--web-precision {options.web_precision} is no variant of this export", "name it, too")
+    from convexport.export.web.runtime import web_runtime
+
+    return web_runtime(options.web_runtime)
+
+
+def _web(bundle: Path, options: argparse.Namespace, runtime: WebRuntime) -> None:
+    from convexport.export.web.page import write_page
+
+    page = write_page(bundle, options.out, runtime, options.web_precision)
+    terminal.remark(f"web page    {page.path}: {page.precision}, {page.bytes:,} bytes")
+    if page.note:
+        terminal.remark(f"web page    {page.note}")
 
 
 def _triton(bundle: Path, directory: Path) -> None:

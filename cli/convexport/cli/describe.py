@@ -1,4 +1,4 @@
-"""What a bundle says of itself, for people."""
+"""Describes a bundle for people."""
 
 from __future__ import annotations
 

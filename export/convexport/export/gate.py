@@ -1,4 +1,4 @@
-"""The gate: every variant against torch float32, through the runtime that will serve it; beyond a limit, no bundle.
+"""The gate: compares every variant with torch float32 on the runtime that will serve it. No bundle if one fails.
 
 The checkpoint itself is held against its own header as well, since a network damaged before the export agrees with
 itself perfectly. What can be caught without labelled images, and what cannot, is in docs/decisions.
@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from convexport.export import measures, record
+from convexport.export import measures, record, replay
 from convexport.export.element_types import ElementTypes
 from convexport.export.measures import MAX_BATCH, Reference
 from convexport.export.precisions import BASE, EXPORTS
@@ -34,7 +34,9 @@ from convexport.training.checkpoint import Checkpoint
 
 Progress = Callable[[str], None]
 # What to look at first, where a measure tells that.
-FIXES = {record.ABOVE_CHANCE: "compare the order of the classes, and mean and std, with those it was trained with"}
+FIXES = replay.FIXES | {
+    record.ABOVE_CHANCE: "compare the order of the classes, and mean and std, with those it was trained with"
+}
 
 
 class Refusal(GateRefused):
@@ -245,6 +247,10 @@ def _verify(case: Case, precision: Precision, served: Classifier, rate: float | 
 
 
 def _with_record(case: Case, found: Verification) -> Verification:
-    """The base's verification with what the checkpoint is held against: its own record."""
+    """The base's verification with what the checkpoint is held against: its witnesses, and its own record.
+
+    The witnesses come first: where they fail they name the cause, and the rest follows from it.
+    """
+    witnesses = replay.replay(case.checkpoint)
     own = record.verify_checkpoint(case.checkpoint, case.expected, case.title)
-    return msgspec.structs.replace(found, measures=(*found.measures, *own))
+    return msgspec.structs.replace(found, measures=(*witnesses, *found.measures, *own))

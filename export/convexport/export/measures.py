@@ -30,6 +30,9 @@ Images = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
 Relation = Literal["<=", ">=", "=="]
 
+GOLDEN = "golden images max |Δp|"
+_STORED = "FP16 storage: "
+STORED_DIFFERENCE = f"{_STORED}max |Δp|"
 MAX_BATCH = 64
 FLIPS_LISTED = 50
 
@@ -94,7 +97,8 @@ def verify(precision: Precision, served: Classifier, expected: Reference, types:
         measure("labels unlike the checkpoint's", _wrong_labels(served.bundle, expected.header), "==", 0),
     ]
     if served.manifest.golden:
-        measures.append(measure("golden images max |Δp|", _golden(served), "<=", row.limits.golden))
+        widest = max(row.limits.golden_floor, row.limits.max_difference)
+        measures.append(measure(GOLDEN, _golden(served), "<=", widest))
     flips = flipped(found, expected)
     return Verification(
         method=("runtime",),
@@ -124,7 +128,7 @@ def with_fp16_storage(
     with np.errstate(invalid="ignore"):  # infinities become NaN, which the gate counts
         stored = evaluate.softmax(logits, normalization.temperature)
     measures = [
-        measure(f"FP16 storage: {one.name}", one.value, one.relation, one.limit)
+        measure(f"{_STORED}{one.name}", one.value, one.relation, one.limit)
         for one in _agreement(stored, expected, EXPORTS[precision].limits)
     ]
     flips = flipped(stored, expected)

@@ -1,4 +1,4 @@
-"""`export_bundle(options)`: checkpoint -> graph -> precisions -> engines -> gate -> bundle; a line a stage."""
+"""`export_bundle(options)`: checkpoint -> graph -> precisions -> engines -> gate -> bundle. Reports each stage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import onnx
 
-from convexport.export import gate, labels, measures, precisions, samples, writer
+from convexport.export import gate, golden, labels, measures, precisions, samples, writer
 from convexport.export.card import card
 from convexport.export.engines import EngineOptions, build_engines
 from convexport.export.measures import Reference
@@ -23,7 +23,6 @@ from convexport.runtime.errors import DatasetError
 from convexport.runtime.manifest import (
     FORMAT,
     EngineGraph,
-    Golden,
     Manifest,
     Model,
     Provenance,
@@ -183,12 +182,9 @@ def _draft(
     for file, found in _files(built).items():
         draft.write(file, found.data)
     draft.write("labels.txt", "".join(f"{label}\n" for label in header.classes["en"]).encode())
-    golden, truth = [], expected.sample.truth
-    for number, row in enumerate(samples.golden_rows(expected.probabilities, expected.sample.images, header.input)):
-        file = f"golden/{number}.png"
-        draft.write(file, samples.png(expected.sample.images[row]))
-        label = None if truth is None else expected.classes[truth[row]]
-        golden.append(Golden(file=file, label=label, probabilities=tuple(map(float, expected.probabilities[row]))))
+    images = golden.golden_images(checkpoint, expected)
+    for file, data in images.files.items():
+        draft.write(file, data)
     return Manifest(
         format=FORMAT,
         name=name,
@@ -199,7 +195,8 @@ def _draft(
         normalization=header.normalization,
         labels=header.classes,
         variants={kind: _unverified(kind, variant) for kind, variant in built.items()},
-        golden=tuple(golden),
+        golden=images.entries,
+        golden_source=images.source,
         provenance=_provenance(checkpoint),
         files=dict(draft.files),
     )
@@ -207,7 +204,7 @@ def _draft(
 
 def _provenance(checkpoint: Checkpoint) -> Provenance:
     header = checkpoint.header
-    tools = {f"export.{name}": version(name) for name in ("convexport", "onnx", "torch")}
+    tools = {f"export.{name}": version(name) for name in ("convexport", "onnx", "torch", "pillow")}
     return Provenance(
         checkpoint_sha256=checkpoint.sha256,
         dataset=header.dataset,
@@ -238,7 +235,7 @@ def _unverified(kind: Precision, variant: Built) -> Variant:
         file=f"model.{kind}.onnx",
         opset=model.opset_import[0].version,
         ir_version=model.ir_version,
-        golden_tolerance=EXPORTS[kind].limits.golden,
+        golden_tolerance=EXPORTS[kind].limits.golden_floor,
         verifications=(nothing,),
         details=variant.details,
         engine_graph=EngineGraph(file=_engine_file(kind), verifications=(nothing,), details=engine_graph.details)
@@ -249,11 +246,15 @@ def _unverified(kind: Precision, variant: Built) -> Variant:
 
 def _verified(manifest: Manifest, result: gate.GateResult) -> Manifest:
     """The manifest with what the gate measured."""
+    tolerances = {
+        kind: golden.tolerance(EXPORTS[kind].limits, _measured(manifest, result, kind)) for kind in manifest.variants
+    }
     variants = {
         kind: msgspec.structs.replace(
             variant,
             verifications=result.verifications[kind],
-            details={**variant.details, **result.details.get(kind, {})},
+            golden_tolerance=tolerances[kind][0],
+            details={**variant.details, **result.details.get(kind, {}), **tolerances[kind][1]},
             engine_graph=variant.engine_graph
             and msgspec.structs.replace(variant.engine_graph, verifications=(result.engine_graphs[kind],)),
         )
@@ -263,3 +264,12 @@ def _verified(manifest: Manifest, result: gate.GateResult) -> Manifest:
         msgspec.structs.replace(engine, verification=result.engines.get(engine.file)) for engine in manifest.engines
     )
     return msgspec.structs.replace(manifest, variants=variants, engines=engines)
+
+
+def _measured(manifest: Manifest, result: gate.GateResult, kind: Precision) -> list[Verification]:
+    """Everything that was measured of a precision: its variant, its graph for TensorRT, its engines."""
+    engines = [
+        result.engines[one.file] for one in manifest.engines if one.key.precision == kind and one.file in result.engines
+    ]
+    graphs = [result.engine_graphs[kind]] if kind in result.engine_graphs else []
+    return [*result.verifications[kind], *graphs, *engines]

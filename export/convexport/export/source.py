@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from convexport.export import shipped
 from convexport.runtime.errors import CheckpointError, UsageError, first_line
 from convexport.runtime.manifest import Accuracy, Input, Normalization
 from convexport.runtime.manifest import Dataset as DatasetFacts
@@ -111,14 +112,14 @@ def _by_name(source: Source) -> Path:
     path = source.folder / f"{source.model}-{Path(dataset).absolute().name}.safetensors"
     if path.is_file():
         return path
+    if source.folder == Source.folder and (inside := shipped.installed(path.stem)):
+        return inside
     there = sorted(file.stem for file in source.folder.glob("*.safetensors"))
     near = get_close_matches(path.stem, there, n=1, cutoff=0.5)
     hint = f" (there is {source.folder / near[0]}.safetensors)" if near else ""
     extra = f" --dataset {dataset}" if source.dataset else ""
-    raise CheckpointError(
-        f"checkpoint {path} is not there",
-        f"train it with: convtrain --model {source.model}{extra}, or name another file with --checkpoint{hint}",
-    )
+    get = shipped.where_to_get(path.stem, f"convtrain --model {source.model}{extra}")
+    raise CheckpointError(f"checkpoint {path} is not there", f"{get}, or name another file with --checkpoint{hint}")
 
 
 def _foreign(source: Source, facts: Foreign) -> Checkpoint:

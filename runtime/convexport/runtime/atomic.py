@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written beside their place, synced, renamed, and their folder synced."""
+"""Files that appear complete or not at all: written next to their destination, synced, renamed."""
 
 from __future__ import annotations
 

@@ -21,7 +21,8 @@ from multiprocessing import get_context, parent_process
 from os import PathLike
 
 from convexport.runtime.errors import DeviceError, InputError
-from convexport.runtime.images import Pixels, Source, load_image, name_of
+from convexport.runtime.images import load_image
+from convexport.runtime.inputs import Given, Pixels, Plain, resolved
 from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure
 
@@ -38,15 +39,15 @@ class Picture:
 
 
 Decoded = Picture | Failure
-_Named = tuple[str, Source | Failure]
+_Named = tuple[str, Plain | Failure]
 
 
-def decode(sources: Iterable[Source | Failure], input: Input, workers: int = 0) -> Iterator[Decoded]:
-    """Inputs -> pictures or failures, in order. Raises `DeviceError` where one of the `workers` processes dies."""
-    named = (
-        (source.input if isinstance(source, Failure) else name_of(source, position), source)
-        for position, source in enumerate(sources)
-    )
+def decode(sources: Iterable[Given], input: Input, workers: int = 0, channels: str = "rgb") -> Iterator[Decoded]:
+    """Inputs -> pictures or failures, in order; `channels` is the order in arrays.
+
+    Raises `DeviceError` where one of the `workers` processes dies, `UsageError` for an input that is no image at all.
+    """
+    named = (resolved(source, position, channels) for position, source in enumerate(sources))
     return _in_processes(named, input, workers) if workers else (_decode_one(item, input) for item in named)
 
 

@@ -1,4 +1,4 @@
-"""What this machine has. The strict promise: a device asked for by name runs there or the program says why not."""
+"""The devices of this machine. A device that is named is used, or the error says why not."""
 
 from __future__ import annotations
 
@@ -16,6 +16,19 @@ from typing import Any, Literal
 
 from convexport.runtime.errors import DeviceError, UsageError
 
+__all__ = [
+    "BATCHES",
+    "DRIVER",
+    "Device",
+    "Gpu",
+    "available_cores",
+    "gpus",
+    "import_library",
+    "processor_kind",
+    "require_gpu",
+    "version_numbers",
+]
+
 DRIVER = "libcuda.so.1"
 _FIX = "nvidia-smi must list one first; the CPU serves where no device or back end is named"
 _OPENVINO_TELEMETRY = "openvino_telemetry"
@@ -29,7 +42,12 @@ BATCHES = {"cpu": 64, "cuda": 256}
 
 @dataclass(frozen=True)
 class Device:
-    """A device by name: `cpu`, `cuda:0`."""
+    """A device by name: `cpu`, `cuda:0`.
+
+    Attributes:
+        kind: `cpu` or `cuda`.
+        index: Which GPU, from 0.
+    """
 
     kind: Literal["cpu", "cuda"]
     index: int = 0

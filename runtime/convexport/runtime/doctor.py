@@ -1,4 +1,4 @@
-"""What can run on this machine and why the rest cannot, with the command that fixes it. Without torch.
+"""What can run on this machine, why the rest cannot, and the command that fixes it. Without torch.
 
 `gather` asks the machine, `judge` draws the conclusions from what it found, `as_text` shows them.
 """

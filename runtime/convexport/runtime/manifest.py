@@ -21,7 +21,8 @@ Framing = Literal["crop", "pad", "stretch"]
 Ink = Literal["any", "light-on-dark"]
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-Size = Annotated[int, msgspec.Meta(ge=1)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=16384)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
 Probability = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
@@ -81,9 +82,9 @@ class Flip(Part, frozen=True, kw_only=True):
 class Counted(Part, frozen=True, kw_only=True):
     """Of `images` labelled images so many were `answered` surely, and so many of those answers were `right`."""
 
-    images: Size
-    answered: Size
-    right: Size
+    images: Count
+    answered: Count
+    right: Count
 
 
 class Promise(Part, frozen=True, kw_only=True):
@@ -151,7 +152,8 @@ class EngineGraph(Part, frozen=True, kw_only=True):
 
 
 class Variant(Part, frozen=True, kw_only=True):
-    """One ONNX file. `golden_tolerance` is the largest |Δp| that a device may show on the golden images.
+    """One ONNX file. `golden_tolerance` is the largest |Δp| that a device may show on the golden images; how it follows
+    from what the export measured stands in `details`.
 
     `engine_graph` is None where `file` serves TensorRT as well.
     """
@@ -203,12 +205,14 @@ class Engine(Part, frozen=True, kw_only=True):
 class Golden(Part, frozen=True, kw_only=True):
     """An image with the probabilities that torch float32 gave it: any device can prove that it computes the same.
 
-    `label` is the true one, None where it is not known. The expected answer is the class of the largest probability,
-    which is another one where torch itself is wrong.
+    `label` is the true one, None where it is not known. `expected` is the right answer of a device, the class of the
+    largest probability, which is another one where torch itself is wrong. Where the two largest probabilities are no
+    further apart than twice the variant's `golden_tolerance`, a device may answer either.
     """
 
     file: str
     label: str | None
+    expected: str | None = None
     probabilities: tuple[float, ...]
 
 
@@ -268,6 +272,7 @@ class Manifest(Part, frozen=True, kw_only=True):
     variants: dict[Precision, Variant]
     engines: tuple[Engine, ...] = ()
     golden: tuple[Golden, ...]
+    golden_source: str = ""
     provenance: Provenance
     files: dict[str, File]
 

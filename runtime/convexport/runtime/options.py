@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from convexport.runtime.devices import Device
 from convexport.runtime.errors import UsageError
@@ -13,12 +13,18 @@ from convexport.runtime.precision import PRECISIONS
 if TYPE_CHECKING:
     from convexport.runtime.backends.base import Backend
 
+__all__ = ["OptionKeys", "Options"]
+
 MAX_THREADS = 1024
+CHANNELS = ("rgb", "bgr")
 
 
 @dataclass(frozen=True)
 class Options:
     """How a bundle is run. `auto` leaves a choice to the runtime, which says what it chose; a name is kept or refused.
+
+        options = Options(device="cpu", threads=4, top=5)
+        with Classifier("bundles/lenet5-mnist", options) as classifier: ...
 
     Attributes:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -29,6 +35,8 @@ class Options:
         workers: Processes that read images beside the one that computes.
         top: How many classes a record lists; at most as many as there are.
         language: Language of the labels.
+        channels: Order of the channels in arrays: `rgb`, or `bgr` for those of OpenCV. Files and Pillow images know
+            their own.
         sure: The share of right answers, such as 0.98, that a record marked as sure must keep; one that the bundle
             promises. None marks nothing.
         note: Hears remarks for the user, one line each, as while an engine is built.
@@ -46,6 +54,7 @@ class Options:
     workers: int = 0
     top: int = 3
     language: str = "en"
+    channels: Literal["rgb", "bgr"] = "rgb"
     sure: float | None = None
     note: Callable[[str], None] | None = None
     prove: bool = True
@@ -63,6 +72,8 @@ class Options:
             raise UsageError(f"threads {self.threads}: expected at most {MAX_THREADS}")
         if self.device != "auto":
             Device.parse(self.device)
+        if self.channels not in CHANNELS:
+            raise UsageError.unknown("order of channels", self.channels, CHANNELS)
         if self.precision not in ("auto", *PRECISIONS):
             raise UsageError.unknown("precision", self.precision, ("auto", *PRECISIONS))
 
@@ -83,6 +94,7 @@ class OptionKeys(TypedDict, total=False):
     workers: int
     top: int
     language: str
+    channels: Literal["rgb", "bgr"]
     sure: float | None
     note: Callable[[str], None] | None
     prove: bool

@@ -1,4 +1,4 @@
-"""What makes training fast on the machine at hand: lower precision, memory format, convolutions as matrix products.
+"""What makes training fast on this machine: lower precision, memory format, convolutions as matrix products.
 
 Every choice here was measured (docs/experiments.md) and none changes what is computed beyond rounding.
 """

@@ -1,4 +1,4 @@
-"""What a run is asked for, before its first step, and how it is told from another one."""
+"""What a run is asked for, before its first step, and how two runs are told apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wraps a network in the graph's shell: uint8 images in front, temperature and softmax behind."""
+"""Wraps a network in its shell: uint8 images at the input, temperature and softmax at the output."""
 
 from __future__ import annotations
 

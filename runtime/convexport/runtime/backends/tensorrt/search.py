@@ -1,4 +1,4 @@
-"""Which engine serves: the bundle's that fits, else the cache's, else one built now from the bundle's ONNX file.
+"""Finds the engine that serves: the bundle's, else the cache's, else one built now from the bundle's ONNX file.
 
 Where both flavours of TensorRT are installed, an engine of either that is there already is taken before anything is
 built.
