@@ -58,7 +58,7 @@ class Classifier {
     return {values, values + found[0].GetTensorTypeAndShapeInfo().GetElementCount()};
   }
 
-  // The expected answer is the class of the largest probability. `label` is the true class, where torch may be wrong.
+  // The distance decides: within it another label is a tie, of which there are some on purpose.
   json replay() {
     size_t equal = 0;
     double largest = 0;
@@ -77,7 +77,7 @@ class Classifier {
             {"equal", equal},
             {"largest_difference", largest},
             {"allowed", allowed},
-            {"passed", equal == total && largest <= allowed}};
+            {"passed", largest <= allowed}};
   }
 
   std::string label(const Probabilities& values) const { return manifest_["labels"]["en"][best(values)]; }

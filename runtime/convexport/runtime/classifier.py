@@ -75,6 +75,8 @@ class Classifier:
     def __init__(
         self, path: str | os.PathLike[str], options: Options | None = None, **changes: Unpack[OptionKeys]
     ) -> None:
+        if options is not None and not isinstance(options, Options):
+            raise UsageError(f"options {options!r}: expected an Options object", "name what it is, as in device='cpu'")
         self.options = replace(options or Options(), **changes)
         self._holder = Holder(path, self.options)
         self.manifest = self._holder.last.bundle.manifest
