@@ -20,7 +20,6 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "convexport": convexport.parser,
     "convtrain": convtrain.parser,
 }
-SIGNALS = {129, 141, 143}  # 128 and the number of SIGHUP, SIGPIPE, SIGTERM
 SHELLS = {"sh", "bash", "shell", "console"}
 EVERY_PAGE = pytest.mark.parametrize("page", pages(), ids=name)
 
