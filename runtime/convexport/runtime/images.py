@@ -11,9 +11,10 @@ What happens to a picture, in this order:
    keeps its high byte, as Pillow decodes it.
 5. Ink. Where `Input.ink` is "light-on-dark" and more than half of the outermost pixels are brighter than 127, the
    picture shows dark ink on light paper: it is inverted, and a note says so.
-6. Frame. A picture of the model's size passes bit for bit. Any other goes through Pillow's bicubic filter, which widens
-   with the scale (antialiasing), after a box reduction that leaves at least `GAP` pixels for each one of the result:
-   `crop` takes the largest middle box of the target's shape, `pad` centres the whole on black, `stretch` neither.
+6. Frame. A picture of the model's size passes bit for bit. Any other goes through Pillow's bicubic or bilinear filter,
+   which widens with the scale (antialiasing), after a box reduction that leaves at least `GAP` pixels for each one of
+   the result: `crop` takes the middle box of the target's shape that keeps `Input.crop` of the shorter side, `pad`
+   centres the whole on black, `stretch` neither.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ MAX_PIXELS = 89_478_485
 MAX_BYTES = 512 << 20
 GAP = 3
 
-_FILTER = Image.Resampling.BICUBIC
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # Pillow's plug-ins by their modules' names, and the first bytes of the files that each reads.
 _PLUGINS: dict[str, bytes | tuple[bytes, ...]] = {
     "Png": b"\x89PNG\r\n\x1a\n",
@@ -323,19 +324,19 @@ def _is_on_light_paper(pixels: Pixels) -> bool:
 def _frame(image: Image.Image, input: Input, *, fill: int) -> Image.Image:
     """Brings `L` or `RGB` to the model's size; `fill` is the grey of padding."""
     width, height = image.size
-    target = (input.width, input.height)
+    target, filter = (input.width, input.height), _FILTERS[input.filter]
     if input.framing == "stretch":
-        return image.resize(target, _FILTER, reducing_gap=GAP)
+        return image.resize(target, filter, reducing_gap=GAP)
     if input.framing == "crop":
-        scale = min(width / input.width, height / input.height)
+        scale = input.crop * min(width / input.width, height / input.height)
         left, top = (width - scale * input.width) / 2, (height - scale * input.height) / 2
         box = (max(left, 0.0), max(top, 0.0), min(width - left, width), min(height - top, height))
-        return image.resize(target, _FILTER, box=box, reducing_gap=GAP)
+        return image.resize(target, filter, box=box, reducing_gap=GAP)
     scale = min(input.width / width, input.height / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     canvas = Image.new(image.mode, target, fill if image.mode == "L" else (fill, fill, fill))
     corner = ((target[0] - size[0]) // 2, (target[1] - size[1]) // 2)
-    canvas.paste(image.resize(size, _FILTER, reducing_gap=GAP), corner)
+    canvas.paste(image.resize(size, filter, reducing_gap=GAP), corner)
     return canvas
 
 

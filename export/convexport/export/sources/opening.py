@@ -1,0 +1,27 @@
+"""`open_network`: whatever a person names -> its `Network`."""
+
+from __future__ import annotations
+
+from convexport.export.sources import module, torchvision
+from convexport.export.sources.checkpoint import CheckpointNetwork, Source, load_checkpoint
+from convexport.export.sources.network import Network
+from convexport.export.sources.stated import Foreign
+
+KINDS = "torchvision:NAME, module:PLACE:FUNCTION, FILE.onnx, FILE.pt2"
+
+
+def open_network(source: Source) -> Network:
+    """The network to export. Raises `UsageError` and `CheckpointError`."""
+    network = _opened(source)
+    if source.foreign is not None:
+        network.stated_accuracy = source.foreign.accuracy
+    return network
+
+
+def _opened(source: Source) -> Network:
+    what, path, stated = source.model or "", source.path, source.foreign or Foreign()
+    if what.startswith(module.PREFIX):
+        return module.open_module(what, path, stated)
+    if what.startswith(torchvision.PREFIX):
+        return torchvision.open_torchvision(what, None if path is None else str(path), stated)
+    return CheckpointNetwork(load_checkpoint(source))
