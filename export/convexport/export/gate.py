@@ -36,7 +36,7 @@ from convexport.runtime.precision import PRECISIONS, Precision
 Progress = Callable[[str], None]
 # What to look at first, where a measure tells that.
 _COMPARE = "compare the order of the classes, and mean and std, with those it was trained with"
-FIXES = {record.ABOVE_CHANCE: _COMPARE, record.STATED: f"{_COMPARE}; --diagnose tries the usual ones"}
+FIXES = {record.ABOVE_CHANCE: _COMPARE, record.STATED: _COMPARE}
 
 
 class Refusal(GateRefused):

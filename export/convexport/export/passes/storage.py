@@ -62,12 +62,10 @@ def emulate_storage(model: onnx.ModelProto) -> list[str]:
         if value.type.tensor_type.elem_type == TensorProto.FLOAT16
     }
     graph = model.graph
-    for tensor in graph.initializer:
-        _widen(tensor)
+    widen(model)
     nodes: list[onnx.NodeProto] = []
     rounded: list[str] = []
     for node in graph.node:
-        _widen_node(node)
         nodes.append(node)
         for place, name in enumerate(node.output):
             if name in half:
@@ -90,6 +88,18 @@ def _rounding(name: str) -> list[onnx.NodeProto]:
         helper.make_node("Cast", [raw], [f"{name}.stored"], to=TensorProto.FLOAT16),
         helper.make_node("Cast", [f"{name}.stored"], [name], to=TensorProto.FLOAT),
     ]
+
+
+def widen(model: onnx.ModelProto) -> None:
+    """A `GraphPass`: everything that is float16 becomes float32."""
+    graph = model.graph
+    for tensor in graph.initializer:
+        _widen(tensor)
+    for node in graph.node:
+        _widen_node(node)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
 
 
 def _widen(tensor: onnx.TensorProto) -> None:

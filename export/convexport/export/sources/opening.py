@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from convexport.export.sources import module, torchvision
+from pathlib import Path
+
+from convexport.export.sources import exported_program, module, onnx_file, torchvision
 from convexport.export.sources.checkpoint import CheckpointNetwork, Source, load_checkpoint
 from convexport.export.sources.network import Network
 from convexport.export.sources.stated import Foreign
@@ -24,4 +26,8 @@ def _opened(source: Source) -> Network:
         return module.open_module(what, path, stated)
     if what.startswith(torchvision.PREFIX):
         return torchvision.open_torchvision(what, None if path is None else str(path), stated)
+    if what.endswith(".onnx"):
+        return onnx_file.open_onnx(Path(what), stated)
+    if what.endswith(".pt2"):
+        return exported_program.open_exported_program(Path(what), stated)
     return CheckpointNetwork(load_checkpoint(source))
