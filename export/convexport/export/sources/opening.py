@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from convexport.export.sources import exported_program, module, onnx_file, torchvision
+from convexport.export.sources import exported_program, module, onnx_file, recognized, torchvision
 from convexport.export.sources.checkpoint import CheckpointNetwork, Source, load_checkpoint
 from convexport.export.sources.network import Network
 from convexport.export.sources.stated import Foreign
@@ -30,4 +31,18 @@ def _opened(source: Source) -> Network:
         return onnx_file.open_onnx(Path(what), stated)
     if what.endswith(".pt2"):
         return exported_program.open_exported_program(Path(what), stated)
+    if not what and path is not None and not is_own(path):
+        return _recognized(path, stated, source)
     return CheckpointNetwork(load_checkpoint(source))
+
+
+def _recognized(path: Path, stated: Foreign, source: Source) -> Network:
+    """A bare state dict, whose network its tensors tell."""
+    weights = read_state(path, stated.state)
+    what, classes = recognized.recognize(weights)
+    if what.startswith(torchvision.PREFIX):
+        network = torchvision.with_file(what, weights, stated, classes)
+    else:
+        network = CheckpointNetwork(load_checkpoint(replace(source, model=what)))
+    network.remarks = (f"recognized  {path.name} as the weights of {what}, {classes:,} classes", *network.remarks)
+    return network
