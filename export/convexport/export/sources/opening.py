@@ -8,9 +8,8 @@ from pathlib import Path
 from convexport.export.sources import exported_program, module, onnx_file, recognized, torchvision
 from convexport.export.sources.checkpoint import CheckpointNetwork, Source, load_checkpoint
 from convexport.export.sources.network import Network
+from convexport.export.sources.state_dict import is_own, read_state
 from convexport.export.sources.stated import Foreign
-
-KINDS = "torchvision:NAME, module:PLACE:FUNCTION, FILE.onnx, FILE.pt2"
 
 
 def open_network(source: Source) -> Network:

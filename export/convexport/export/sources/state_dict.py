@@ -27,6 +27,7 @@ _LEFT_BEHIND = ("n_averaged", "total_ops", "total_params")
 # Far more than any file that wraps a state dict has.
 _DEEPEST = 6
 _MOST_BYTES = 64 << 30
+_LONGEST_HEADER = 100 << 20
 _MALFORMED = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, AssertionError, TypeError, AttributeError),
     *(struct.error, zipfile.BadZipFile),
@@ -80,6 +81,16 @@ def read_state(path: Path, wanted: str | None = None) -> StateDict:
         found = _chosen(dict(_state_dicts(_unpickled(data, path))), wanted, path)
     state, remarks = _cleaned(found, path)
     return StateDict(path, state, sha256, remarks)
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is a checkpoint of convexport's own, or is not there, so that the error names it as one."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return path.suffix == ".safetensors" and f'"{KEY}"'.encode() in file.read(min(length, _LONGEST_HEADER))
+    except OSError:
+        return True
 
 
 def load_into(module: nn.Module, weights: StateDict, where: str) -> None:

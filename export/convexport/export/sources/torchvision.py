@@ -72,13 +72,13 @@ def open_torchvision(what: str, weights: str | None, stated: Foreign) -> Network
     return with_file(what, read_state(path, stated.state), stated)
 
 
-def with_file(what: str, weights: StateDict, stated: Foreign) -> Network:
+def with_file(what: str, weights: StateDict, stated: Foreign, classes: int | None = None) -> Network:
     """One of torchvision's networks with the weights of a file, which may tell another number of classes apart."""
     name = what.removeprefix(PREFIX)
     default = networks().get_model_weights(name).DEFAULT
-    module = make(name, len(stated.classes) or None)
+    module = make(name, classes or len(stated.classes) or None)
     load_into(module, weights, what)
-    known = _known(default, labels=not stated.classes)
+    known = _known(default, labels=not stated.classes and classes in (None, 1000))
     remarks = weights.remarks
     if stated.mean is None and stated.pixels is None:
         remarks += (f"framing and normalization are taken to be those of torchvision's {default}",)
