@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,9 @@ def test_a_static_onnx_file_becomes_dynamic_and_answers_as_torch_does(
 ) -> None:
     module = network(code, softmax=softmax)
     path = tmp_path / "net.onnx"
-    torch.onnx.export(module, (torch.zeros(1, 3, 24, 20),), str(path), dynamo=True, external_data=False, verbose=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter calls parts of torch that torch has deprecated
+        torch.onnx.export(module, (torch.zeros(1, 3, 24, 20),), str(path), dynamo=True, external_data=False)
     found = open_network(Source(str(path), foreign=Foreign(**STATED)))
     right = by_torch(module, softmax=not softmax)
     assert (found.facts.input.height, found.facts.input.width) == (24, 20)
@@ -233,9 +236,11 @@ def test_labels_that_other_tools_left_in_the_file_are_used(tmp_path: Path, prope
         ),
         (
             {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)},
-            ("--mean 123.7 116.3 103.5 --std 58.4 57.12 57.38: pixels are from 0 to 1 here, and these lie outside; if "
-            "the network takes pixels from 0 to 255, add --pixels 0..255; if from 0 to 1, give "
-            "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225"),
+            (
+                "--mean 123.7 116.3 103.5 --std 58.4 57.12 57.38: pixels are from 0 to 1 here, and these lie outside; if "
+                "the network takes pixels from 0 to 255, add --pixels 0..255; if from 0 to 1, give "
+                "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225"
+            ),
         ),
         (
             {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "pixels": "0..255"},

@@ -134,7 +134,7 @@ def judge(case: Case, progress: Progress) -> GateResult:
             if precision == BASE:
                 found[0] = _with_record(case, found[0])
             if EXPORTS[precision].stores_half:
-                emulation = Fp16Emulation(*(_file(case, name) for name in (precision, BASE)))
+                emulation = Fp16Emulation(_file(case, precision), _file(case, BASE))
                 found[0] = measures.with_fp16_storage(precision, found[0], emulation, case.expected)
                 details[precision] = {f"{precision}_storage": emulation.details()}
             for one in found:

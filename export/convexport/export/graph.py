@@ -33,5 +33,5 @@ def to_onnx(network: Network, precision: FloatPrecision = "fp32") -> bytes:
         UsageError: Its graph cannot be brought to `precision`.
     """
     facts = network.facts
-    passes = (fold_in_graph, Shell(facts), *_CASTS[precision], strip, Describe(facts, precision))
+    passes: tuple[GraphPass, ...] = (fold_in_graph, Shell(facts), *_CASTS[precision], strip, Describe(facts, precision))
     return apply(passes, network.core())

@@ -50,7 +50,8 @@ def open_module(what: str, path: Path | None, stated: Foreign) -> Network:
         ) from error
     if not isinstance(module, nn.Module):
         raise UsageError(f"--model {what} gives a {type(module).__name__}, expected a torch.nn.Module")
-    provenance, sha256, remarks = f"made by {place}:{function}", "", ()
+    provenance, sha256 = f"made by {place}:{function}", ""
+    remarks: tuple[str, ...] = ()
     if path is not None:
         weights = read_state(path, stated.state)
         load_into(module, weights, what)

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalization
 
+Answers = Literal["logits", "probabilities"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
@@ -42,7 +44,7 @@ class Facts:
     classes: dict[str, tuple[str, ...]]
     input: Input
     normalization: Normalization
-    answers: Literal["logits", "probabilities"] = "logits"
+    answers: Answers = "logits"
     dataset: Dataset
     accuracy: Accuracy = field(default_factory=Accuracy)
     sha256: str

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -31,7 +31,7 @@ OLDEST_OPSET, UPGRADED_OPSET = 13, 17  # before 13, a softmax is another one, an
 _TYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.UINT8: np.uint8}
 _PROOF = (1, 2, 3, 7)
 _LARGEST_FILE = 2 << 30
-_ALLOWED = 1e-4
+_ALLOWED, _ALLOWED_HALF = 1e-4, 1e-2
 _ERRORS = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
 
 
@@ -157,8 +157,7 @@ def network_of_graph(model: onnx.ModelProto, path: Path, sha256: str, stated: Fo
         raise CheckpointError(f"{where}: it gives one number for each picture", "export a network with two classes")
     core = _core_of(model, signature, size, answers.shape[1])
     kind = kind_of_answers(answers, where)
-    if kind == "probabilities" and _takes_softmax_off(core):
-        kind = "logits of a softmax"
+    taken_off = kind == "probabilities" and _takes_softmax_off(core)
     facts = Facts(
         name=name_of(path.stem, None),
         model=path.name,
@@ -166,14 +165,14 @@ def network_of_graph(model: onnx.ModelProto, path: Path, sha256: str, stated: Fo
         classes=facts_stated.classes_of(stated, known, answers.shape[1], where),
         input=size,
         normalization=normalization,
-        answers="probabilities" if kind == "probabilities" else "logits",
+        answers="logits" if taken_off else kind,
         dataset=data_of(
             f"ONNX file {path.name}, made elsewhere by {model.producer_name or 'a tool that is not named'}"
         ),
         sha256=sha256,
     )
-    _prove(core, run, noise, taken_off=kind == "logits of a softmax", where=where)
-    network = _BehindSoftmax if kind == "logits of a softmax" else OnnxNetwork
+    _prove(core, run, noise, taken_off=taken_off, where=where)
+    network = _BehindSoftmax if taken_off else OnnxNetwork
     return network(data, core, signature, facts)
 
 
@@ -229,7 +228,7 @@ def _signature(model: onnx.ModelProto, stated: Foreign, where: str) -> Signature
     inputs = [value for value in model.graph.input if value.name not in constants]
     shapes = {value.name: _shape(value) for value in inputs}
     if len(inputs) != 1:
-        names = ", ".join(f"{name} {shape}" for name, shape in shapes.items()) or "none"
+        names = ", ".join(f"{name} {_words(shape)}" for name, shape in shapes.items()) or "none"
         raise CheckpointError(f"{where}: it has {len(inputs)} inputs ({names}), expected one, of pictures")
     (value,) = inputs
     shape, kind = shapes[value.name], value.type.tensor_type.elem_type
@@ -379,11 +378,12 @@ def _prove(core: onnx.ModelProto, run: Runner, pixels: NDArray[np.float32], *, t
     try:
         ours = Runner(core.SerializeToString(), signature)
         expected = run(pixels)
+        allowed = _ALLOWED_HALF if run.signature.dtype is np.float16 else _ALLOWED
         for count in _PROOF:
             found = ours(pixels[:count])
             found = evaluate.softmax(found, 1.0) if taken_off else found
             scale = max(float(np.abs(expected).max()), 1.0)
-            if found.shape != expected[:count].shape or np.abs(found - expected[:count]).max() > _ALLOWED * scale:
+            if found.shape != expected[:count].shape or np.abs(found - expected[:count]).max() > allowed * scale:
                 raise CheckpointError(f"batch {count} is answered otherwise than by the file")
     except CheckpointError as error:
         raise CheckpointError(

@@ -32,9 +32,10 @@ _MALFORMED = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, AssertionError, TypeError, AttributeError),
     *(struct.error, zipfile.BadZipFile),
 )
+_numpy_scalar: Any = np.float64(0).__reduce__()[0]
 _SAFE: list[Any] = [
     argparse.Namespace,
-    np.core.multiarray.scalar if hasattr(np, "core") and np.__version__ < "2" else np._core.multiarray.scalar,
+    _numpy_scalar,
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")),
 ]

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convexport.export.sources.network import Facts, Network
+from convexport.export.sources.network import Answers, Facts, Network
 from convexport.runtime.errors import CheckpointError, first_line
 from convexport.runtime.manifest import Input
 from convexport.training import evaluate
@@ -90,7 +90,7 @@ def classes_of(module: nn.Module, size: Input, where: str) -> int:
     return int(found.shape[1])
 
 
-def answers_of(module: nn.Module, size: Input, where: str) -> str:
+def answers_of(module: nn.Module, size: Input, where: str) -> Answers:
     """`logits` or `probabilities`, found out on noise: rows that are not negative and sum to 1.
 
     Raises:
@@ -103,7 +103,7 @@ def answers_of(module: nn.Module, size: Input, where: str) -> str:
     return kind_of_answers(found, where)
 
 
-def kind_of_answers(found: NDArray[np.float32], where: str) -> str:
+def kind_of_answers(found: NDArray[np.float32], where: str) -> Answers:
     """`logits` or `probabilities`, by rows [N, K]. Raises `CheckpointError` where they come from a sigmoid."""
     if found.min() < 0 or found.max() > 1:
         return "logits"
