@@ -237,8 +237,8 @@ def test_labels_that_other_tools_left_in_the_file_are_used(tmp_path: Path, prope
         (
             {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)},
             (
-                "--mean 123.7 116.3 103.5 --std 58.4 57.12 57.38: pixels are from 0 to 1 here, and these lie outside; if "
-                "the network takes pixels from 0 to 255, add --pixels 0..255; if from 0 to 1, give "
+                "--mean 123.7 116.3 103.5 --std 58.4 57.12 57.38: pixels are from 0 to 1 here, and these lie outside; "
+                "if the network takes pixels from 0 to 255, add --pixels 0..255; if from 0 to 1, give "
                 "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225"
             ),
         ),
