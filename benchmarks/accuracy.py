@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from convexport.runtime import atomic
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.errors import BundleError, ConvexportError, DatasetError, InputError
-from convexport.runtime.images import find_images, load_image
+from convexport.runtime.images import load_image
+from convexport.runtime.inputs import find_images
 from convexport.runtime.manifest import Framing
 from convexport.runtime.records import Failure
 from convexport.training import checkpoint, datasets, evaluate

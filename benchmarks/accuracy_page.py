@@ -1,4 +1,4 @@
-"""Makes docs/accuracy.md from what benchmarks/accuracy.py measured; the prose stands in accuracy.md.j2."""
+"""Makes docs/accuracy.md from what benchmarks/accuracy.py measured; the prose is in accuracy.md.j2."""
 
 from __future__ import annotations
 
@@ -65,13 +65,13 @@ def page(measured: list[Measured], device: str) -> str:
 
 
 def full_table(measured: list[Measured]) -> str:
-    """A row a bundle and precision."""
+    """One row for each bundle and precision."""
     rows = []
     for one in measured:
         labels, temperature = one.test.labels, one.manifest.normalization.temperature
         versions = ({} if one.torch is None else {"torch float32": one.torch}) | one.answers
         for name, answers in versions.items():
-            agreement = "not at hand"
+            agreement = "not available"
             if one.torch is not None:
                 same = int((answers.argmax(axis=1) == one.torch.argmax(axis=1)).sum())
                 agreement = f"{same:,}"
@@ -110,7 +110,7 @@ def unscaled(answers: Probabilities, temperature: float) -> Probabilities:
 
 
 def class_table(one: Measured) -> str:
-    """A row a class, a column a precision."""
+    """One row for each class, one column for each precision."""
     classes = one.manifest.classes
     shares = {name: evaluate.per_class(answers, one.test.labels, classes) for name, answers in one.answers.items()}
     rows = [[name, *[percent(column[name]) for column in shares.values()]] for name in shares["fp32"]]
@@ -118,13 +118,13 @@ def class_table(one: Measured) -> str:
 
 
 def distortion_table(measured: list[Measured]) -> str:
-    """A row a distortion, a column a bundle."""
+    """One row for each distortion, one column for each bundle."""
     rows = [[name, *[percent(one.distorted[name]) for one in measured]] for name in DISTORTIONS]
-    return table(["Pictures", *[one.manifest.name for one in measured]], rows)
+    return table(["Images", *[one.manifest.name for one in measured]], rows)
 
 
 def photo_table(measured: list[Measured]) -> str:
-    """A row a bundle and framing; empty without photographs."""
+    """One row for each bundle and framing; empty without photographs."""
     rows = [
         [one.manifest.name, framing + (" (default)" if framing == one.manifest.input.framing else ""), count, share]
         for one in measured
@@ -134,13 +134,13 @@ def photo_table(measured: list[Measured]) -> str:
 
 
 def digits_table(measured: list[Measured]) -> str:
-    """A row a bundle that learned digits elsewhere; empty without one."""
+    """One row for each bundle that was trained on other digits; empty without one."""
     rows = [[one.manifest.name, one.digits[1], one.digits[0]] for one in measured if one.digits]
     return shares(["Bundle", "Images", "Accuracy"], rows)
 
 
 def strangers_table(measured: list[Measured]) -> str:
-    """A row a bundle and kind of picture that it knows nothing of."""
+    """One row for each bundle and kind of image that it was not trained on."""
     rows = [[one.manifest.name, name, count, share] for one in measured for name, (share, count) in one.sure.items()]
     return shares(["Bundle", "Shown", "Images", f"Answers at {percent(SURE, 0)} or more"], rows)
 

@@ -42,7 +42,6 @@ from gpu_speed import (
 )
 from numpy.typing import NDArray
 
-from convexport.export.samples import impatient
 from convexport.runtime import devices
 from convexport.runtime.backends import registry, selection
 from convexport.runtime.backends.base import Backend
@@ -155,9 +154,8 @@ def _cases(options: argparse.Namespace) -> Iterator[Case]:
 def _images(found: Checkpoint, options: argparse.Namespace) -> tuple[NDArray[np.uint8], str]:
     """Test images of the checkpoint's data set; noise, and the page says so, where it is not at hand."""
     try:
-        with impatient():
-            dataset = datasets.load(found.header.dataset.name, datasets.data_root(options.data), found.header.input)
-            images = dataset.test.images[: options.images]
+        dataset = datasets.load(found.header.dataset.name, datasets.data_root(options.data), found.header.input)
+        images = dataset.test.images[: options.images]
     except (DatasetError, UsageError) as error:
         size = found.header.input
         shape = (min(options.images, 1000), size.height, size.width, size.channels)

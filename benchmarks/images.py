@@ -1,7 +1,9 @@
-"""Writes test images of a data set as PNG files, named by place and label: `00042-7.png`.
+"""Writes test images of a data set as PNG files, named by place and label: `00042-7.png`, or into class folders.
 
 python benchmarks/images.py --dataset mnist --out build/mnist-png
 classify build/mnist-png --bundle bundles/lenet5-mnist-fp16 --format jsonl
+python benchmarks/images.py --dataset mnist --folders --out build/mnist-classes
+classify --check build/mnist-classes --bundle bundles/lenet5-mnist-fp16
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ def main() -> None:
     parser.add_argument("--dataset", required=True, help=f"{', '.join(datasets.DATASETS)} or a folder of class folders")
     parser.add_argument("--data", help="root of the data sets ($CONVEXPORT_DATA, else data)")
     parser.add_argument("--count", type=int, help="the first N images (all)")
+    parser.add_argument("--folders", action="store_true", help="each image into a folder of its class")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
 
@@ -28,7 +31,9 @@ def main() -> None:
     split = dataset.test
     count = min(len(split), options.count or len(split))
     for place in range(count):
-        name = f"{place:05d}-{dataset.classes['en'][split.labels[place]].replace('/', '-')}.png"
+        label = dataset.classes["en"][split.labels[place]].replace("/", "-")
+        name = f"{label}/{place:05d}.png" if options.folders else f"{place:05d}-{label}.png"
+        (options.out / name).parent.mkdir(exist_ok=True)
         pixels = split.images[place]
         Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(options.out / name)
     print(f"{count} images in {options.out}")

@@ -18,6 +18,7 @@ import msgspec
 from convexport.cli import classify, convexport, convtrain
 from convexport.runtime import errors
 from convexport.runtime.manifest import FORMAT, Manifest
+from helpers.api_page import public_names
 from helpers.cost_of_change import cost_table
 from helpers.markdown_pages import ROOT
 
@@ -59,13 +60,13 @@ def gate_limits() -> str:
         "decided differently",
         "max |Δp|",
         "mean |Δp|",
-        "neighbours",
-        "golden images",
+        "neighbors",
+        "golden images, at least",
     )
     rows = [f"| {' | '.join(header)} |".replace("|Δp|", r"\|Δp\|"), "| --- |" + " ---: |" * (len(header) - 1)]
     for precision, row in EXPORTS.items():
         limit = row.limits
-        differences = (limit.max_difference, limit.mean_difference, limit.rows, limit.golden)
+        differences = (limit.max_difference, limit.mean_difference, limit.rows, limit.golden_floor)
         cells = [f"{limit.accuracy_loss:.1%}", f"{limit.disagreement:.1%}", *(f"{value:g}" for value in differences)]
         rows.append(f"| {precision} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
@@ -96,6 +97,7 @@ def _block(text: str) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "modules": _module_table,
+    "public names": public_names,
     "errors": lambda: _block(error_tree()),
     "limits": gate_limits,
     "cost of change": cost_table,

@@ -49,7 +49,7 @@ def zipped(folder: Path, to: Path) -> Path:
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_bundle_of_0_1_classifies_and_passes_its_self_test(tmp_path: Path, packed: bool, precision: str) -> None:
     path = zipped(BUNDLE, tmp_path) if packed else BUNDLE
-    with Classifier(path, "cpu", precision=precision) as classifier:
+    with Classifier(path, device="cpu", precision=precision) as classifier:
         assert classifier.bundle.remarks == ()
         results = classifier.self_test()
         records = list(classifier.classify(sorted((BUNDLE / "golden").glob("*.png"))))
@@ -122,7 +122,7 @@ def with_unknown_keys(folder: Path, version: str) -> None:
     change_manifest(folder, **values | {"format": version})
 
 
-@pytest.mark.parametrize(("version", "why"), [("3.0", ""), ("3.1", "format 3.1 is newer than this convexport's 3.0; ")])
+@pytest.mark.parametrize(("version", "why"), [("3.1", ""), ("3.2", "format 3.2 is newer than this convexport's 3.1; ")])
 def test_unknown_keys_at_every_level_are_ignored_with_one_remark(bundle: Path, version: str, why: str) -> None:
     with_unknown_keys(bundle, version)
     with open_bundle(bundle, verify=True) as opened:
@@ -132,8 +132,8 @@ def test_unknown_keys_at_every_level_are_ignored_with_one_remark(bundle: Path, v
 
 
 def test_classify_prints_the_remark_and_answers(bundle: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    change_manifest(bundle, format="3.1", license="MIT")
-    expected = f"classify: {bundle}/bundle.json: format 3.1 is newer than this convexport's 3.0; ignored unknown keys: "
+    change_manifest(bundle, format="3.2", license="MIT")
+    expected = f"classify: {bundle}/bundle.json: format 3.2 is newer than this convexport's 3.1; ignored unknown keys: "
     for arguments in ([str(bundle / "golden/0.png")], ["--self-test"], ["--info"], ["--verify"]):
         assert classify.main([*arguments, "--bundle", str(bundle)]) == 0
         lines = capfdbinary.readouterr().err.decode().splitlines()
@@ -141,7 +141,7 @@ def test_classify_prints_the_remark_and_answers(bundle: Path, capfdbinary: pytes
 
 
 def test_a_newer_minor_version_without_unknown_keys_needs_no_remark(bundle: Path) -> None:
-    change_manifest(bundle, format="3.1")
+    change_manifest(bundle, format="3.2")
     with open_bundle(bundle) as opened:
         assert opened.remarks == ()
 
@@ -153,7 +153,7 @@ def test_another_major_version_is_refused(bundle: Path, version: str | int, fix:
     change_manifest(bundle, format=version)
     with pytest.raises(BundleError) as caught:
         open_bundle(bundle)
-    expected = f"{bundle}/bundle.json: format {version}, but this convexport reads 2, 3.0"
+    expected = f"{bundle}/bundle.json: format {version}, but this convexport reads 2, 3.1"
     assert (caught.value.message, caught.value.fix) == (expected, fix)
 
 
@@ -193,7 +193,9 @@ def test_a_checkpoint_of_0_1_says_the_same_in_the_new_shape() -> None:
     was, found = header_of(CHECKPOINT), checkpoint.load(CHECKPOINT)
     assert was["format"] == 1
     was["normalization"] = was.pop("normalisation")
-    assert msgspec.json.decode(msgspec.json.encode(found.header)) == was | {"format": "2.0"}
+    expected = was | {"format": "2.0", "witnesses": None, "digest": None}
+    assert msgspec.json.decode(msgspec.json.encode(found.header)) == expected
+    assert found.witnesses is None
     assert found.remarks == ()
     with torch.no_grad():
         assert found.network()(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
@@ -202,24 +204,28 @@ def test_a_checkpoint_of_0_1_says_the_same_in_the_new_shape() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "checkpoints").glob("*.safetensors")), ids=lambda path: path.stem)
 def test_every_shipped_checkpoint_shows_its_facts(path: Path) -> None:
     was, found = header_of(path), checkpoint.load(path).header
-    if "normalisation" in was:
-        was["normalization"] = was.pop("normalisation")
-    assert msgspec.json.decode(msgspec.json.encode(found)) == was | {"format": "2.0"}
+    assert msgspec.json.decode(msgspec.json.encode(found)) == was | {"digest": None}
+
+
+def _compact(header: dict[str, Any]) -> str:
+    return msgspec.json.encode(header).decode()
 
 
 def rewritten(path: Path, **changes: Any) -> Path:
     """The checkpoint of 0.1.0 as this version writes it, with other keys in its header."""
     from safetensors.torch import load, save
 
-    header = msgspec.to_builtins(checkpoint.load(CHECKPOINT).header) | changes
-    path.write_bytes(save(load(CHECKPOINT.read_bytes()), metadata={"convexport": json.dumps(header)}))
+    tensors = load(CHECKPOINT.read_bytes())
+    header = msgspec.to_builtins(checkpoint.load(CHECKPOINT).header) | changes | {"digest": None}
+    header["digest"] = checkpoint._digest(_compact(header), tensors)
+    path.write_bytes(save(tensors, metadata={"convexport": _compact(header)}))
     return path
 
 
 def test_a_checkpoint_of_a_later_minor_version_is_read_with_one_remark(tmp_path: Path) -> None:
-    path = rewritten(tmp_path / "a.safetensors", format="2.4", witnesses=[])
+    path = rewritten(tmp_path / "a.safetensors", format="2.4", license="MIT")
     found = checkpoint.load(path)
-    why = "format 2.4 is newer than this convexport's 2.0; ignored unknown keys: $.witnesses"
+    why = "format 2.4 is newer than this convexport's 2.1; ignored unknown keys: $.license"
     assert found.remarks == (f"checkpoint {path}: {why}",)
     assert all(torch.equal(value, found.state[key]) for key, value in checkpoint.load(CHECKPOINT).state.items())
 
@@ -228,7 +234,7 @@ def test_a_checkpoint_of_a_later_major_version_is_refused(tmp_path: Path) -> Non
     path = rewritten(tmp_path / "a.safetensors", format="3.0")
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(path)
-    expected = f"checkpoint {path}: format 3.0, but this convexport reads 1, 2.0; update convexport"
+    expected = f"checkpoint {path}: format 3.0, but this convexport reads 1, 2.1; update convexport"
     assert str(caught.value) == expected
 
 
@@ -299,7 +305,7 @@ def test_labels_exchanged_in_the_manifest_are_refused_on_opening(bundle: Path) -
     labels["en"][3], labels["en"][5] = labels["en"][5], labels["en"][3]
     change_manifest(bundle, labels=labels)
     with pytest.raises(BundleError) as caught:
-        Classifier(bundle, "cpu")
+        Classifier(bundle, device="cpu")
     expected = "label 3 is 'cat', the manifest has 'dog'; export the bundle again"
     assert str(caught.value) == f"{bundle}/labels.txt: {expected}"
 
@@ -309,13 +315,13 @@ def test_a_label_taken_from_the_manifest_is_refused_on_opening(bundle: Path) -> 
     golden = [{**one, "probabilities": one["probabilities"][1:]} for one in values["golden"]]
     change_manifest(bundle, labels={"en": values["labels"]["en"][1:]}, golden=golden)
     with pytest.raises(BundleError) as caught:
-        Classifier(bundle, "cpu")
+        Classifier(bundle, device="cpu")
     assert str(caught.value) == f"{bundle}/labels.txt: 10 labels, the manifest has 9; export the bundle again"
 
 
 def test_only_files_that_are_used_are_read(bundle: Path) -> None:
     (bundle / "golden/1.png").write_bytes(b"\0" * (bundle / "golden/1.png").stat().st_size)
-    with Classifier(bundle, "cpu") as classifier:
+    with Classifier(bundle, device="cpu") as classifier:
         assert len(list(classifier.classify([np.zeros((12, 12, 3), np.uint8)]))) == 1
         with pytest.raises(BundleError, match=r"golden/1\.png: SHA-256"):
             classifier.self_test()

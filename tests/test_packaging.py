@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
@@ -14,6 +15,7 @@ from helpers.bundles import make_bundle
 
 ROOT = Path(__file__).parent.parent
 PORTIONS = ("training", "export", "runtime", "cli")
+CHECKPOINT = "checkpoints/lenet5-mnist.safetensors"
 HEAVY = ("torch", "torchvision", "onnx", "onnxscript", "onnx_ir", "sklearn", "matplotlib", "safetensors")
 
 
@@ -37,9 +39,21 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_exactly_what_the_tree_holds(wheel: Path) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     tracked = run("git", "ls-files", *PORTIONS, cwd=ROOT).split()
-    expected = {name.partition("/")[2] for name in tracked}
+    expected = {name.partition("/")[2] for name in tracked} | {f"convexport/export/{CHECKPOINT}"}
     assert inside == expected
     assert "convexport/__init__.py" not in inside
+
+
+@pytest.mark.slow
+def test_the_description_of_the_package_has_no_link_that_works_in_a_clone_alone(wheel: Path) -> None:
+    packed = zipfile.ZipFile(wheel)
+    (metadata,) = (name for name in packed.namelist() if name.endswith(".dist-info/METADATA"))
+    text = packed.read(metadata).decode()
+    assert "License-Expression: MIT\n" in text
+    assert "# convexport\n" in text
+    assert "Getting started (`docs/getting-started.md`)" in text
+    assert [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith(("https:", "#"))] == []
+    assert "![" not in text
 
 
 @pytest.fixture(scope="module")

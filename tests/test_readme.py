@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -148,7 +149,8 @@ def test_every_table_of_exit_codes_holds_the_codes_of_the_error_classes() -> Non
 @pytest.mark.parametrize("program", PARSERS)
 def test_the_exit_codes_that_a_help_text_names_are_those_of_the_error_classes(program: str) -> None:
     named = re.findall(r"(?<=[ ,])(\d+) \w", PARSERS[program]().format_help().partition("exit codes:")[2])
-    assert {int(code) for code in named} <= set(exit_codes())
+    signals = {128 + number for number in (signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM)}
+    assert {int(code) for code in named} <= set(exit_codes()) | signals
 
 
 def tree_block() -> str:

@@ -82,9 +82,9 @@ def test_what_was_not_at_hand_is_said(
 ) -> None:
     assert run(benchmark[0], monkeypatch, artefacts, "--checkpoints", "nowhere") == 0
     page = (artefacts / "accuracy.md").read_text()
-    assert "Not measured: no photographs of the classes were named with `--photos`." in page
+    assert "Not measured, because no photographs of the classes were given with `--photos`." in page
     assert "| fp32 | 359 |" in page
-    assert "| not at hand |" in page
+    assert "| not available |" in page
 
 
 def test_without_a_bundle_it_ends_with_one_line(

@@ -115,7 +115,8 @@ def test_a_refusal_prints_every_measure_marks_the_failed_one_and_leaves_no_bundl
             ["--model", "mlp"],
             4,
             (
-                "checkpoint checkpoints/mlp-mnist.safetensors is not there; train it with: convtrain --model mlp, "
+                "checkpoint checkpoints/mlp-mnist.safetensors is not there; copy it from the folder checkpoints/ of "
+                "convexport's source repository, or train it with: convtrain --model mlp, "
                 "or name another file with --checkpoint (there is checkpoints/mlp-digits.safetensors)"
             ),
         ),

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from convexport.export import engines, gate, graph
+from convexport.export import engines, gate, graph, shipped
 from convexport.export.card import card
 from convexport.export.engines import EngineOptions
 from convexport.export.passes import quantize
@@ -369,11 +369,32 @@ def test_a_checkpoint_that_is_not_there_names_the_command_that_trains_it(lenet5:
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(Source("lenet5", folder=tmp_path))
     assert str(caught.value) == (
-        f"checkpoint {tmp_path / 'lenet5-mnist.safetensors'} is not there; train it with: convtrain --model lenet5, "
-        f"or name another file with --checkpoint (there is {near})"
+        f"checkpoint {tmp_path / 'lenet5-mnist.safetensors'} is not there; copy it from the folder checkpoints/ of "
+        "convexport's source repository, or train it with: convtrain --model lenet5, or name another file with "
+        f"--checkpoint (there is {near})"
     )
+    with pytest.raises(CheckpointError, match="is not there; train it with: convtrain --model vgg11, or name"):
+        load_checkpoint(Source("vgg11", folder=tmp_path))
     with pytest.raises(CheckpointError, match="train it with: convtrain --model mlp --dataset fashion-mnist, or name"):
         load_checkpoint(Source("mlp", "fashion-mnist", folder=tmp_path))
+
+
+def test_outside_of_a_clone_the_checkpoint_in_the_installed_package_is_taken(
+    lenet5: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = tmp_path / "package"
+    installed.mkdir()
+    save_in(installed, lenet5)
+    monkeypatch.setattr(shipped, "_INSTALLED", installed)
+    monkeypatch.chdir(tmp_path)
+    assert load_checkpoint(Source("lenet5", "digits")).header == lenet5.header
+    with pytest.raises(CheckpointError, match=r"^checkpoint elsewhere/lenet5-digits.safetensors is not there;"):
+        load_checkpoint(Source("lenet5", "digits", folder=Path("elsewhere")))
+
+
+def test_the_checkpoints_in_the_repository_are_the_ones_that_the_message_knows() -> None:
+    folder = Path(__file__).parents[2] / "checkpoints"
+    assert sorted(path.stem for path in folder.glob("*.safetensors")) == sorted(shipped.IN_REPOSITORY)
 
 
 def test_a_model_that_is_not_the_checkpoints_is_refused(lenet5: Checkpoint, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from convexport.runtime.errors import StorageError, UsageError
 from convexport.runtime.manifest import Manifest, decode, encode
 from helpers.smallest_manifest import fill, smallest_manifest
 
+ELSEWHERE = "make room, or choose another folder with --out"
+
 
 def fail_in(place: Path) -> None:
     with drafting(place) as draft:
@@ -71,17 +73,15 @@ def test_a_place_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError) as caught, drafting(tmp_path / "file" / "net"):
         pass
-    assert (
-        str(caught.value)
-        == f"{tmp_path / 'file' / 'net'}: cannot be written (File exists); name another place with --out"
-    )
+    place = tmp_path / "file" / "net"
+    assert str(caught.value) == f"{place}: cannot be written (File exists); {ELSEWHERE}"
 
 
 def test_a_place_that_cannot_even_be_looked_at_says_so(tmp_path: Path) -> None:
     place = tmp_path / ("x" * 300) / "net"
     with pytest.raises(StorageError) as caught, drafting(place):
         pass
-    assert str(caught.value) == f"{place}: cannot be written (File name too long); name another place with --out"
+    assert str(caught.value) == f"{place}: cannot be written (File name too long); {ELSEWHERE}"
 
 
 KILLED = """
@@ -167,7 +167,7 @@ def test_a_second_export_to_a_place_is_told_so_and_harms_no_draft(tmp_path: Path
         with pytest.raises(UsageError) as caught, drafting(tmp_path / "net"):
             pass
         assert str(caught.value) == (
-            f"{tmp_path / 'net'} is being written by another export; wait until it has ended, or name another place "
+            f"{tmp_path / 'net'} is being written by another export; wait until it has ended, or choose another folder "
             "with --out"
         )
         assert (draft.path / "model.fp32.onnx").read_text() == "first"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from torch.nn import functional
 
 from convexport.runtime.manifest import Accuracy, Input, Normalization
 from convexport.runtime.manifest import Dataset as DatasetFacts
-from convexport.training import datasets, evaluate, models
+from convexport.training import datasets, evaluate, models, witnesses
 from convexport.training.checkpoint import FORMAT, Checkpoint, Header, save
 
 MEAN, STD = 0.1307, 0.3081
@@ -55,6 +57,17 @@ def train_checkpoint(model: str, dataset: datasets.Dataset, *, epochs: int = 6, 
         git_commit=None,
     )
     return Checkpoint(header, {key: value.detach().clone() for key, value in network.state_dict().items()})
+
+
+def witnessed(checkpoint: Checkpoint, held_out: datasets.Split) -> Checkpoint:
+    """The checkpoint with witnesses among images that it was not trained on."""
+    header = checkpoint.header
+    logits = evaluate.predict(checkpoint.network(), held_out.images, header.normalization)
+    probabilities = evaluate.softmax(logits, header.normalization.temperature)
+    found = witnesses.choose(held_out.images, held_out.labels, probabilities, header.input)
+    source = f"test images of {header.dataset.title}, for tests"
+    record = witnesses.describe(found, header.classes, source)
+    return replace(checkpoint, header=msgspec.structs.replace(header, witnesses=record), witnesses=found)
 
 
 def untrained(model: str) -> Checkpoint:

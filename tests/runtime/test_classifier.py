@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import gc
-import multiprocessing
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
+import hashlib
+import json
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +18,7 @@ from PIL import Image
 
 from convexport.runtime import decoding
 from convexport.runtime.backends.fake import FakeBackend
+from convexport.runtime.bundle import open_bundle
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.errors import BackendError, BundleError, DeviceError, InputError, UsageError
 from convexport.runtime.images import load_image
@@ -148,73 +143,6 @@ def test_other_processes_read_the_same_pictures_in_the_same_order(numbers: Path,
         assert list(together.classify(sources)) == expected
         first = next(together.classify(sources))  # and a reader may stop early
     assert first == expected[0]
-
-
-def test_a_process_that_dies_is_a_device_error_and_no_wait_for_ever(
-    numbers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoding, "_decode_chunk", _die)
-    with Classifier(numbers, backend=FakeBackend(256), workers=1) as classifier, pytest.raises(DeviceError) as caught:
-        list(classifier.classify([tmp_path / "a.png"]))
-    message = "a process that reads pictures died, perhaps for want of memory; take fewer --workers"
-    assert str(caught.value) == message
-
-
-def _die(*arguments: object) -> None:
-    os._exit(1)
-
-
-def test_processes_that_cannot_be_started_are_a_device_error(
-    numbers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*arguments: object) -> None:
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    monkeypatch.setattr(decoding.ProcessPoolExecutor, "submit", full)
-    with Classifier(numbers, backend=FakeBackend(256), workers=1) as classifier, pytest.raises(DeviceError) as caught:
-        list(classifier.classify([tmp_path / "a.png"]))
-    message = "processes that read pictures cannot be started (Too many open files); take fewer --workers"
-    assert str(caught.value) == message
-
-
-def test_ctrl_c_never_reaches_a_process_that_reads_pictures(numbers: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(png(numbered(1)))
-    with Classifier(numbers, backend=FakeBackend(256), batch=1, workers=1) as classifier:
-        records = classifier.classify([tmp_path / "a.png"] * 1000)
-        next(records)
-        (worker,) = multiprocessing.active_children()
-        status = Path(f"/proc/{worker.pid}/status").read_text()
-        records.close()
-    blocked = int(re.search(r"^SigBlk:\t(\w+)$", status, re.MULTILINE).group(1), 16)
-    # Blocked from its first moment on, since it is inherited, and not only once its own code runs.
-    assert blocked & 1 << (signal.SIGINT - 1)
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
-
-
-def test_processes_that_read_pictures_end_with_the_one_that_was_killed(numbers: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(png(numbered(1)))
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import multiprocessing, sys\n"
-        "from convexport.runtime.backends.fake import FakeBackend\n"
-        "from convexport.runtime.classifier import Classifier\n"
-        "if __name__ == '__main__':\n"
-        f"    with Classifier({str(numbers)!r}, backend=FakeBackend(256), batch=1, workers=1) as classifier:\n"
-        f"        next(classifier.classify([{str(tmp_path / 'a.png')!r}]))\n"
-        f"        records = classifier.classify([{str(tmp_path / 'a.png')!r}] * 1000)\n"
-        "        next(records)\n"
-        "        print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
-        "        sys.stdin.read()\n"
-    )
-    with subprocess.Popen([sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        worker = int(process.stdout.readline())
-        process.kill()
-    status = Path(f"/proc/{worker}/stat")
-    deadline = time.monotonic() + 30
-    # A zombie has ended: in a container nobody may be there to collect it.
-    while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
-        assert time.monotonic() < deadline, "the process that reads pictures is still there"
-        time.sleep(0.05)
 
 
 def test_an_array_that_is_filled_anew_for_each_picture_gives_each_its_own_answer(numbers: Path) -> None:
@@ -398,3 +326,67 @@ def test_a_classifier_that_was_closed_says_so(bundle: Path) -> None:
     with pytest.raises(BackendError) as caught:
         list(classifier.classify(pictures(1, INPUT)))
     assert str(caught.value) == "the ONNX Runtime back end is closed; open it again"
+
+
+def test_a_classifier_says_what_serves_and_how(bundle: Path) -> None:
+    with Classifier(bundle, device="cpu", language="fr", top=99) as classifier:
+        assert repr(classifier) == "<Classifier tiny: tiny, onnxruntime on cpu in fp32, 10 classes>"
+        info = classifier.info()
+    assert json.loads(json.dumps(info)) == info
+    assert (info["path"], info["network"], info["dataset"], info["accuracy"]) == (str(bundle), "tiny", "Noise", 0.9876)
+    assert (info["backend"], info["device"], info["precision"], info["batch"]) == ("onnxruntime", "cpu", "fp32", 64)
+    assert (info["input"], info["labels"]) == ({"height": 12, "width": 12, "channels": 3}, list(FRENCH))
+    assert info["why"] == classifier.description
+
+
+def test_a_bundle_says_what_it_holds(bundle: Path) -> None:
+    with open_bundle(bundle) as opened:
+        assert repr(opened) == "<Bundle tiny: tiny in fp32, 10 classes>"
+        assert json.loads(json.dumps(opened.info())) == opened.info()
+
+
+def test_a_notebook_shows_text_from_outside_escaped(tmp_path: Path) -> None:
+    labels = ("<script>alert(1)</script>", *(f"class {number}" for number in range(1, 12)))
+    folder = make_bundle(tmp_path / "tiny", INPUT, labels={"en": labels})
+    with Classifier(folder, backend=FakeBackend(12)) as classifier, open_bundle(folder) as opened:
+        for shown in (classifier._repr_html_(), opened._repr_html_()):
+            assert "<script>" not in shown
+            assert "&lt;script&gt;alert(1)&lt;/script&gt;, class 1, " in shown
+            assert "class 9, and 2 more" in shown
+
+
+def test_progress_is_told_after_each_record_with_the_total_where_it_is_known(numbers: Path) -> None:
+    told: list[tuple[int, int | None]] = []
+    images = [numbered(1), b"broken", numbered(2)]
+    with Classifier(numbers, backend=FakeBackend(256)) as classifier:
+        for count, _ in enumerate(classifier.classify(images, progress=lambda *step: told.append(step)), 1):
+            assert len(told) == count
+        list(classifier.classify(iter(images), progress=lambda *step: told.append(step)))
+        list(classifier.classify(numbered(3), progress=lambda *step: told.append(step)))
+    assert told == [(1, 3), (2, 3), (3, 3), (1, None), (2, None), (3, None), (1, 1)]
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_a_device_error(numbers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*arguments: object) -> None:
+        raise MemoryError
+
+    with Classifier(numbers, backend=FakeBackend(256)) as classifier:
+        monkeypatch.setattr("convexport.runtime.classifier.np.stack", no_memory)
+        with pytest.raises(DeviceError) as caught:
+            list(classifier.classify([numbered(1), numbered(2)]))
+    assert str(caught.value) == "the memory does not suffice for 2 images of 12 x 12 x 3; use a smaller batch"
+
+
+def test_a_golden_image_that_is_no_image_is_the_bundles_fault(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "tiny", INPUT)
+    (folder / "golden/1.png").write_bytes(b"no image")
+    files = msgspec.json.decode((folder / "bundle.json").read_bytes())["files"]
+    files["golden/1.png"] = {"bytes": 8, "sha256": hashlib.sha256(b"no image").hexdigest()}
+    change_manifest(folder, files=files)
+    expected = (
+        f"{folder}: golden image golden/1.png: not a picture (it begins b'no image'), expected PNG, JPEG, WebP, BMP, "
+        "GIF or TIFF; export the bundle again"
+    )
+    with Classifier(folder, backend=FakeBackend(10)) as classifier, pytest.raises(BundleError) as caught:
+        classifier.self_test()
+    assert str(caught.value) == expected

@@ -7,7 +7,7 @@ import io
 import json
 
 from convexport.runtime.errors import InputError
-from convexport.runtime.records import Candidate, Failure, Prediction, csv_header, csv_line, json_line
+from convexport.runtime.records import Candidate, Failure, Prediction, csv_header, csv_line, json_line, to_table
 
 NASTY = 'cat, "tabby"\nor é'
 RETURN = Failure.of("a\rb.png", InputError("a\rb.png: no such file", kind="missing"))
@@ -67,3 +67,40 @@ def test_a_carriage_return_in_a_name_ends_no_csv_row() -> None:
     assert line == b'"a\rb.png",,,,,,,,missing,"a\rb.png: no such file"\n'
     (row,) = csv.reader(io.StringIO(line.decode(), newline=""))
     assert row[0] == "a\rb.png"
+
+
+def test_a_prediction_and_a_failure_say_which_they_are() -> None:
+    assert (CAT.ok, CAT.error, BAD.ok, BAD.error.kind) == (True, None, False, "missing")
+
+
+def test_a_record_as_a_dict_is_the_object_of_its_json_line() -> None:
+    for record in (CAT, BAD):
+        assert record.to_dict() == json.loads(json_line(record))
+        assert json.loads(json.dumps(record.to_dict())) == record.to_dict()
+
+
+def test_a_table_has_the_same_columns_of_the_same_types_whether_or_not_there_are_failures() -> None:
+    mixed = to_table([CAT, BAD])
+    assert mixed == {
+        "input": ["a, b.png", "b.png"],
+        "ok": [True, False],
+        "label": [NASTY, ""],
+        "index": [3, -1],
+        "probability": [0.973, 0.0],
+        "notes": ["inverted: dark ink on light paper", ""],
+        "error_kind": ["", "missing"],
+        "error_message": ["", "b.png: no such file"],
+    }
+    for top in (0, 1, 3):
+        tables = [to_table(records, top) for records in ([CAT], [BAD], [CAT, BAD])]
+        types = [{name: {type(value) for value in column} for name, column in table.items()} for table in tables]
+        assert types[0] == types[1] == types[2]
+        assert list(to_table([], top)) == list(types[0])
+        assert ",".join(name for name in types[0] if name != "ok") == csv_header(top).decode().rstrip()
+        assert json.loads(json.dumps(tables[2])) == tables[2]
+
+
+def test_a_table_lists_as_many_candidates_as_were_asked_for() -> None:
+    found = to_table([CAT], 3)
+    assert [found[f"top_{rank}_label"] for rank in (1, 2, 3)] == [[NASTY], ["dog"], [""]]
+    assert [found[f"top_{rank}_index"] for rank in (1, 2, 3)] == [[3], [5], [-1]]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +117,7 @@ def test_a_newer_format_asks_for_an_update(tmp_path: Path) -> None:
     checkpoint.save(path, small(format="99.0"))
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(path)
-    assert str(caught.value) == f"checkpoint {path}: format 99.0, but this convexport reads 1, 2.0; update convexport"
+    assert str(caught.value) == f"checkpoint {path}: format 99.0, but this convexport reads 1, 2.1; update convexport"
 
 
 def test_a_header_nested_without_end_is_refused(tmp_path: Path) -> None:
@@ -128,6 +130,19 @@ def test_a_header_nested_without_end_is_refused(tmp_path: Path) -> None:
         CheckpointError, match=r"^checkpoint .*: not a convexport .*maximum recursion depth .*; train it again$"
     ):
         checkpoint.load(path)
+
+
+@pytest.mark.parametrize("size", [0, -1, 16385, 2**31, 2**64, 2**200], ids=str)
+@pytest.mark.parametrize("side", ["height", "width"])
+def test_an_input_of_impossible_size_is_refused(tmp_path: Path, side: str, size: int) -> None:
+    path = tmp_path / "a.safetensors"
+    values = json.loads(msgspec.json.encode(header()))
+    values["input"][side] = size
+    save_file(small().state, path, metadata={"convexport": json.dumps(values)})
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(path)
+    bound = ">= 1" if size < 1 else "<= 16384"
+    assert str(caught.value) == f"checkpoint {path}: Expected `int` {bound} - at `$.input.{side}`; train it again"
 
 
 def test_weights_of_another_network_are_refused() -> None:
@@ -213,3 +228,61 @@ def test_a_state_dict_in_the_place_of_a_checkpoint_is_told_what_it_lacks(tmp_pat
         f"checkpoint {path} is not one that convexport wrote; give the model, its classes, mean and std with "
         "it, if it is a state dict made elsewhere"
     )
+
+
+def flipped_bit(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_changed_weight_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, small())
+    flipped_bit(path, -3)
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(path)
+    assert caught.value.exit_code == 4
+    assert str(caught.value) == (
+        f"checkpoint {path} is damaged (its header or a tensor was changed after it was saved); copy it again from "
+        "where it came, or train it again"
+    )
+
+
+@pytest.mark.parametrize("before", [b"MNIST", b"light-on-dark", b"0.13", b"LeCun"])
+def test_a_changed_header_is_damage(tmp_path: Path, before: bytes) -> None:
+    path = tmp_path / "a.safetensors"
+    made = small(input=Input(height=28, width=28, channels=1, ink="light-on-dark"))
+    checkpoint.save(path, made)
+    checkpoint.load(path)
+    data = path.read_bytes()
+    changed = {b"light-on-dark": b'any"         '}.get(before, before[:-1] + b"1")
+    assert data.count(before) == 1
+    path.write_bytes(data.replace(before, changed))
+    with pytest.raises(CheckpointError, match=r"is damaged|JSON is malformed"):
+        checkpoint.load(path)
+
+
+def test_a_checkpoint_that_lost_its_digest_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    checkpoint.save(path, small())
+    data = path.read_bytes()
+    assert data.count(b"digest") == 1
+    path.write_bytes(data.replace(b"digest", b"digits"))
+    with pytest.raises(CheckpointError, match=r"is damaged \(its header has no digest\)"):
+        checkpoint.load(path)
+
+
+def test_a_checkpoint_of_the_format_before_digests_loads_without_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    text = msgspec.json.encode(header(format="2.0")).decode()
+    save_file(small().state, path, metadata={"convexport": text})
+    assert checkpoint.load(path).witnesses is None
+
+
+def test_tensors_that_are_no_witnesses_are_damage(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    made = small()
+    checkpoint.save(path, replace(made, state={**made.state, "witness.images": torch.zeros(2)}))
+    with pytest.raises(CheckpointError, match=r"is damaged \(witnesses of images\); train it again$"):
+        checkpoint.load(path)

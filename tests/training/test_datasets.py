@@ -83,7 +83,7 @@ def test_train_and_test_folders_are_taken_as_they_are(folder: Path, tmp_path_fac
 def test_one_unreadable_picture_names_itself(folder: Path) -> None:
     (folder / "cat" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
     with pytest.raises(DatasetError, match=r"cat/broken\.png.*; remove the file, or repair it$"):
-        datasets.load(str(folder), Path("nowhere"))
+        _ = datasets.load(str(folder), Path("nowhere")).train
 
 
 def test_a_folder_with_one_class_is_refused(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_server_that_never_answers_is_given_up_and_no_other_connection_gets_a_
             _ = datasets.load("mnist", tmp_path).test
     assert str(caught.value) == (
         f"data set MNIST is not at {tmp_path}/MNIST/raw and cannot be downloaded (timed out); "
-        "put it there, or name the folder that holds MNIST/ with --data or $CONVEXPORT_DATA"
+        "put it there, or set $CONVEXPORT_DATA to the folder that holds MNIST/"
     )
     assert socket.getdefaulttimeout() is None
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from convexport.runtime.errors import CheckpointError, Interrupted, StorageError, UsageError
+from convexport.runtime.errors import CheckpointError, DeviceError, Interrupted, StorageError, UsageError
 from convexport.training import evaluate, loop, plan, resume
 from convexport.training.augment import Augmentation
 from convexport.training.loop import train
@@ -190,6 +190,52 @@ def test_writing_states_at_epochs_ends_takes_at_most_a_tenth_of_the_time_but_for
         # Seven steps of three seconds an epoch.
         now += 3.0 if isinstance(event, loop.Progress) else 0.0
     assert epochs == written
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            RuntimeError("CUDA driver error: unspecified launch failure\nfrom a compiled kernel"),
+            (
+                "the GPU failed during the training (CUDA driver error: unspecified launch failure); resume the run, "
+                "which goes on from its state"
+            ),
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            "the GPU's memory does not suffice for this training; use a smaller batch",
+        ),
+    ],
+)
+def test_a_gpu_that_fails_ends_the_run_in_one_line_and_it_can_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, line: str
+) -> None:
+    settings = options(tmp_path)
+    unbroken = weights(finish(settings, digits()).result)
+    step, steps = loop._Run._step, []
+
+    def fails(run: loop._Run, rows: torch.Tensor) -> None:
+        steps.append(rows)
+        if len(steps) == 11:
+            raise error
+        step(run, rows)
+
+    monkeypatch.setattr(loop._Run, "_step", fails)
+    with pytest.raises(DeviceError) as caught:
+        finish(replace(settings, state_seconds=0.0), digits())
+    assert str(caught.value) == line
+    monkeypatch.setattr(loop._Run, "_step", step)
+    assert weights(finish(replace(settings, resume=True), digits()).result) == unbroken
+
+
+def test_an_error_that_names_no_gpu_stays_a_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(run: loop._Run, rows: torch.Tensor) -> None:
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(loop._Run, "_step", fails)
+    with pytest.raises(RuntimeError, match=r"^shapes do not match$"):
+        finish(options(tmp_path), digits())
 
 
 def test_a_batch_larger_than_the_data_is_lowered_to_it(tmp_path: Path) -> None:

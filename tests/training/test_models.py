@@ -95,3 +95,10 @@ def test_an_identity_start_passes_channels_through() -> None:
     assert isinstance(layer, torch.nn.Conv2d)
     images = torch.rand(1, 128, 4, 4)
     assert torch.equal(torch.nn.functional.conv2d(images, layer.weight, padding=1)[:, :128], images)
+
+
+@pytest.mark.parametrize("classes", [-1, 2**40, 2**64, "ten"], ids=str)
+def test_a_network_of_impossible_size_is_wrong_use(classes: object) -> None:
+    with pytest.raises(UsageError) as caught:
+        models.build("softmax", {"classes": classes})
+    assert caught.value.message.startswith(f"model 'softmax' does not take {{'classes': {classes!r}}} (")

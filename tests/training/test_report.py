@@ -144,8 +144,8 @@ def test_a_network_without_mistakes_and_one_without_a_right_answer_get_reports()
     inputs = untrained("softmax", images=30)
     right = (np.eye(10)[inputs.test.labels] * 9).astype(np.float32)
     page = render(replace(inputs, test_logits=right))
-    assert "It made no mistake on these test pictures." in page
-    assert "100.0 %</strong> of 30 test pictures named right" in page
+    assert "It made no mistake on these test images." in page
+    assert "100.0 %</strong> of 30 test images classified correctly" in page
     assert 'id="fooling"' not in render(replace(inputs, test_logits=-right))
 
 
@@ -172,8 +172,8 @@ def test_pictures_that_withstand_the_search_count_among_those_it_was_tried_on(mo
         return few_pixels.Fooling(image, ((0, 0),) * (count or 32), count is not None, 1)
 
     monkeypatch.setattr(few_pixels, "fool", fool)
-    assert "<strong>4 pixels</strong> of 28 x 28 was enough for half of the pictures here." in render(inputs)
-    assert "No change of up to 32 pixels fooled it on most of these pictures." in render(inputs)
+    assert "<strong>4 pixels</strong> of 28 x 28 was enough for half of the images here." in render(inputs)
+    assert "No change of up to 32 pixels fooled it on most of these images." in render(inputs)
 
 
 def test_a_recipe_without_augmentation_shows_none() -> None:

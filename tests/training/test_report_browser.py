@@ -105,7 +105,7 @@ def test_a_picture_opens_enlarged_with_its_probabilities_and_closes(page: Page) 
     assert page.run("document.getElementById('zoom').open")
     place: str = page.run("document.querySelector('#predictions [data-picture]').dataset.picture")
     index, true, top = page.run(f"{DATA}.pictures[{place}]")
-    assert text(page, "#zoomed") == f"Test picture {index}: {true}"
+    assert text(page, "#zoomed") == f"Test image {index}: {true}"
     rows: list[str] = page.run("[...document.querySelectorAll('#bars .row')].map(row => row.lastChild.textContent)")
     assert rows == [f"{per_mille / 10:.1f} %" for _, per_mille in top]
     drawn = "getComputedStyle(document.querySelector('{}')).backgroundPosition"
@@ -153,7 +153,7 @@ def test_an_answer_counts_once(page: Page) -> None:
     verdict = text(page, "#verdict")
     page.press("1")
     assert text(page, "#verdict") == verdict
-    assert text(page, "#progress") == f"Picture 1 of {ROUNDS}"
+    assert text(page, "#progress") == f"Image 1 of {ROUNDS}"
 
 
 def test_tabs_show_the_feature_maps_of_one_picture_at_a_time(page: Page) -> None:

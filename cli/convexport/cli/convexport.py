@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from convexport.cli import terminal
+from convexport.cli import signals, terminal
 from convexport.cli.importing import libraries
 from convexport.runtime.errors import UsageError, first_line
 from convexport.runtime.precision import PRECISIONS, Precision
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from convexport.export.passes.quantize import Int8Options
     from convexport.export.pipeline import ExportOptions, ExportResult
     from convexport.export.sources.stated import Foreign
+    from convexport.export.web.runtime import WebRuntime
     from convexport.runtime.manifest import Verification
 
 # Parts of the extras `export` and `cpu`: without one of them nothing can be exported.
@@ -61,7 +62,7 @@ EXAMPLES = """\
              --mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616 --dataset cifar10
 
 exit codes: 0 done, 2 wrong use, 4 checkpoint or data set missing or damaged, 5 library not there,
-6 the gate refused and no bundle was written, 130 interrupted
+6 the gate refused and no bundle was written, 130 interrupted (129 hung up, 143 terminated)
 """
 
 
@@ -92,7 +93,11 @@ def parser() -> terminal.Parser:
     add("--verify-images", type=_count, metavar="N|all", help="labelled test images the gate measures (2000)")
     add("--out", type=Path, default=Path("bundles"), metavar="DIR", help="where the bundle goes (bundles)")
     add("--data", metavar="DIR", help="root of the data sets ($CONVEXPORT_DATA, else data)")
+    add("--force", action="store_true", help="replace a bundle that was exported from another checkpoint")
     add("--triton", type=Path, metavar="DIR", help="add the bundle's models to this Triton model repository")
+    add("--web", action="store_true", help="write the bundle as a web page, too, which works offline")
+    add("--web-precision", choices=(*PRECISIONS,), metavar="NAME", help="the variant in the page (the smallest file)")
+    add("--web-runtime", type=Path, metavar="DIR", help="an unpacked onnxruntime-web for the page (npm brings it)")
     add("--json", action="store_true", help="the manifest, or what the gate refused, as JSON on stdout")
     group = found.add_argument_group("TensorRT engines").add_argument
     group("--tensorrt", action=argparse.BooleanOptionalAction, help="build them (where the library is installed)")
@@ -158,8 +163,7 @@ def _numbers(text: str) -> list[float]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; gives its exit code."""
-    options = parser().parse_args(argv)
-    return terminal.guard("convexport", lambda: run(options))
+    return terminal.guard("convexport", lambda: run(parser().parse_args(argv)))
 
 
 @libraries("exporting", NEEDED, "export,cpu")
@@ -168,9 +172,12 @@ def run(options: argparse.Namespace) -> int:
     from convexport.export.gate import Refusal
     from convexport.export.pipeline import export_bundle
 
+    signals.import_numpy()
     wanted = _options(options)
+    runtime = _web_runtime(options)
     try:
-        result = export_bundle(wanted, terminal.remark)
+        with signals.working():
+            result = export_bundle(wanted, terminal.remark)
     except Refusal as refusal:
         _refused(refusal.result, as_json=options.json)
         raise
@@ -179,8 +186,34 @@ def run(options: argparse.Namespace) -> int:
     else:
         _summary(result)
     if options.triton:  # last: the bundle stands, whatever becomes of the repository
-        _triton(result.path, options.triton)
+        with signals.working():
+            _triton(result.path, options.triton)
+    if runtime is not None:
+        with signals.working():
+            _web(result.path, options, runtime)
     return 0
+
+
+def _web_runtime(options: argparse.Namespace) -> WebRuntime | None:
+    """The files that a page needs, before the work that a page without them would waste."""
+    if not options.web:
+        if options.web_runtime or options.web_precision:
+            raise UsageError("--web-runtime and --web-precision describe a web page", "add --web")
+        return None
+    if options.web_precision not in (None, "fp32", *_precisions(options)):
+        raise UsageError(f"--web-precision {options.web_precision} is no variant of this export", "name it, too")
+    from convexport.export.web.runtime import web_runtime
+
+    return web_runtime(options.web_runtime)
+
+
+def _web(bundle: Path, options: argparse.Namespace, runtime: WebRuntime) -> None:
+    from convexport.export.web.page import write_page
+
+    page = write_page(bundle, options.out, runtime, options.web_precision)
+    terminal.remark(f"web page    {page.path}: {page.precision}, {page.bytes:,} bytes")
+    if page.note:
+        terminal.remark(f"web page    {page.note}")
 
 
 def _triton(bundle: Path, directory: Path) -> None:
@@ -209,6 +242,7 @@ def _options(options: argparse.Namespace) -> ExportOptions:
         verify_data=options.verify_data,
         calibration_data=options.calibration_data,
         out=options.out,
+        force=options.force,
     )
 
 
@@ -358,7 +392,7 @@ def _refused(result: GateResult, *, as_json: bool) -> None:
         for measure in found.measures
     ]
     for line in terminal.table(("variant", "measure", "value", "limit", ""), rows):
-        terminal.result(terminal.paint(line, "red") if line.endswith("FAILED") else line)
+        terminal.result(line, "red" if line.endswith("FAILED") else None)
 
 
 def _json(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Libraries of an extra that are missing, or that are there and fail to import, as one line."""
+"""Turns a missing or broken library of an extra into one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which element types a graph stores and computes in: the proof that an FP16 or INT8 graph is one."""
+"""Which element types a graph stores and computes in. This proves that an FP16 or INT8 graph is one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate: every variant against torch float32, through the runtime that will serve it; beyond a limit, no bundle.
+"""The gate: compares every variant with torch float32 on the runtime that will serve it. No bundle if one fails.
 
 The checkpoint itself is held against its own header as well, since a network damaged before the export agrees with
 itself perfectly. What can be caught without labelled images, and what cannot, is in docs/decisions.
@@ -15,12 +15,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from convexport.export import measures, record
+from convexport.export import measures, record, replay
 from convexport.export.element_types import ElementTypes
 from convexport.export.measures import MAX_BATCH, Reference
 from convexport.export.passes.storage import Fp16Emulation
 from convexport.export.precisions import BASE, EXPORTS
 from convexport.export.rates import images_per_second
+from convexport.export.sources.checkpoint import CheckpointNetwork
 from convexport.export.sources.network import Network
 from convexport.runtime.backends import registry
 from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
@@ -36,7 +37,7 @@ from convexport.runtime.precision import PRECISIONS, Precision
 Progress = Callable[[str], None]
 # What to look at first, where a measure tells that.
 _COMPARE = "compare the order of the classes, and mean and std, with those it was trained with"
-FIXES = {record.ABOVE_CHANCE: _COMPARE, record.STATED: _COMPARE}
+FIXES = replay.FIXES | {record.ABOVE_CHANCE: _COMPARE, record.STATED: _COMPARE}
 
 
 class Refusal(GateRefused):
@@ -252,6 +253,11 @@ def _verify(case: Case, precision: Precision, served: Classifier, rate: float | 
 
 
 def _with_record(case: Case, found: Verification) -> Verification:
-    """The base's verification with what the network is held against: what is said of it."""
-    own = record.verify_network(case.network, case.expected, case.title)
-    return msgspec.structs.replace(found, measures=(*found.measures, *own))
+    """The base's verification with what the network is held against: its witnesses, and what is said of it.
+
+    The witnesses come first: where they fail they name the cause, and the rest follows from it.
+    """
+    network = case.network
+    witnesses = replay.replay(network.checkpoint) if isinstance(network, CheckpointNetwork) else []
+    own = record.verify_network(network, case.expected, case.title)
+    return msgspec.structs.replace(found, measures=(*witnesses, *found.measures, *own))

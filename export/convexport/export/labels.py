@@ -1,4 +1,4 @@
-"""Which class of a labelled data set is which output of a network: a user's order of classes is theirs."""
+"""Matches the classes of a labeled data set with the outputs of a network, which may be in another order."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from convexport.export.passes.storage import Fp16Emulation
 from convexport.export.precisions import EXPORTS
 from convexport.export.samples import Sample
 from convexport.export.sources.network import Facts, Network
+from convexport.export.thresholds import promises
 from convexport.runtime.bundle import Bundle
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.errors import CheckpointError
@@ -27,6 +28,9 @@ Images = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
 Relation = Literal["<=", ">=", "=="]
 
+GOLDEN = "golden images max |Δp|"
+_STORED = "FP16 storage: "
+STORED_DIFFERENCE = f"{_STORED}max |Δp|"
 MAX_BATCH = 64
 FLIPS_LISTED = 50
 
@@ -89,7 +93,8 @@ def verify(precision: Precision, served: Classifier, expected: Reference, types:
         measure("labels unlike the checkpoint's", _wrong_labels(served.bundle, expected.facts), "==", 0),
     ]
     if served.manifest.golden:
-        measures.append(measure("golden images max |Δp|", _golden(served), "<=", row.limits.golden))
+        widest = max(row.limits.golden_floor, row.limits.max_difference)
+        measures.append(measure(GOLDEN, _golden(served), "<=", widest))
     flips = flipped(found, expected)
     return Verification(
         method=("runtime",),
@@ -104,6 +109,7 @@ def verify(precision: Precision, served: Classifier, expected: Reference, types:
         measures=tuple(measures),
         flips=tuple(flips[:FLIPS_LISTED]),
         flips_total=len(flips),
+        promises=promises(found, sample.truth),
     )
 
 
@@ -114,7 +120,7 @@ def with_fp16_storage(
     The summary takes the worse of the two."""
     stored = emulation(expected.sample.images)
     measures = [
-        measure(f"FP16 storage: {one.name}", one.value, one.relation, one.limit)
+        measure(f"{_STORED}{one.name}", one.value, one.relation, one.limit)
         for one in _agreement(stored, expected, EXPORTS[precision].limits)
     ]
     flips = flipped(stored, expected)

@@ -12,7 +12,8 @@ from convexport.export import labels
 from convexport.export.samples import Sample, stratified
 from convexport.export.sources.network import Facts
 from convexport.runtime.errors import DatasetError, InputError, first_line
-from convexport.runtime.images import find_images, load_image
+from convexport.runtime.images import load_image
+from convexport.runtime.inputs import find_images
 from convexport.runtime.manifest import Input
 
 _FIX = "give class folders, or a CSV file with the columns file and label, or file and index"

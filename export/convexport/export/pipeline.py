@@ -1,4 +1,4 @@
-"""`export_bundle(options)`: checkpoint -> graph -> precisions -> engines -> gate -> bundle; a line a stage."""
+"""`export_bundle(options)`: checkpoint -> graph -> precisions -> engines -> gate -> bundle. Reports each stage."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from convexport.export import gate, labels, measures, pictures, precisions, samples, writer
+from convexport.export import gate, golden, labels, measures, pictures, precisions, samples, writer
 from convexport.export.card import card
 from convexport.export.engines import EngineOptions, build_engines
 from convexport.export.measures import Reference
+from convexport.export.origin import check_origin
 from convexport.export.passes.quantize import Int8Options
 from convexport.export.precisions import EXPORTS, Built, Material
 from convexport.export.sources.checkpoint import Source, labelled_set
@@ -27,7 +28,6 @@ from convexport.runtime.errors import DatasetError
 from convexport.runtime.manifest import (
     FORMAT,
     EngineGraph,
-    Golden,
     Manifest,
     Model,
     Provenance,
@@ -56,6 +56,7 @@ class ExportOptions:
         verify_data: A folder of class folders or a CSV file of labelled pictures, in place of a data set.
         calibration_data: A folder of pictures that int8 is calibrated on, in place of a data set's training images.
         out: The folder that the bundle's folder goes into.
+        force: Whether a bundle that was exported from another checkpoint is replaced.
     """
 
     source: Source
@@ -68,6 +69,7 @@ class ExportOptions:
     verify_data: Path | None = None
     calibration_data: Path | None = None
     out: Path = Path("bundles")
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,8 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
 
     target = options.out / f"{facts.name}-{_suffix(options.precisions)}"
     with writer.drafting(target) as draft:  # before the work that another export into the same place would waste
+        if not options.force:
+            check_origin(target, _provenance(network))
         built = _build(
             Material(network, calibration_images, options.calibration, options.engines is not None), options, progress
         )
@@ -213,12 +217,9 @@ def _draft(
     for file, found in _files(built).items():
         draft.write(file, found.data)
     draft.write("labels.txt", "".join(f"{label}\n" for label in facts.classes["en"]).encode())
-    golden, truth = [], expected.sample.truth
-    for number, row in enumerate(samples.golden_rows(expected.probabilities, expected.sample.images, facts.input)):
-        file = f"golden/{number}.png"
-        draft.write(file, samples.png(expected.sample.images[row]))
-        label = None if truth is None else expected.classes[truth[row]]
-        golden.append(Golden(file=file, label=label, probabilities=tuple(map(float, expected.probabilities[row]))))
+    images = golden.golden_images(network, expected)
+    for file, data in images.files.items():
+        draft.write(file, data)
     return Manifest(
         format=FORMAT,
         name=name,
@@ -227,7 +228,8 @@ def _draft(
         normalization=facts.normalization,
         labels=facts.classes,
         variants={kind: _unverified(kind, variant) for kind, variant in built.items()},
-        golden=tuple(golden),
+        golden=images.entries,
+        golden_source=images.source,
         provenance=_provenance(network),
         files=dict(draft.files),
     )
@@ -235,7 +237,7 @@ def _draft(
 
 def _provenance(network: Network) -> Provenance:
     facts = network.facts
-    tools = {f"export.{name}": version(name) for name in ("convexport", "onnx", "torch")}
+    tools = {f"export.{name}": version(name) for name in ("convexport", "onnx", "torch", "pillow")}
     return Provenance(
         checkpoint_sha256=facts.sha256,
         dataset=facts.dataset,
@@ -266,7 +268,7 @@ def _unverified(kind: Precision, variant: Built) -> Variant:
         file=f"model.{kind}.onnx",
         opset=model.opset_import[0].version,
         ir_version=model.ir_version,
-        golden_tolerance=EXPORTS[kind].limits.golden,
+        golden_tolerance=EXPORTS[kind].limits.golden_floor,
         verifications=(nothing,),
         details=variant.details,
         engine_graph=EngineGraph(file=_engine_file(kind), verifications=(nothing,), details=engine_graph.details)
@@ -277,11 +279,15 @@ def _unverified(kind: Precision, variant: Built) -> Variant:
 
 def _verified(manifest: Manifest, result: gate.GateResult) -> Manifest:
     """The manifest with what the gate measured."""
+    tolerances = {
+        kind: golden.tolerance(EXPORTS[kind].limits, _measured(manifest, result, kind)) for kind in manifest.variants
+    }
     variants = {
         kind: msgspec.structs.replace(
             variant,
             verifications=result.verifications[kind],
-            details={**variant.details, **result.details.get(kind, {})},
+            golden_tolerance=tolerances[kind][0],
+            details={**variant.details, **result.details.get(kind, {}), **tolerances[kind][1]},
             engine_graph=variant.engine_graph
             and msgspec.structs.replace(variant.engine_graph, verifications=(result.engine_graphs[kind],)),
         )
@@ -291,3 +297,12 @@ def _verified(manifest: Manifest, result: gate.GateResult) -> Manifest:
         msgspec.structs.replace(engine, verification=result.engines.get(engine.file)) for engine in manifest.engines
     )
     return msgspec.structs.replace(manifest, variants=variants, engines=engines)
+
+
+def _measured(manifest: Manifest, result: gate.GateResult, kind: Precision) -> list[Verification]:
+    """Everything that was measured of a precision: its variant, its graph for TensorRT, its engines."""
+    engines = [
+        result.engines[one.file] for one in manifest.engines if one.key.precision == kind and one.file in result.engines
+    ]
+    graphs = [result.engine_graphs[kind]] if kind in result.engine_graphs else []
+    return [*result.verifications[kind], *graphs, *engines]

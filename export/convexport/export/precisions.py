@@ -1,4 +1,4 @@
-"""What export knows of each precision: how its graph is made and what it may cost. One row per precision.
+"""What the export knows of each precision: how its graph is made and what it may cost. One row per precision.
 
 The runtime's table has the same keys. A new precision is a row there, a row here, and the pass that makes its graph.
 """
@@ -122,6 +122,6 @@ def _built(data: bytes, kept: Collection[str] = (), **details: Any) -> Built:
 
 EXPORTS: dict[Precision, PrecisionExport] = {
     "fp32": PrecisionExport(_fp32, Limits(0.001, 0.001, 1e-4, 1e-5, 1e-5, 1e-3), "KIND_AUTO", engine_instead="fp16"),
-    "fp16": PrecisionExport(_fp16, Limits(0.002, 0.005, 0.05, 0.002, 0.01, 0.02), "KIND_GPU", stores_half=True),
-    "int8": PrecisionExport(_int8, Limits(0.010, 0.030, 0.90, 0.020, 0.10, 0.15), "KIND_CPU"),
+    "fp16": PrecisionExport(_fp16, Limits(0.002, 0.005, 0.05, 0.002, 0.01, 0.01), "KIND_GPU", stores_half=True),
+    "int8": PrecisionExport(_int8, Limits(0.010, 0.030, 0.90, 0.020, 0.10, 0.05), "KIND_CPU"),
 }

@@ -1,4 +1,4 @@
-"""How fast each variant is on this CPU, on the back end itself: what `auto` chooses between int8 and fp32 by."""
+"""Measures the speed of each variant on this CPU, by which `auto` chooses between int8 and fp32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint against its own record: the accuracy in its header, better than chance, no dead tensor."""
+"""Compares a checkpoint with its own header: stated accuracy, better than chance, no tensor of zeros."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The pictures that the gate looks at: a labelled test set where one is at hand, else crops of real photographs."""
+"""Chooses the gate's images: a labeled test set if one is available, else crops of photographs."""
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,9 +16,6 @@ CROPS = 512
 # Of pictures beyond this many pixels a quarter is looked at: a network takes as much longer for each.
 LARGE = 64 * 64
 SEED = 0
-GOLDEN = 5
-# A golden image's answer must not hang on the last bit of a precision.
-CLEAR_MARGIN = 0.2
 
 
 @dataclass(frozen=True)
@@ -100,32 +96,3 @@ def from_photographs(wanted: Input, count: int | None = None) -> Sample:
             names.append(f"photograph {position} at {left},{top} side {side}")
     kind = f"{count} crops of scikit-learn's sample photographs, without labels"
     return Sample(np.stack(images), None, tuple(names), kind, np.zeros(0, np.int64))
-
-
-def png(image: NDArray[np.uint8]) -> bytes:
-    """uint8 [H, W, C] -> the bytes of a PNG."""
-    file = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(file, "PNG")
-    return file.getvalue()
-
-
-def golden_rows(probabilities: NDArray[np.float32], images: NDArray[np.uint8], wanted: Input) -> list[int]:
-    """Which pictures become golden: the surest of up to four predicted classes, and the least sure with a clear answer.
-
-    Only pictures that the runtime reads back from a PNG unchanged, ink included: a golden image is read as a file.
-    """
-    ordered = np.sort(probabilities, axis=1)
-    margin = ordered[:, -1] - ordered[:, -2]
-    predicted = probabilities.argmax(axis=1)
-    surest = np.argsort(-margin, kind="stable")
-    clear = surest[margin[surest] >= CLEAR_MARGIN] if (margin >= CLEAR_MARGIN).any() else surest
-    rows: list[int] = []
-    seen: set[int] = set()
-    for row in (*clear[::-1][:1], *surest):
-        if len(rows) == GOLDEN:
-            break
-        unchanged = np.array_equal(load_image(png(images[row]), wanted)[0], images[row])
-        if int(predicted[row]) not in seen and unchanged:
-            seen.add(int(predicted[row]))
-            rows.append(int(row))
-    return sorted(rows)

@@ -16,12 +16,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from convexport.runtime.atomic import sync_file, sync_folder
 from convexport.runtime.bundle_files import MANIFEST, OLD_MANIFEST
 from convexport.runtime.errors import StorageError, UsageError, first_line
 from convexport.runtime.manifest import File, Manifest, encode
+from convexport.training.locking import alone
 
 _DRAFT, _OLD = "draft", "old"
 # How long an export waits for another one that is about to end.
@@ -54,9 +53,7 @@ def drafting(target: Path) -> Iterator[Draft]:
         StorageError: It cannot be written.
     """
     work = target.with_name(f".{target.name}.partial")
-    with _translated(target, "name another place with --out"):
-        target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target):
+    with alone(target, f"{target} is being written by another export", seconds=LOCK_SECONDS):
         try:
             with _translated(target, "name another place with --out"):
                 _discard(work, target)  # left by a run that was killed
@@ -76,30 +73,9 @@ def drafting(target: Path) -> Iterator[Draft]:
 
 
 @contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Holds the lock on a place. Raises `UsageError` where another export has it."""
-    file = target.with_name(f".{target.name}.lock")
-    lock = FileLock(file)
-    try:
-        with _translated(target, "name another place with --out"):
-            lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        raise UsageError(
-            f"{target} is being written by another export", "wait until it has ended, or name another place with --out"
-        ) from None
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)  # while it is held: whoever waits for it notices that its file is gone
-        lock.release()
-
-
-@contextmanager
 def _translated(target: Path, fix: str) -> Iterator[None]:
     try:
         yield
-    except Timeout:  # an OSError too
-        raise
     except OSError as error:
         raise StorageError(f"{target}: cannot be written ({first_line(error)})", fix) from error
 

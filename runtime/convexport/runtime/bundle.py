@@ -12,11 +12,15 @@ import hashlib
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 from convexport.runtime import manifest as manifests
 from convexport.runtime.bundle_files import DAMAGED, MANIFEST, OLD_MANIFEST, BundleFiles, Folder, Zip
 from convexport.runtime.errors import BundleError, first_line
 from convexport.runtime.manifest import Manifest
+from convexport.runtime.notebooks import html_table
+
+__all__ = ["Bundle", "default_bundle", "find_bundles", "open_bundle"]
 
 LABELS = "labels.txt"
 MAX_MANIFEST_BYTES = 16 << 20
@@ -24,7 +28,10 @@ _CHUNK = 1 << 20
 
 
 class Bundle:
-    """An opened bundle.
+    """An opened bundle: a folder, or a zip of one. `open_bundle` gives it.
+
+        with open_bundle("bundles/lenet5-mnist.zip") as bundle:
+            print(bundle.info())
 
     Attributes:
         path: Where it was found.
@@ -77,6 +84,31 @@ class Bundle:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def info(self) -> dict[str, Any]:
+        """What the bundle says of itself, as plain values for `json.dumps`."""
+        manifest = self.manifest
+        input = manifest.input
+        return {
+            "path": str(self.path),
+            "name": manifest.name,
+            "network": manifest.model.name,
+            "parameters": manifest.model.parameters,
+            "input": {"height": input.height, "width": input.width, "channels": input.channels},
+            "labels": list(manifest.classes),
+            "languages": list(manifest.labels),
+            "precisions": list(manifest.variants),
+            "dataset": manifest.provenance.dataset.title,
+            "accuracy": manifest.provenance.accuracy.test,
+        }
+
+    def __repr__(self) -> str:
+        found = self.manifest
+        held = f"{found.model.name} in {', '.join(found.variants)}, {len(found.classes)} classes"
+        return f"<Bundle {found.name}: {held}>"
+
+    def _repr_html_(self) -> str:
+        return html_table(f"Bundle {self.manifest.name}", self.info())
+
     def check_labels(self) -> None:
         """Compares `labels.txt` with the manifest, whose labels no hash protects. Raises `BundleError`."""
         if LABELS not in self.manifest.files:
@@ -118,6 +150,9 @@ class Bundle:
 
 def open_bundle(path: str | os.PathLike[str], *, verify: bool = False) -> Bundle:
     """Opens a bundle.
+
+        with open_bundle("bundles/lenet5-mnist", verify=True) as bundle:
+            print(bundle.manifest.provenance.accuracy.test)
 
     Args:
         path: The bundle's folder or zip.

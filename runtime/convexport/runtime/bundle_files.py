@@ -1,4 +1,4 @@
-"""Where a bundle's bytes come from: a folder, or a zip of one. Nothing here trusts them or looks inside.
+"""Where the bytes of a bundle come from: a folder, or a zip of one. Nothing here trusts them.
 
 A file must be a regular file inside the bundle: a link that leads out of it is refused, and so are a zip's entries with
 unsafe or repeated names, links, encryption, or a compression other than deflate. Errors of the system and of the zip

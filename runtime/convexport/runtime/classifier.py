@@ -4,48 +4,69 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import replace
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from msgspec import UNSET
 
-from convexport.runtime.backends import registry
+from convexport.runtime.backends.answers import checked_stream
 from convexport.runtime.backends.base import Backend, Images, Probabilities
 from convexport.runtime.backends.proof import GoldenResult, golden_results
-from convexport.runtime.backends.selection import create
-from convexport.runtime.bundle import open_bundle
-from convexport.runtime.decoding import Decoded, Picture, decode
+from convexport.runtime.bundle import Bundle
+from convexport.runtime.decoding import Decoded, Picture, Reading, decode
 from convexport.runtime.devices import BATCHES
-from convexport.runtime.errors import BundleError, InputError, UsageError
-from convexport.runtime.images import Source
+from convexport.runtime.errors import ConvexportError, DeviceError, InputError, UsageError
+from convexport.runtime.inputs import Given, Pause, Pixels, several
+from convexport.runtime.manifest import Promise
+from convexport.runtime.notebooks import html_table
+from convexport.runtime.opened import Holder
 from convexport.runtime.options import Options
 from convexport.runtime.records import Candidate, Failure, Prediction, Record
+from convexport.runtime.sure import promise
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from convexport.runtime.options import OptionKeys
 
+__all__ = ["Classifier", "Progress"]
+
+Progress = Callable[[int, int | None], None]
+"""Called with the number of records so far, and the number of inputs or None where nobody knows it."""
+
 
 class Classifier:
     """Classifies images with the network of one bundle.
 
-        with Classifier("bundles/lenet5-mnist-fp16") as classifier:
+        with Classifier("bundles/lenet5-mnist") as classifier:
             for record in classifier.classify(["seven.png", array, image]):
                 print(record)
 
-    `description` says which back end, device and precision serve, and why.
+    One classifier serves any number of threads at once: `classify`, `classify_one`, `probabilities`, `self_test` and
+    `info` may be called from all of them, while each iterator that `classify` gives belongs to one thread. `close` is
+    called once no other call is running.
+
+    It can be pickled, as its path and options: whoever receives it opens the bundle anew. In a forked child it opens a
+    back end of its own at its first use and leaves the inherited one alone; on a GPU, which cannot be used after a
+    fork, that first use is a `DeviceError`.
 
     Args:
         path: A bundle: a folder, or a zip of one.
         options: What is asked for; see `Options`. Its fields can also be given as keyword arguments:
             `Classifier(path, device="cuda", top=5)`.
 
+    Attributes:
+        options: What was asked for.
+        manifest: What the bundle says of itself.
+        labels: The classes in the language that was asked for, in the network's order.
+        top: How many classes a record lists.
+        batch: The largest number of images computed at once.
+
     Raises:
-        BundleError: The bundle is missing, damaged, or lacks the precision.
+        BundleError: The bundle is missing, damaged, lacks the precision, or promises no share of right answers.
         UnavailableError: What was asked for by name is not there.
         UsageError: A value is out of its range, or contradicts another.
         GateRefused: No precision gives the answers of the export on this machine.
@@ -54,62 +75,141 @@ class Classifier:
     def __init__(
         self, path: str | os.PathLike[str], options: Options | None = None, **changes: Unpack[OptionKeys]
     ) -> None:
+        if options is not None and not isinstance(options, Options):
+            raise UsageError(f"options {options!r}: expected an Options object", "name what it is, as in device='cpu'")
         self.options = replace(options or Options(), **changes)
-        given = self.options.backend if isinstance(self.options.backend, Backend) else None
-        if given is not None:
-            _check_given(given, self.options)
-        elif self.options.backend != "auto":
-            registry.find(str(self.options.backend))
-        self.bundle = open_bundle(path)
-        try:
-            self.manifest = self.bundle.manifest
-            self.labels = _labels(self.manifest.labels, self.options.language)
-            self.top = min(self.options.top, len(self.labels))
-            self.bundle.check_labels()
-            if given is not None:
-                self.backend, self.description = given, f"{given.name} on {given.device}, as given"
-            else:
-                self.backend, self.description = create(self.bundle, self.options)
-        except BaseException:
-            self.bundle.close()
-            raise
-        self.batch = self.options.batch or BATCHES[self.backend.device.kind]
+        self._holder = Holder(path, self.options)
+        self.manifest = self._holder.last.bundle.manifest
+        self.labels = self.manifest.labels[self.options.language]
+        self.top = min(self.options.top, len(self.labels))
+        self.batch = self.options.batch or BATCHES[self._holder.last.backend.device.kind]
+        self.promise = self._promise()
 
-    def classify(self, images: Source | Iterable[Source | Failure]) -> Iterator[Record]:
+    @property
+    def bundle(self) -> Bundle:
+        """The open bundle."""
+        return self._holder.current().bundle
+
+    @property
+    def backend(self) -> Backend:
+        """The back end that serves."""
+        return self._holder.current().backend
+
+    @property
+    def description(self) -> str:
+        """Which back end, device and precision serve, and why."""
+        return self._holder.current().description
+
+    def classify(self, images: Given | Iterable[Given], *, progress: Progress | None = None) -> Iterator[Record]:
         """One image or several -> one record each, in order, in bounded memory.
 
         An input that cannot be read gives a `Failure` and hurts no other; a `Failure` given as input passes through.
 
+            for record in classifier.classify([("front door", jpeg_bytes), "cat.png"]):
+                print(record.input, record.label if record.ok else record.error.message)
+
         Args:
-            images: A path, the bytes of a file, a Pillow image, an array, or an iterable of these. An array is uint8,
-                RGB or grey: [H, W] and [H, W, 1 to 4] are one image, [N, H, W, C] and [N, H, W] are N of them.
+            images: One image or an iterable of them. An image is a path, the bytes of an image file (`bytes`,
+                `bytearray`, `memoryview`), an open binary file, a Pillow image, or an array. One in memory can be given
+                a name, which its record and messages carry: the tuple `(name, image)`. An array is uint8, grey, or RGB
+                unless the option `channels` says "bgr": [H, W] and [H, W, 1 to 4] are one image, [N, H, W, C] and
+                [N, H, W] are N of them.
+            progress: Called after each record with the number of records so far, and the number of images where
+                `images` has a length, else None.
+
+        Returns:
+            An iterator of records; it reads and computes a batch when it is asked for one.
 
         Raises:
-            UnavailableError: The device fails.
+            UsageError: Something given is no image at all; at once where it is `images` itself.
+            BackendError: The back end gives no probabilities.
             BundleError: The network does not fit the labels.
+            UnavailableError: The device fails.
         """
-        entries = decode(_several(images), self.manifest.input, self.options.workers)
-        for entry in entries:
-            if isinstance(entry, Failure):
-                yield entry
-            else:
-                yield from self._stream(chain([entry], entries))
+        inputs = several(images)
+        records = self._classify(inputs, self.options.workers)
+        if progress is None:
+            return records
+        return _reported(records, progress, len(inputs) if isinstance(inputs, Sized) else None)
+
+    def classify_one(self, image: Given) -> Record:
+        """One image -> its record.
+
+            record = classifier.classify_one("cat.png")
+
+        Args:
+            image: As one image of `classify`, or a pair `(name, image)`; an array is [H, W] or [H, W, 1 to 4].
+
+        Returns:
+            A `Prediction`, or a `Failure` where the image cannot be read.
+
+        Raises:
+            UsageError: It is no image at all, or several.
+        """
+        (record,) = self._classify([image], workers=0)
+        return record
+
+    def info(self) -> dict[str, Any]:
+        """What serves and how, as plain values for `json.dumps`."""
+        backend = self.backend
+        serving = {
+            "backend": backend.name,
+            "backend_version": backend.version,
+            "device": str(backend.device),
+            "precision": backend.precision,
+            "batch": self.batch,
+            "why": self.description,
+        }
+        return {**self.bundle.info(), **serving, "labels": list(self.labels)}
+
+    def __reduce__(self) -> tuple[type[Classifier], tuple[str, Options]]:
+        """Travels to another process as path and options."""
+        return type(self), (self._holder.absolute, self.options)
+
+    def __repr__(self) -> str:
+        backend = self._holder.last.backend
+        where = f"{backend.name} on {backend.device} in {backend.precision}"
+        return f"<Classifier {self.manifest.name}: {self.manifest.model.name}, {where}, {len(self.labels)} classes>"
+
+    def _repr_html_(self) -> str:
+        return html_table(f"Classifier {self.manifest.name}", self.info())
 
     def probabilities(self, images: Images) -> Probabilities:
-        """uint8 [N, H, W, C] of the model's size -> float32 [N, K], in batches as `classify` makes them."""
+        """The network's probabilities, in batches as `classify` makes them.
+
+        Args:
+            images: uint8 [N, H, W, C] of the model's size.
+
+        Returns:
+            float32 [N, K] in the order of `labels`, each row summing to 1.
+
+        Raises:
+            BackendError: The back end gives no probabilities.
+            BundleError: The network does not fit the labels.
+            UnavailableError: The device fails.
+        """
         size = self.batch
         batches = (images[start : start + size] for start in range(0, len(images), size))
         answers = list(self._answers(batches))
         return np.concatenate(answers) if answers else np.zeros((0, len(self.labels)), np.float32)
 
     def self_test(self) -> list[GoldenResult]:
-        """Classifies the bundle's golden images -> how far each is from what the origin gave it at export."""
+        """Classifies the bundle's golden images, with which any device can show that it computes as the export did.
+
+            assert all(result.passed for result in classifier.self_test())
+
+        Returns:
+            How far each golden image is from what the origin gave it at export.
+
+        Raises:
+            BundleError: An image is not as listed, or no image.
+            UnavailableError: The device fails.
+        """
         return golden_results(self.bundle, self.backend, self.batch)
 
     def close(self) -> None:
         """Frees the device and closes the bundle. Safe to call twice."""
-        self.backend.close()
-        self.bundle.close()
+        self._holder.close()
 
     def __enter__(self) -> Classifier:
         return self
@@ -117,17 +217,28 @@ class Classifier:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _stream(self, entries: Iterator[Decoded]) -> Iterator[Record]:
-        """Records until the inputs end or a whole chunk holds no picture: such a chunk has no answer to wait for."""
+    def _classify(self, inputs: Iterable[Given], workers: int) -> Iterator[Record]:
+        reading = Reading(self.manifest.input, workers, self.options.channels, self.options.say)
+        entries = decode(inputs, reading)
+        for entry in entries:
+            if isinstance(entry, Failure):
+                yield entry
+            elif isinstance(entry, Picture):
+                yield from self._stream(chain([entry], entries))
+
+    def _stream(self, entries: Iterator[Decoded | Pause]) -> Iterator[Record]:
+        """Records until the inputs end or pause, or a whole chunk holds no picture: it has no answer to wait for."""
         pending: deque[list[Decoded]] = deque()
 
         def batches() -> Iterator[Images]:
-            while chunk := self._chunk(entries):
+            paused = False
+            while not paused:
+                chunk, paused = self._chunk(entries)
                 pending.append(chunk)
                 pictures = [entry.pixels for entry in chunk if isinstance(entry, Picture)]
                 if not pictures:
                     return
-                yield np.stack(pictures)
+                yield _stacked(pictures)
 
         for answer in self._answers(batches()):
             yield from self._records(pending.popleft(), answer)
@@ -135,26 +246,21 @@ class Classifier:
             yield from self._records(chunk, np.zeros((0, len(self.labels)), np.float32))
 
     def _answers(self, batches: Iterable[Images]) -> Iterator[Probabilities]:
-        """Those of the back end, where they have one probability a label."""
-        for answer in self.backend.stream(batches):
-            if answer.shape[1] != len(self.labels):
-                raise BundleError(
-                    f"{self.manifest.name}: the network gives {answer.shape[1]} probabilities, the manifest has "
-                    f"{len(self.labels)} labels",
-                    "export it again",
-                )
-            yield answer
+        """Those of the back end, where they are one probability for each label."""
+        return checked_stream(self.backend, batches, self.manifest)
 
-    def _chunk(self, entries: Iterator[Decoded]) -> list[Decoded]:
-        """The next inputs that hold at most `batch` pictures; bounded too where many cannot be read."""
+    def _chunk(self, entries: Iterator[Decoded | Pause]) -> tuple[list[Decoded], bool]:
+        """The next inputs that hold at most `batch` pictures, and whether a pause follows; bounded if none is read."""
         chunk: list[Decoded] = []
         pictures = 0
         for entry in entries:
+            if isinstance(entry, Pause):
+                return chunk, True
             chunk.append(entry)
             pictures += isinstance(entry, Picture)
             if pictures == self.batch or len(chunk) == 4 * self.batch:
                 break
-        return chunk
+        return chunk, False
 
     def _records(self, chunk: list[Decoded], answer: Probabilities) -> Iterator[Record]:
         """Answers float32 [pictures in chunk, K] -> records of the whole chunk."""
@@ -171,29 +277,32 @@ class Classifier:
             message = f"{picture.name}: the network gave no finite number in {where}"
             return Failure.of(picture.name, InputError(message, "try another precision", kind="not-finite"))
         top = tuple([Candidate(self.labels[i], i, p) for i, p in zip(order, probabilities, strict=True)])
-        return Prediction(picture.name, top[0].label, top[0].index, top[0].probability, top, picture.notes)
+        # By the number that the record shows, so that its reader comes to the same.
+        sure = UNSET if self.promise is None else top[0].probability >= self.promise.threshold
+        return Prediction(picture.name, top[0].label, top[0].index, top[0].probability, top, picture.notes, sure)
+
+    def _promise(self) -> Promise | None:
+        """The bundle's promise that was asked for; where there is none, a back end of our own is closed again."""
+        if self.options.sure is None:
+            return None
+        try:
+            return promise(self.manifest, self.backend, self.options.sure)
+        except ConvexportError:
+            if not isinstance(self.options.backend, Backend):
+                self.close()
+            raise
 
 
-def _labels(languages: dict[str, tuple[str, ...]], language: str) -> tuple[str, ...]:
-    if language not in languages:
-        raise UsageError.unknown("language", language, languages)
-    return languages[language]
+def _stacked(pictures: list[Pixels]) -> Images:
+    try:
+        return np.stack(pictures)
+    except MemoryError as error:
+        height, width, channels = pictures[0].shape
+        found = f"{len(pictures)} images of {width} x {height} x {channels}"
+        raise DeviceError(f"the memory does not suffice for {found}", "use a smaller batch") from error
 
 
-def _check_given(backend: Backend, options: Options) -> None:
-    """A ready back end runs where and how it was made. Raises `UsageError` for options that it cannot honor."""
-    asked = {"device": (options.device, str(backend.device)), "precision": (options.precision, backend.precision)}
-    for name, (wanted, found) in asked.items():
-        if wanted not in ("auto", found):
-            raise UsageError(f"{name} {wanted}: the given back end has {found}", f"leave {name} out")
-    if options.threads is not None:
-        raise UsageError(
-            f"threads {options.threads}: the given back end is ready made", "choose its threads where it is made"
-        )
-
-
-def _several(images: Source | Iterable[Source | Failure]) -> Iterable[Source | Failure]:
-    """One image as a list of it, several as they are."""
-    if isinstance(images, np.ndarray):
-        return [images] if images.ndim < 3 or (images.ndim == 3 and images.shape[2] <= 4) else images
-    return [images] if isinstance(images, str | bytes | os.PathLike | Image.Image) else images
+def _reported(records: Iterator[Record], progress: Progress, total: int | None) -> Iterator[Record]:
+    for done, record in enumerate(records, 1):
+        progress(done, total)
+        yield record

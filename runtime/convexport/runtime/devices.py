@@ -1,4 +1,4 @@
-"""What this machine has. The strict promise: a device asked for by name runs there or the program says why not."""
+"""The devices of this machine. A device that is named is used, or the error says why not."""
 
 from __future__ import annotations
 
@@ -16,6 +16,20 @@ from typing import Any, Literal
 
 from convexport.runtime.errors import DeviceError, UsageError
 
+__all__ = [
+    "BATCHES",
+    "DRIVER",
+    "Device",
+    "Gpu",
+    "available_cores",
+    "gpus",
+    "import_library",
+    "processor_kind",
+    "require_gpu",
+    "version_numbers",
+]
+
+DRIVER = "libcuda.so.1"
 _FIX = "nvidia-smi must list one first; the CPU serves where no device or back end is named"
 _OPENVINO_TELEMETRY = "openvino_telemetry"
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
@@ -28,7 +42,12 @@ BATCHES = {"cpu": 64, "cuda": 256}
 
 @dataclass(frozen=True)
 class Device:
-    """A device by name: `cpu`, `cuda:0`."""
+    """A device by name: `cpu`, `cuda:0`.
+
+    Attributes:
+        kind: `cpu` or `cuda`.
+        index: Which GPU, from 0.
+    """
 
     kind: Literal["cpu", "cuda"]
     index: int = 0
@@ -62,11 +81,10 @@ def gpus() -> tuple[Gpu, ...]:
 
     Raises `DeviceError` that says why there is none: no driver, no GPU, or what the driver answered.
     """
-    library = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
-        driver = ctypes.CDLL(library)
+        driver = ctypes.CDLL(DRIVER)
     except OSError as error:
-        raise DeviceError(f"no GPU was found: NVIDIA's driver ({library}) is not installed", _FIX) from error
+        raise DeviceError(f"no GPU was found: NVIDIA's driver ({DRIVER}) is not installed", _FIX) from error
     code = int(driver.cuInit(0))
     if code:
         why = "the driver sees none" if code == _NO_DEVICE else f"the driver answers CUDA error {code}"

@@ -1,4 +1,4 @@
-"""What can run on this machine and why the rest cannot, with the command that fixes it. Without torch.
+"""What can run on this machine, why the rest cannot, and the command that fixes it. Without torch.
 
 `gather` asks the machine, `judge` draws the conclusions from what it found, `as_text` shows them.
 """
@@ -9,14 +9,13 @@ import ctypes
 import importlib.util
 import platform
 import re
-import sys
 from importlib import metadata
 from pathlib import Path
 
 import msgspec
 
 from convexport.runtime.backends.registry import BACKENDS, BackendSpec, DeviceKind, Obstacle
-from convexport.runtime.devices import gpus, import_library, processor_kind
+from convexport.runtime.devices import DRIVER, gpus, import_library, processor_kind
 from convexport.runtime.errors import DeviceError, first_line
 
 _LIBRARIES = tuple(name for spec in BACKENDS.values() for name in spec.libraries)
@@ -226,7 +225,7 @@ def _driver_version() -> str | None:
 
 def _driver_cuda() -> str | None:
     try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        driver = ctypes.CDLL(DRIVER)
     except OSError:
         return None
     version = ctypes.c_int()

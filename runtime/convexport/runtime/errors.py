@@ -1,19 +1,19 @@
-"""The whole error tree. Every error the program knows carries the exit code that its commands document.
+"""The tree of errors. Every expected error has the exit code that the commands document.
 
     ConvexportError                 1   (never raised itself)
     ├── UsageError                  2   wrong use: an unknown name, options that exclude each other
-    ├── InputError                  3   one input could not be read; becomes a `Failure` record beside its neighbours
-    ├── ArtifactError               4   missing, damaged, of a newer format, or not to be written:
+    ├── InputError                  3   one input could not be read; it becomes a `Failure` record
+    ├── ArtifactError               4   missing, damaged, in a newer format, or cannot be written:
     │   ├── CheckpointError               a checkpoint
     │   ├── BundleError                   a bundle or its manifest
     │   ├── DatasetError                  a data set
-    │   └── StorageError                  a place without room, or without the right to write there
-    ├── UnavailableError            5   not there:
+    │   └── StorageError                  a full disk, or a folder that may not be written
+    ├── UnavailableError            5   missing:
     │   ├── DeviceError                   a device, or its memory
     │   ├── BackendError                  a back end or the library behind it
     │   └── EngineError                   an engine that cannot be built or loaded
     ├── GateRefused                 6   the gate refused the export
-    └── Interrupted                 130 stopped by the user; the state on disk is whole
+    └── Interrupted                 130 stopped by the user; the state on disk is complete
 
 A message is one line: what went wrong, where, and what was found against what was expected. How to fix it is a part of
 its own, `fix`, which the commands print behind the message.
@@ -25,6 +25,24 @@ import re
 from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Any, ClassVar
+
+__all__ = [
+    "ArtifactError",
+    "BackendError",
+    "BundleError",
+    "CheckpointError",
+    "ConvexportError",
+    "DatasetError",
+    "DeviceError",
+    "EngineError",
+    "GateRefused",
+    "InputError",
+    "Interrupted",
+    "StorageError",
+    "UnavailableError",
+    "UsageError",
+    "first_line",
+]
 
 
 class ConvexportError(Exception):

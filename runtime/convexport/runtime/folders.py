@@ -1,4 +1,4 @@
-"""Where convexport keeps what it may make again: engines, and the proofs that a machine computes right."""
+"""Where convexport keeps what it can make again: engines, and the proofs of the golden images."""
 
 from __future__ import annotations
 

@@ -1,55 +1,43 @@
-"""Pictures: from names to files, from a file to uint8 [H, W, C] of the model's size, or one error that names both.
+"""Pictures: a file, bytes, an array -> uint8 [H, W, C] of the model's size, or one error that names the input.
 
 What happens to a picture, in this order:
 
 1. Read. PNG, JPEG, WebP, BMP, GIF (first frame) and TIFF, told by their first bytes, never by their name. At most
    `MAX_BYTES` in the file, and at most `MAX_PIXELS` declared in its header, looked at before anything is decoded.
-2. Decode. A JPEG is decoded at 1/2, 1/4 or 1/8 where that leaves at least `GAP` times the model's width and height.
+2. Decode, at the file's own size: a JPEG that is decoded at a fraction of it has other pixels in other languages.
 3. Turn, as the EXIF orientation says.
 4. Flatten to 8-bit grey or RGB, transparency over white. 16-bit grey becomes round(v / 257); wider integers and floats
    are scaled by the smallest of 1 (floats), 255, 65535 and 2^32 - 1 (integers) that holds every value; 16-bit colour
    keeps its high byte, as Pillow decodes it.
 5. Ink. Where `Input.ink` is "light-on-dark" and more than half of the outermost pixels are brighter than 127, the
    picture shows dark ink on light paper: it is inverted, and a note says so.
-6. Frame. A picture of the model's size passes bit for bit. Any other goes through Pillow's bicubic or bilinear filter,
-   which widens with the scale (antialiasing), after a box reduction that leaves at least `GAP` pixels for each one of
-   the result: `crop` takes the middle box of the target's shape that keeps `Input.crop` of the shorter side, `pad`
-   centres the whole on black, `stretch` neither.
+6. Frame. A picture of the model's size passes bit for bit. `framing` brings any other to it: `crop` takes the
+   middle box of the target's shape that keeps `Input.crop` of the shorter side, `pad` centres the whole on black,
+   `stretch` neither.
 """
 
 from __future__ import annotations
 
-import glob
 import os
-import re
 import stat
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
 from importlib import import_module
 from io import BytesIO
 from itertools import chain
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from convexport.runtime.errors import InputError
+from convexport.runtime.errors import InputError, first_line
+from convexport.runtime.framing import frame
+from convexport.runtime.inputs import KINDS, MAX_BYTES, Pixels, Plain, name_of
 from convexport.runtime.manifest import Input
-from convexport.runtime.records import Failure
 
-Pixels = NDArray[np.uint8]
-Source = str | os.PathLike[str] | bytes | Pixels | Image.Image
-
-KINDS = "PNG, JPEG, WebP, BMP, GIF or TIFF"
-SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
 INVERTED = "inverted: dark ink on light paper"
 # Pillow's own limit, so that its warning never comes before our refusal.
 MAX_PIXELS = 89_478_485
-MAX_BYTES = 512 << 20
-GAP = 3
 
-_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # Pillow's plug-ins by their modules' names, and the first bytes of the files that each reads.
 _PLUGINS: dict[str, bytes | tuple[bytes, ...]] = {
     "Png": b"\x89PNG\r\n\x1a\n",
@@ -63,7 +51,6 @@ _WIDE = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 _RANGES = {"I": (255, 65535, 2**32 - 1), "F": (1, 255, 65535)}
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
 _ORIENTATION = 0x0112
-_RECURSIVE = re.compile(r"(?<![^/])\*\*(?:/|$)")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -75,34 +62,18 @@ _TURNS = {
 }
 # What Pillow raises on malformed files and on what its build lacks; a warning where the caller made errors of them.
 _MALFORMED = (
-    *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError),
+    *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError),
     *(RuntimeError, ImportError, struct.error, zlib.error, UserWarning),
 )
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-def find_images(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str | Failure]:
-    """Names of files, folders and globs -> names of files, in order. Folders recursively, sorted, without hidden files.
-
-    A name that leads to nothing keeps its place: a missing file is yielded and fails when it is read, an empty folder
-    or a glob without a match is yielded as its `Failure`.
-    """
-    for entry in inputs:
-        name = os.fspath(entry)
-        if os.path.isdir(name):  # noqa: PTH112 - a Path would rewrite the names that records repeat
-            yield from _folder(name)
-        elif glob.has_magic(name) and not os.path.lexists(name):
-            # The shell leaves this to us where the glob was quoted, found nothing, or on Windows.
-            matches = _expand(name)
-            found = (_folder(match) if os.path.isdir(match) else (match,) for match in matches)  # noqa: PTH112
-            yield from dict.fromkeys(chain.from_iterable(found))  # once: `**/*` matches a folder and what is in it
-            if not matches:
-                yield _failure(name, "missing", "no file matches")
-        else:
-            yield name
+def is_picture(data: bytes) -> bool:
+    """Whether a file that begins with these bytes is of a kind that is read."""
+    return data.startswith(tuple(chain.from_iterable(m if isinstance(m, tuple) else (m,) for m in _PLUGINS.values())))
 
 
-def load_image(source: Source, input: Input, *, name: str | None = None) -> tuple[Pixels, tuple[str, ...]]:
+def load_image(source: Plain, input: Input, *, name: str | None = None) -> tuple[Pixels, tuple[str, ...]]:
     """A picture -> (uint8 [H, W, C] of the model's size, notes); `name` is what messages call one without a path.
 
     `source` is a path, the bytes of a file, an array (uint8 [H, W] or [H, W, 1 to 4]) or a Pillow image. Raises
@@ -115,97 +86,27 @@ def load_image(source: Source, input: Input, *, name: str | None = None) -> tupl
     else:
         name = name or name_of(source)
         try:
-            image = _flatten(_upright(_decode(source, name, input)), "L" if input.channels == 1 else "RGB")
+            image = _flatten(_upright(_decode(source, name)), "L" if input.channels == 1 else "RGB")
             pixels = np.asarray(image)
             inverted = input.ink == "light-on-dark" and _is_on_light_paper(pixels)
             if image.size != (input.width, input.height):
-                pixels = np.asarray(_frame(image, input, fill=255 if inverted else 0))
+                pixels = np.asarray(frame(image, input, fill=255 if inverted else 0))
             pixels = pixels.reshape(shape)
+        except MemoryError as error:  # no word against the file: its size is bounded by MAX_PIXELS
+            raise InputError(f"{name}: the memory does not suffice to decode it", kind="too-large") from error
         except _TOO_LARGE as error:  # a later frame or a thumbnail is larger than the picture
-            raise InputError(f"{name}: {_reason(error)}", kind="too-large") from error
+            raise InputError(f"{name}: {first_line(error)}", kind="too-large") from error
         except _MALFORMED as error:
-            raise InputError(f"{name}: damaged or truncated ({_reason(error)})", kind="unreadable") from error
+            raise InputError(f"{name}: damaged or truncated ({first_line(error)})", kind="unreadable") from error
     return (255 - pixels, (INVERTED,)) if inverted else (pixels, ())
 
 
-def name_of(source: Source, position: int | None = None) -> str:
-    """What messages and records call an input: its path, or `#position` for one in memory. Always valid Unicode."""
-    path = getattr(source, "filename", "") if isinstance(source, Image.Image) else source
-    if isinstance(path, str | os.PathLike) and os.fspath(path):
-        name = os.fspath(path)
-        try:
-            encoded = name.encode(errors="surrogateescape")
-        except UnicodeEncodeError:  # half a surrogate pair, which no file system of ours gives but a caller may
-            encoded = name.encode(errors="backslashreplace")
-        return encoded.decode(errors="backslashreplace")
-    return "picture" if position is None else f"#{position}"
-
-
-def _failure(name: str, kind: str, reason: str) -> Failure:
-    shown = name_of(name)
-    return Failure.of(shown, InputError(f"{shown}: {reason}", kind=kind))
-
-
-def _folder(folder: str) -> Iterator[str | Failure]:
-    empty = True
-    for found in _walk(folder):
-        empty = False
-        yield found
-    if empty:
-        yield _failure(folder, "empty", f"no {KINDS} file in this folder")
-
-
-def _walk(folder: str) -> Iterator[str | Failure]:
-    for found in _tree(folder):
-        if isinstance(found, Failure):
-            yield found
-        elif not found[1] and found[0].lower().endswith(SUFFIXES):
-            yield found[0]
-
-
-def _tree(folder: str) -> Iterator[tuple[str, bool] | Failure]:
-    """The folder and all in it that is not hidden, however deep: (path, whether it is a folder)."""
-    waiting = [(folder, True)]
-    while waiting:
-        path, is_folder = waiting.pop()
-        yield path, is_folder
-        if not is_folder:
-            continue
-        try:
-            with os.scandir(path) as entries:
-                children = sorted((child for child in entries if not child.name.startswith(".")), key=lambda c: c.name)
-            # A linked folder is not entered: it may lead back here.
-            waiting += [(child.path, child.is_dir(follow_symlinks=False)) for child in reversed(children)]
-        except OSError as error:
-            yield _failure(path, "unreadable", f"the folder cannot be read ({error.strerror})")
-
-
-def _expand(pattern: str) -> list[str]:
-    """What a glob matches, sorted. `**` enters no linked folder: Python's own does, endlessly where two lead back."""
-    recursive = _RECURSIVE.search(pattern)
-    matches: set[str] = set()
-    try:
-        if recursive is None:
-            return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
-        head, tail = pattern[: recursive.start()], pattern[recursive.end() :] or "*"
-        for root in glob.glob(head) if glob.has_magic(head) else [head]:  # noqa: PTH207
-            folders = [found[0] for found in _tree(root or ".") if not isinstance(found, Failure) and found[1]]
-            for folder in folders:
-                inside = os.path.join(folder, "")  # noqa: PTH118
-                matches.update(_expand(glob.escape(inside if root else inside[2:]) + tail))
-    except ValueError:  # a NUL in the name
-        return []
-    return sorted(matches)
-
-
-def _decode(source: Source, name: str, input: Input) -> Image.Image:
+def _decode(source: Plain, name: str) -> Image.Image:
     """Anything a caller may give -> a loaded Pillow image of at most `MAX_PIXELS`."""
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
     image = source if isinstance(source, Image.Image) else _open(_read(source, name), name)
     _check_size(*image.size, name)
-    if image.format == "JPEG" and image is not source:
-        image.draft(None, (GAP * input.width, GAP * input.height))
     image.load()
     return image
 
@@ -248,7 +149,7 @@ def _read(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
     except FileNotFoundError as error:
         raise InputError(f"{name}: no such file", kind="missing") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise InputError(f"{name}: cannot be read ({_reason(error)})", kind="unreadable") from error
+        raise InputError(f"{name}: cannot be read ({first_line(error)})", kind="unreadable") from error
 
 
 def _open(data: bytes, name: str) -> Image.Image:
@@ -319,28 +220,3 @@ def _is_on_light_paper(pixels: Pixels) -> bool:
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     grey = border.mean(axis=1) if border.ndim == 2 else border
     return 2 * int(np.count_nonzero(grey > 127)) > len(grey)
-
-
-def _frame(image: Image.Image, input: Input, *, fill: int) -> Image.Image:
-    """Brings `L` or `RGB` to the model's size; `fill` is the grey of padding."""
-    width, height = image.size
-    target, filter = (input.width, input.height), _FILTERS[input.filter]
-    if input.framing == "stretch":
-        return image.resize(target, filter, reducing_gap=GAP)
-    if input.framing == "crop":
-        scale = input.crop * min(width / input.width, height / input.height)
-        left, top = (width - scale * input.width) / 2, (height - scale * input.height) / 2
-        box = (max(left, 0.0), max(top, 0.0), min(width - left, width), min(height - top, height))
-        return image.resize(target, filter, box=box, reducing_gap=GAP)
-    scale = min(input.width / width, input.height / height)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    canvas = Image.new(image.mode, target, fill if image.mode == "L" else (fill, fill, fill))
-    corner = ((target[0] - size[0]) // 2, (target[1] - size[1]) // 2)
-    canvas.paste(image.resize(size, filter, reducing_gap=GAP), corner)
-    return canvas
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of a foreign message, or its class where it has none."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text.strip().partition("\n")[0] or type(error).__name__

@@ -22,7 +22,7 @@ Ink = Literal["any", "light-on-dark"]
 Filter = Literal["bilinear", "bicubic"]
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-Size = Annotated[int, msgspec.Meta(ge=1)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=16384)]
 Probability = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Share = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
 
@@ -83,6 +83,28 @@ class Flip(Part, frozen=True, kw_only=True):
     variant: str
 
 
+class Counted(Part, frozen=True, kw_only=True):
+    """Of `images` labelled images so many were `answered` surely, and so many of those answers were `right`."""
+
+    images: Size
+    answered: Size
+    right: Size
+
+
+class Promise(Part, frozen=True, kw_only=True):
+    """Answers whose probability, rounded to six digits, is at least `threshold` are right with the share `promised`.
+
+    The threshold is the lowest for which the images that it was `chosen` on show that share, by a one-sided binomial
+    bound; other images `checked` it. `weak` lists the classes, by index, whose own answers fall short of the share.
+    """
+
+    promised: Probability
+    threshold: Probability
+    chosen: Counted
+    checked: Counted
+    weak: tuple[int, ...] = ()
+
+
 class Verification(Part, frozen=True, kw_only=True):
     """What the gate measured on one file through one back end on one device.
 
@@ -90,7 +112,8 @@ class Verification(Part, frozen=True, kw_only=True):
     network in float32 with weights and every stored tensor rounded through FP16 (no GPU was there);
     `not-run` says that the file could not be executed on the exporting machine. `machine` is the kind of processor,
     such as "x86_64 avx512_vnni". `images_kind` says what the images were; `accuracy` is None where they had no
-    labels, `images_per_second` where the rate was not measured.
+    labels, `images_per_second` where the rate was not measured. `promises` holds a row for each share that the labelled
+    images suffice for (since 3.1).
     """
 
     method: tuple[str, ...]
@@ -109,6 +132,7 @@ class Verification(Part, frozen=True, kw_only=True):
     measures: tuple[Measure, ...]
     flips: tuple[Flip, ...] = ()
     flips_total: int = 0
+    promises: tuple[Promise, ...] = ()
 
 
 # One for each back end and kind of device; the first is the one that summaries show.
@@ -132,7 +156,8 @@ class EngineGraph(Part, frozen=True, kw_only=True):
 
 
 class Variant(Part, frozen=True, kw_only=True):
-    """One ONNX file. `golden_tolerance` is the largest |Δp| that a device may show on the golden images.
+    """One ONNX file. `golden_tolerance` is the largest |Δp| that a device may show on the golden images; how it follows
+    from what the export measured stands in `details`.
 
     `engine_graph` is None where `file` serves TensorRT as well.
     """
@@ -184,12 +209,14 @@ class Engine(Part, frozen=True, kw_only=True):
 class Golden(Part, frozen=True, kw_only=True):
     """An image with the probabilities that torch float32 gave it: any device can prove that it computes the same.
 
-    `label` is the true one, None where it is not known. The expected answer is the class of the largest probability,
-    which is another one where torch itself is wrong.
+    `label` is the true one, None where it is not known. `expected` is the right answer of a device, the class of the
+    largest probability, which is another one where torch itself is wrong. Where the two largest probabilities are no
+    further apart than twice the variant's `golden_tolerance`, a device may answer either.
     """
 
     file: str
     label: str | None
+    expected: str | None = None
     probabilities: tuple[float, ...]
 
 
@@ -249,6 +276,7 @@ class Manifest(Part, frozen=True, kw_only=True):
     variants: dict[Precision, Variant]
     engines: tuple[Engine, ...] = ()
     golden: tuple[Golden, ...]
+    golden_source: str = ""
     provenance: Provenance
     files: dict[str, File]
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 from convexport.runtime.devices import Device
 from convexport.runtime.errors import UsageError
@@ -13,12 +14,27 @@ from convexport.runtime.precision import PRECISIONS
 if TYPE_CHECKING:
     from convexport.runtime.backends.base import Backend
 
+__all__ = ["OptionKeys", "Options"]
+
 MAX_THREADS = 1024
+LOGGER = "convexport"
+CHANNELS = ("rgb", "bgr")
+
+
+def say(note: Callable[[str], None] | None, text: str) -> None:
+    """A remark to whom it concerns: to `note`, else to the logger `convexport`, at the level INFO."""
+    if note is not None:
+        note(text)
+    else:
+        logging.getLogger(LOGGER).info("%s", text)
 
 
 @dataclass(frozen=True)
 class Options:
     """How a bundle is run. `auto` leaves a choice to the runtime, which says what it chose; a name is kept or refused.
+
+        options = Options(device="cpu", threads=4, top=5)
+        classifier = Classifier("bundles/lenet5-mnist", options)
 
     Attributes:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -29,7 +45,11 @@ class Options:
         workers: Processes that read images beside the one that computes.
         top: How many classes a record lists; at most as many as there are.
         language: Language of the labels.
-        note: Hears remarks for the user, one line each, as while an engine is built.
+        channels: Order of the channels in arrays: `rgb`, or `bgr` for those of OpenCV. Files and Pillow images know
+            their own.
+        sure: The share of right answers, such as 0.98, that a record marked as sure must keep; one that the bundle
+            promises. None marks nothing.
+        note: Hears remarks for the user, one line each, as while an engine is built; None is the logger `convexport`.
         prove: Whether what `auto` chooses must pass the golden images on this machine before it serves.
 
     Raises:
@@ -44,6 +64,8 @@ class Options:
     workers: int = 0
     top: int = 3
     language: str = "en"
+    channels: Literal["rgb", "bgr"] = "rgb"
+    sure: float | None = None
     note: Callable[[str], None] | None = None
     prove: bool = True
 
@@ -60,13 +82,14 @@ class Options:
             raise UsageError(f"threads {self.threads}: expected at most {MAX_THREADS}")
         if self.device != "auto":
             Device.parse(self.device)
+        if self.channels not in CHANNELS:
+            raise UsageError.unknown("order of channels", self.channels, CHANNELS)
         if self.precision not in ("auto", *PRECISIONS):
             raise UsageError.unknown("precision", self.precision, ("auto", *PRECISIONS))
 
     def say(self, text: str) -> None:
-        """Tells `note`, where there is one."""
-        if self.note:
-            self.note(text)
+        """Tells `note`; where there is none, the logger `convexport`, which a server routes as it routes its others."""
+        say(self.note, text)
 
 
 class OptionKeys(TypedDict, total=False):
@@ -80,5 +103,7 @@ class OptionKeys(TypedDict, total=False):
     workers: int
     top: int
     language: str
+    channels: Literal["rgb", "bgr"]
+    sure: float | None
     note: Callable[[str], None] | None
     prove: bool

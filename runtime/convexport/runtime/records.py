@@ -4,21 +4,34 @@
     {"input": "b.png", "error": {"kind": "unreadable", "message": "b.png: ..."}}
 
 The CSV holds the same columns, flat, and the same ones on every line: `input, label, index, probability`, then
-`top_1_label, top_1_index, top_1_probability` and so on up to `--top`, then `notes, error_kind, error_message`.
+`top_1_label, top_1_index, top_1_probability` and so on up to `--top`, then `notes, error_kind, error_message`. Where a
+share of right answers was asked for, `sure` stands behind the notes: as a key, and as a column.
+
+For programs, `to_dict` gives the object of the JSON line and `to_table` columns of plain values.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
 from convexport.runtime.errors import InputError
 
+__all__ = ["Candidate", "Failure", "Prediction", "Problem", "Record", "csv_header", "csv_line", "json_line", "to_table"]
+
 
 class Candidate(msgspec.Struct, frozen=True):
-    """One class with the probability the network gave it."""
+    """One class with the probability that the network gave it.
+
+    Attributes:
+        label: The class in the language that was asked for.
+        index: Its place among the network's outputs, from 0.
+        probability: Between 0 and 1, rounded to six digits.
+    """
 
     label: str
     index: int
@@ -26,9 +39,22 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class Prediction(msgspec.Struct, frozen=True):
-    """The answer to one input. `top` holds the most probable classes, the first being the prediction itself.
+    """The answer to one input.
 
-    `notes` say what was done to the picture beyond scaling, as in "inverted: dark ink on light paper".
+        record = classifier.classify_one("cat.png")
+        if record.ok:
+            print(record.label, record.probability)
+
+    Attributes:
+        input: The path, the name that was given with the image, or `#position`.
+        label: The most probable class, in the language that was asked for.
+        index: Its place among the network's outputs, from 0.
+        probability: Between 0 and 1, rounded to six digits.
+        top: The most probable classes, the first being the prediction itself.
+        notes: What was done to the image beyond scaling, as in "inverted: dark ink on light paper".
+        sure: Whether the probability keeps the promise; there only where a share of right answers was asked for.
+        ok: True, which tells a prediction from a failure.
+        error: None, where a failure has its reason.
     """
 
     input: str
@@ -37,10 +63,21 @@ class Prediction(msgspec.Struct, frozen=True):
     probability: float
     top: tuple[Candidate, ...]
     notes: tuple[str, ...] = ()
+    sure: bool | msgspec.UnsetType = msgspec.UNSET
+    ok: ClassVar[Literal[True]] = True
+    error: ClassVar[None] = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object of the JSON line: plain dicts, lists, strings and numbers."""
+        return _plain(self)
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """Why an input has no answer. `kind` is for programs, `message` for people.
+    """Why an input has no answer.
+
+    Attributes:
+        kind: For programs.
+        message: For people, on one line.
 
     Kinds: `missing`, `empty`, `unreadable`, `too-large`, `unsupported`, `not-finite`.
     """
@@ -50,20 +87,66 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """An input that could not be read, or for which the network gave no number."""
+    """An input that could not be read, or for which the network gave no number.
+
+    Attributes:
+        input: The path, the name that was given with the image, or `#position`.
+        error: The reason: `error.kind` for programs, `error.message` for people.
+        ok: False, which tells a failure from a prediction.
+    """
 
     input: str
     error: Problem
+    ok: ClassVar[Literal[False]] = False
 
     @classmethod
     def of(cls, name: str, error: InputError) -> Failure:
         """The record of an `InputError`."""
         return cls(name, Problem(error.kind, str(error)))
 
+    def to_dict(self) -> dict[str, Any]:
+        """The object of the JSON line: plain dicts and strings."""
+        return _plain(self)
+
 
 Record = Prediction | Failure
+"""What one input gives: a prediction or a failure."""
 
 _encoder = msgspec.json.Encoder()
+_LAST_COLUMNS = ("notes", "error_kind", "error_message")
+
+
+def to_table(records: Iterable[Record], top: int = 0) -> dict[str, list[Any]]:
+    """Records -> columns of plain values, for `pandas.DataFrame`, `pyarrow.table` and `json.dumps`.
+
+        frame = pandas.DataFrame(to_table(classifier.classify(paths)))
+        good = frame[frame.ok]
+
+    The columns are `input`, `ok`, `label`, `index`, `probability`, then `top_1_label`, `top_1_index`,
+    `top_1_probability` and so on up to `top`, then `notes`, `error_kind`, `error_message`. They and their types are the
+    same whether or not there are failures: where there is no answer, text is "", an index -1 and a probability 0.0.
+
+    Args:
+        records: What `Classifier.classify` gives.
+        top: How many of a record's candidates get columns of their own.
+
+    Returns:
+        A list of equal length for each column, by its name, in this order.
+    """
+    names = ["input", "ok", "label", "index", "probability", *_top_columns(top), *_LAST_COLUMNS]
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for record in records:
+        candidates = () if isinstance(record, Failure) else record.top[:top]
+        ranked = [value for c in candidates for value in (c.label, c.index, c.probability)]
+        ranked += ["", -1, 0.0] * (top - len(candidates))
+        if isinstance(record, Failure):
+            row = [record.input, False, "", -1, 0.0, *ranked, "", record.error.kind, record.error.message]
+        else:
+            found = (record.label, record.index, record.probability)
+            row = [record.input, True, *found, *ranked, "; ".join(record.notes), "", ""]
+        for column, value in zip(columns.values(), row, strict=True):
+            column.append(value)
+    return columns
 
 
 def json_line(record: Record) -> bytes:
@@ -71,23 +154,33 @@ def json_line(record: Record) -> bytes:
     return _encoder.encode(record) + b"\n"
 
 
-def csv_header(top: int) -> bytes:
-    """The line that names the columns, for `top` candidates a record."""
-    candidates = [f"top_{rank}_{field}" for rank in range(1, top + 1) for field in ("label", "index", "probability")]
-    return _csv_line(
-        ["input", "label", "index", "probability", *candidates, "notes", "error_kind", "error_message"],
-    )
+def csv_header(top: int, *, sure: bool = False) -> bytes:
+    """The line that names the columns, for `top` candidates a record; `sure` adds the column of that name."""
+    notes, *errors = _LAST_COLUMNS
+    last = [notes, *["sure"] * sure, *errors]
+    return _csv_line(["input", "label", "index", "probability", *_top_columns(top), *last])
 
 
-def csv_line(record: Record, top: int) -> bytes:
-    """One record -> one CSV row (RFC 4180 quoting, `\\n` at its end) with the columns of `csv_header(top)`."""
+def csv_line(record: Record, top: int, *, sure: bool = False) -> bytes:
+    """One record -> one CSV row (RFC 4180 quoting, `\\n` at its end) with the columns of `csv_header`."""
     if isinstance(record, Failure):
-        return _csv_line([record.input, *[""] * (3 + 3 * top), "", record.error.kind, record.error.message])
+        return _csv_line([record.input, *[""] * (4 + 3 * top + sure), record.error.kind, record.error.message])
     cells: list[object] = [record.input, record.label, record.index, record.probability]
     for candidate in record.top[:top]:
         cells += [candidate.label, candidate.index, candidate.probability]
     cells += [""] * (3 * (top - len(record.top)))
-    return _csv_line([*cells, "; ".join(record.notes), "", ""])
+    # In the words of JSON, as the other form has them.
+    cells += ["; ".join(record.notes), *["true" if record.sure is True else "false"] * sure, "", ""]
+    return _csv_line(cells)
+
+
+def _top_columns(top: int) -> list[str]:
+    return [f"top_{rank}_{field}" for rank in range(1, top + 1) for field in ("label", "index", "probability")]
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    values: dict[str, Any] = msgspec.to_builtins(record)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def _csv_line(cells: list[object] | list[str]) -> bytes:

@@ -1,4 +1,4 @@
-"""What makes training fast on the machine at hand: lower precision, memory format, convolutions as matrix products.
+"""What makes training fast on this machine: lower precision, memory format, convolutions as matrix products.
 
 Every choice here was measured (docs/experiments.md) and none changes what is computed beyond rounding.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convexport.runtime.devices import Device
-from convexport.runtime.errors import DeviceError
+from convexport.runtime.errors import DeviceError, first_line
 
 # At and below this many pixels a map, oneDNN's direct kernels starve the matrix units; one large product feeds them.
 GEMM_PIXELS = 16
@@ -52,6 +54,25 @@ def resolve(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceError(f"device {name}: torch {torch.__version__} finds {torch.cuda.device_count()} GPUs", "use cpu")
     return device
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turns what a GPU fails with into `DeviceError`; whatever else torch raises passes unchanged.
+
+    torch has classes of its own for some of these errors, and compiled kernels raise a plain `RuntimeError`: what they
+    have in common is that their messages name CUDA.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceError("the GPU's memory does not suffice for this training", "use a smaller batch") from error
+    except RuntimeError as error:
+        if "CUDA" not in str(error):
+            raise
+        raise DeviceError(
+            f"the GPU failed during the training ({first_line(error)})", "resume the run, which goes on from its state"
+        ) from error
 
 
 def choose(device: torch.device, network: nn.Module) -> Acceleration:

@@ -1,4 +1,4 @@
-"""Augmentations on a whole batch [N, C, H, W], on its device. Randomness is a function of (seed, epoch, index) alone.
+"""Augmentations of a whole batch [N, C, H, W] on its device. Randomness is a function of (seed, epoch, index) alone.
 
 A picture's distortion depends on its place in the data set, never on what was drawn before, so that a resumed run
 continues to the same bits. The hash is the 64-bit finalizer of SplitMix64 (Steele, Lea and Flood 2014).

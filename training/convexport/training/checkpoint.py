@@ -1,4 +1,4 @@
-"""A checkpoint: one `.safetensors` file whose JSON header says everything. Loading never guesses, never unpickles.
+"""A checkpoint: one `.safetensors` file with a complete JSON header. Loading never guesses and never unpickles.
 
 The header travels in the file's metadata under the key `convexport`. docs/format.md describes it.
 """
@@ -22,11 +22,14 @@ from torch import Tensor, nn
 from convexport.runtime import atomic
 from convexport.runtime.errors import CheckpointError, StorageError, UsageError, first_line
 from convexport.runtime.formats.growth import Format
-from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalization, Part
-from convexport.training import models
+from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalization, Part, Sha256
+from convexport.training import models, witnesses
 from convexport.training.formats import header_1
+from convexport.training.witnesses import Witnesses, WitnessRecord
 
-FORMAT = "2.0"
+FORMAT = "2.1"
+# The last version whose files had no digest.
+_WITHOUT_DIGEST = "2.0"
 KEY = "convexport"
 _PICKLED = {".pth", ".pt"}
 # What torch.load raises on malformed files, besides its UnpicklingError.
@@ -36,11 +39,14 @@ _MALFORMED = (
 )
 _FOREIGN = "give the model, its classes, mean and std with it, if it is a state dict made elsewhere"
 
+_COPY_AGAIN = "copy it again from where it came, or train it again"
+
 
 class Header(Part, frozen=True, kw_only=True):
     """Everything a reader of a checkpoint needs: architecture, classes, input, normalization, provenance, accuracy.
 
     `normalization.temperature` is 1 until it was fitted on the validation split. `recipe` is the recipe as it ran.
+    `digest` stands in a file alone: SHA-256 of this header without it and of every tensor.
     """
 
     format: str
@@ -58,6 +64,8 @@ class Header(Part, frozen=True, kw_only=True):
     git_commit: str | None
     machine: str | None = None
     training_seconds: float | None = None
+    witnesses: WitnessRecord | None = None
+    digest: Sha256 | None = None
 
 
 _FORMAT = Format("checkpoint header", FORMAT, Header, CheckpointError, "train it again", {1: header_1.upgraded})
@@ -72,12 +80,14 @@ class Checkpoint:
         state: Tensors by name, float32 on the CPU.
         sha256: The file's; empty before it was saved.
         remarks: What the reader of the header remarked, such as keys of a newer version that it ignored.
+        witnesses: Held-out images with torch's answers, of which `header.witnesses` speaks; None where there are none.
     """
 
     header: Header
     state: dict[str, Tensor]
     sha256: str = ""
     remarks: tuple[str, ...] = ()
+    witnesses: Witnesses | None = None
 
     def network(self) -> nn.Sequential:
         """The network with these weights, in evaluation mode. Raises `CheckpointError` where they do not fit it."""
@@ -108,10 +118,26 @@ def save(path: Path, checkpoint: Checkpoint, *, half: bool = False) -> str:
         key: (value.half() if half and value.is_floating_point() else value).detach().cpu().contiguous()
         for key, value in checkpoint.state.items()
     }
-    header = msgspec.json.encode(checkpoint.header, order="deterministic").decode()
-    data = to_bytes(state, metadata={KEY: header})
+    if checkpoint.witnesses is not None:
+        state |= checkpoint.witnesses.tensors()
+    header = msgspec.structs.replace(checkpoint.header, digest=None)
+    header = msgspec.structs.replace(header, digest=_digest(_json(header), state))
+    data = to_bytes(state, metadata={KEY: _json(header)})
     write(path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def _json(header: Header) -> str:
+    return msgspec.json.encode(header, order="deterministic").decode()
+
+
+def _digest(header: str, state: dict[str, Tensor]) -> str:
+    """SHA-256 of a header's JSON, in which `digest` is null, and of every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(header.encode())
+    for name, value in sorted(state.items()):
+        digest.update(f"\0{name}\0{value.dtype}\0{list(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def write(path: Path, data: bytes) -> None:
@@ -137,8 +163,27 @@ def load(path: Path) -> Checkpoint:
     if KEY not in metadata:
         raise CheckpointError(f"checkpoint {path} has no convexport header", _FOREIGN)
     header, remarks = _FORMAT.decode(metadata[KEY].encode(), f"checkpoint {path}")
+    _check_content(header, metadata[KEY], state, path)
+    try:
+        state, found = witnesses.taken_out(state)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path} is damaged ({first_line(error)})", "train it again") from error
+    header = msgspec.structs.replace(header, digest=None)
     state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    return Checkpoint(header, state, hashlib.sha256(data).hexdigest(), remarks)
+    return Checkpoint(header, state, hashlib.sha256(data).hexdigest(), remarks, found)
+
+
+def _check_content(header: Header, text: str, state: dict[str, Tensor], path: Path) -> None:
+    """Raises `CheckpointError` where header or tensors are not those that were saved."""
+    if header.digest is None:
+        if header.format == _WITHOUT_DIGEST:
+            return
+        raise CheckpointError(f"checkpoint {path} is damaged (its header has no digest)", _COPY_AGAIN)
+    undigested = text.replace(f'"digest":"{header.digest}"', '"digest":null', 1)
+    if _digest(undigested, state) != header.digest:
+        raise CheckpointError(
+            f"checkpoint {path} is damaged (its header or a tensor was changed after it was saved)", _COPY_AGAIN
+        )
 
 
 def load_foreign(path: Path) -> tuple[dict[str, Tensor], str]:

@@ -26,7 +26,8 @@ import torch
 from numpy.typing import NDArray
 
 from convexport.runtime.errors import DatasetError, InputError, UsageError, first_line
-from convexport.runtime.images import find_images, load_image
+from convexport.runtime.images import load_image
+from convexport.runtime.inputs import find_images
 from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure
 

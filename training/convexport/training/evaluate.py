@@ -1,4 +1,4 @@
-"""How good a network is: logits, accuracy overall and a class, confusion, calibration, temperature.
+"""How good a network is: logits, accuracy overall and per class, confusion, calibration, temperature.
 
 Everything but `predict` is numpy on arrays [N, K]; no function here reads or writes a file.
 """

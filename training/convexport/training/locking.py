@@ -1,4 +1,4 @@
-"""One run at a time writes a checkpoint: a lock lies beside it, and goes with the process that holds it."""
+"""One run at a time writes a checkpoint or a bundle: a lock lies beside it, and goes with the process that holds it."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from convexport.runtime.errors import StorageError, UsageError, first_line
 
 
 @contextmanager
-def training_alone(target: Path) -> Iterator[None]:
-    """Holds the right to train the checkpoint `target` and to write what lies beside it, while the block runs.
+def alone(target: Path, busy: str, *, seconds: float = 0.0) -> Iterator[None]:
+    """Holds the right to write `target` and what lies beside it, while the block runs.
 
-    The folder is made where it is not there, so that a place that cannot be written is known before the first step.
+    The folder is made where it is not there, so that a place that cannot be written is known before the work.
+
+    Args:
+        target: What is going to be written.
+        busy: What the error says where another run holds the right, as "checkpoint a is being trained by another run".
+        seconds: How long to wait for another run that is about to end.
 
     Raises:
-        UsageError: Another run trains this checkpoint.
+        UsageError: Another run holds the right.
         StorageError: The lock cannot be written.
     """
     file = target.with_name(f".{target.name}.lock")
     lock = FileLock(file)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=seconds)
     except Timeout:
-        raise UsageError(
-            f"checkpoint {target} is being trained by another run", "wait until it has ended, or choose another folder"
-        ) from None
+        raise UsageError(busy, "wait until it has ended, or choose another folder with --out") from None
     except OSError as error:
         raise StorageError(
-            f"{target} cannot be written ({first_line(error)})", "make room, or choose another folder"
+            f"{target}: cannot be written ({first_line(error)})", "make room, or choose another folder with --out"
         ) from error
     try:
         yield

@@ -67,17 +67,19 @@ def train(options: TrainOptions, dataset: Dataset) -> Generator[Progress | Epoch
     `dataset.test` once, at the end.
 
     Raises `Interrupted` when `options.stop` said so, with the state on disk; `UsageError` where the loss is no longer
-    finite; `CheckpointError` or `UsageError` where there is no fitting state to resume.
+    finite; `CheckpointError` or `UsageError` where there is no fitting state to resume; `DeviceError` where the GPU
+    fails.
     """
     device = distributed.local_device(torch.device(options.device))
     group = distributed.join(device)
     try:
-        run = _Run(options, dataset, device, group)
-        if options.resume:
-            run.load()
-        while run.epoch < options.recipe.epochs:
-            yield from run.finish_epoch()
-        return run.result(dataset)
+        with acceleration.translated():
+            run = _Run(options, dataset, device, group)
+            if options.resume:
+                run.load()
+            while run.epoch < options.recipe.epochs:
+                yield from run.finish_epoch()
+            return run.result(dataset)
     finally:
         distributed.leave(group)
 

@@ -225,7 +225,7 @@ def build(name: str, arguments: dict[str, Any] | None = None) -> nn.Sequential:
     function = entry(name).build
     try:
         return function(**(arguments or {}))
-    except TypeError as error:
+    except (TypeError, RuntimeError, ValueError, ArithmeticError) as error:  # what torch says of impossible sizes
         raise UsageError(f"model {name!r} does not take {arguments} ({first_line(error)})") from error
 
 

@@ -1,4 +1,4 @@
-"""What moves the weights: the optimizers that a recipe can name, the cycle of their rates, the average of the weights.
+"""The optimizers that a recipe can name, the schedule of their learning rates, and the average of the weights.
 
 An optimizer's state is named tensors, so that a run can be resumed without unpickling.
 """

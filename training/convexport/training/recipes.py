@@ -1,4 +1,4 @@
-"""Recipes: what is trained on what, for how long and how; a measured claim each (docs/experiments.md: the losers)."""
+"""Recipes: which network is trained on which data, how long and how. Experiments that lost: docs/experiments.md."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 
 from convexport.runtime.manifest import Accuracy
 from convexport.runtime.manifest import Dataset as DatasetFacts
-from convexport.training import evaluate
+from convexport.training import evaluate, witnesses
 from convexport.training.checkpoint import FORMAT, Checkpoint, Header
 from convexport.training.datasets import Dataset
 from convexport.training.loop import TrainResult
@@ -24,6 +24,10 @@ from convexport.training.report import ReportInputs
 def make_checkpoint(options: TrainOptions, dataset: Dataset, result: TrainResult) -> Checkpoint:
     """The run as a checkpoint: temperature fitted on the validation split, accuracies on the untouched test set."""
     temperature = evaluate.fit_temperature(result.validation_logits, result.validation.labels)
+    probabilities = evaluate.softmax(result.validation_logits, temperature)
+    validation = result.validation
+    chosen = witnesses.choose(validation.images, validation.labels, probabilities, dataset.input)
+    source = f"validation images of {dataset.title}, held out from training, recorded at its end"
     header = Header(
         format=FORMAT,
         name=f"{options.model}-{dataset.name}",
@@ -42,8 +46,9 @@ def make_checkpoint(options: TrainOptions, dataset: Dataset, result: TrainResult
         git_commit=_git_commit(),
         machine=_machine(options.device),
         training_seconds=round(result.seconds, 1),
+        witnesses=witnesses.describe(chosen, dataset.classes, source),
     )
-    return Checkpoint(header, dict(result.network.state_dict()))
+    return Checkpoint(header, dict(result.network.state_dict()), witnesses=chosen)
 
 
 def _accuracy(dataset: Dataset, result: TrainResult, temperature: float) -> Accuracy:

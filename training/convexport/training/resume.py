@@ -1,4 +1,4 @@
-"""The state of an unfinished run: one safetensors file beside the checkpoint, whole at every instant, never unpickled.
+"""The state of an unfinished run: one safetensors file, complete at every instant, never unpickled.
 
 It holds tensors by name (`network.*`, `average.*`, `best.*`, `optimizer.*`) and a JSON header with
 the place in the run. It disappears when training ends.

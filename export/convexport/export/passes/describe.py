@@ -1,4 +1,4 @@
-"""Writes what a viewer such as Netron shows: where the graph comes from, its labels, what it takes and gives."""
+"""Writes what a viewer such as Netron shows: the graph's origin, its labels, its input and output."""
 
 from __future__ import annotations
 

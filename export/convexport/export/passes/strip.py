@@ -1,4 +1,4 @@
-"""Removes what names the exporting machine or run: stack traces, doc strings, the exporter's own notes."""
+"""Removes traces of the exporting machine or run: stack traces, doc strings, the exporter's own notes."""
 
 from __future__ import annotations
 

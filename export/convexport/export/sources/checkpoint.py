@@ -11,6 +11,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from convexport.export import shipped
 from convexport.export.passes.fold_batch_norm import fold_batch_norm
 from convexport.export.sources.network import Facts
 from convexport.export.sources.stated import Foreign
@@ -141,14 +142,14 @@ def _by_name(source: Source) -> Path:
     path = source.folder / f"{source.model}-{Path(dataset).absolute().name}.safetensors"
     if path.is_file():
         return path
+    if source.folder == Source.folder and (inside := shipped.installed(path.stem)):
+        return inside
     there = sorted(file.stem for file in source.folder.glob("*.safetensors"))
     near = get_close_matches(path.stem, there, n=1, cutoff=0.5)
     hint = f" (there is {source.folder / near[0]}.safetensors)" if near else ""
     extra = f" --dataset {dataset}" if source.dataset else ""
-    raise CheckpointError(
-        f"checkpoint {path} is not there",
-        f"train it with: convtrain --model {source.model}{extra}, or name another file with --checkpoint{hint}",
-    )
+    get = shipped.where_to_get(path.stem, f"convtrain --model {source.model}{extra}")
+    raise CheckpointError(f"checkpoint {path} is not there", f"{get}, or name another file with --checkpoint{hint}")
 
 
 def _foreign(source: Source, facts: Foreign) -> Checkpoint:
@@ -216,9 +217,10 @@ def _without_needless_biases(found: dict[str, Tensor], expected: dict[str, Tenso
 def labelled_set(facts: Facts, wanted: str | None, root: Path) -> datasets.Dataset | None:
     """The data set by the name given, else the network's own; None where that is not one we can load.
 
-    Nothing is read yet. Raises `UsageError` for an unknown name that was given.
+    A checkpoint names no folder of this disk: its data set is one of ours, or the user names it. Nothing is read yet.
+    Raises `UsageError` for an unknown name that was given.
     """
     name = wanted or facts.dataset.name
-    if wanted is None and name not in datasets.DATASETS and not Path(name).is_dir():
+    if wanted is None and name not in datasets.DATASETS:
         return None
     return datasets.load(name, root, facts.input)

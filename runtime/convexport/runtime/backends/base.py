@@ -1,4 +1,4 @@
-"""The contract of a back end: uint8 pictures in, probabilities out."""
+"""The contract of a back end: uint8 images in, probabilities out."""
 
 from __future__ import annotations
 
@@ -15,14 +15,32 @@ if TYPE_CHECKING:
 
     from convexport.runtime.devices import Device
 
+__all__ = ["INPUT", "OUTPUT", "Backend", "Images", "Probabilities", "pieces"]
+
 Images = NDArray[np.uint8]
+"""A batch of images of the model's size: uint8 [N, H, W, C]."""
 Probabilities = NDArray[np.float32]
+"""The answer to a batch: float32 [N, K], rows summing to 1."""
 INPUT, OUTPUT = "images", "probabilities"
 """Names of the graph's input and output."""
 
 
 class Backend(ABC):
-    """Runs one variant on one device.
+    """Runs one variant of a network on one device. Derive from it to serve by a library of your own.
+
+        class Mine(Backend):
+            name = "mine"
+
+            def __init__(self) -> None:
+                self.device, self.precision = Device("cpu"), "fp32"
+
+            def run(self, images: Images) -> Probabilities:
+                return my_network(images)
+
+            def close(self) -> None: ...
+
+    `Classifier(path, backend=Mine())` runs it. Where a classifier is used by several threads, they call `run` and
+    `stream` at once.
 
     Attributes:
         name: What options and records call it.
@@ -38,7 +56,17 @@ class Backend(ABC):
 
     @abstractmethod
     def run(self, images: Images) -> Probabilities:
-        """uint8 [N, H, W, C] -> float32 [N, K], rows summing to 1. Raises `convexport.runtime.errors` only."""
+        """Computes one batch.
+
+        Args:
+            images: uint8 [N, H, W, C] of the model's size, with one image at least.
+
+        Returns:
+            float32 [N, K], each row summing to 1.
+
+        Raises:
+            ConvexportError: Nothing else: errors of a library are translated.
+        """
 
     def stream(self, batches: Iterable[Images]) -> Iterator[Probabilities]:
         """`run` for a sequence of batches, answers in order. A back end on a GPU overlaps copies and compute here."""

@@ -1,4 +1,4 @@
-"""A back end without a network, for tests: yours as well as ours."""
+"""A back end without a network, for your tests and ours."""
 
 from __future__ import annotations
 
@@ -9,11 +9,19 @@ import numpy as np
 from convexport.runtime.backends.base import Backend, Images, Probabilities
 from convexport.runtime.devices import Device
 
+__all__ = ["FakeBackend"]
+
 
 class FakeBackend(Backend):
     """Answers with `answer(images)`; without one, all of the probability goes to class `first pixel modulo classes`.
 
+        classifier = Classifier("bundles/lenet5-mnist", backend=FakeBackend(classes=10))
+
     `batches` lists the size of every batch that came, `closed` says whether `close` was called.
+
+    Args:
+        classes: How many probabilities it gives for an image.
+        answer: uint8 [N, H, W, C] -> float32 [N, classes].
     """
 
     name = "fake"

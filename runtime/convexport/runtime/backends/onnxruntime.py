@@ -1,4 +1,4 @@
-"""ONNX Runtime on a CPU or a CUDA GPU. The library is imported when a back end is made, and not before.
+"""ONNX Runtime on a CPU or a CUDA GPU. The library is imported when a back end is opened.
 
 Asked for CUDA, ONNX Runtime falls back to the CPU and merely logs it. So the provider that leads after creation is
 looked at, and no node may be given to another one.
@@ -83,7 +83,7 @@ class OnnxRuntimeBackend(Backend):
         state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
         self._errors: tuple[type[Exception], ...] = (
             *(getattr(state, name) for name in _ERRORS if hasattr(state, name)),
-            *(RuntimeError, ValueError),  # what its Python part raises
+            *(RuntimeError, ValueError, MemoryError),  # what its Python part raises, and its bindings for bad_alloc
         )
         self._session: Any = self._create(model)
         self._classes = self._check_graph()
@@ -198,7 +198,10 @@ class OnnxRuntimeBackend(Backend):
                 f"the graph has {found}, expected {INPUT} uint8 [N,H,W,C] and {OUTPUT} float32 [N,K]",
                 "export the bundle again",
             )
-        return int(outputs[0].shape[1])
+        classes = outputs[0].shape[1]
+        if not isinstance(classes, int):
+            raise BundleError("the graph does not say how many classes it has", "export the bundle again")
+        return classes
 
     def _run(self, images: Images) -> Probabilities:
         try:
@@ -216,7 +219,8 @@ class OnnxRuntimeBackend(Backend):
     def _translated(self, error: Exception, what: str, *, loading: bool = False) -> ConvexportError:
         reason = first_line(error)
         where = f"ONNX Runtime {self._ort.__version__} on {self.device}"
-        if "allocate memory" in reason or "out of memory" in reason.lower() or "bad_alloc" in reason:
+        telling = any(words in reason.lower() for words in ("allocate memory", "out of memory", "bad_alloc"))
+        if telling or isinstance(error, MemoryError):
             return DeviceError(f"{where} ran out of memory", f"use a smaller batch than {self.max_batch}")
         if "cudnn is unavailable" in reason.lower():
             return BackendError(f"{where} {what}: cuDNN cannot be loaded", "pip install 'convexport[gpu]'")

@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU. The library is imported when a back end is made, and not before.
+"""OpenVINO on a CPU. The library is imported when a back end is opened.
 
 Where the processor can, OpenVINO computes a float32 graph in bfloat16 by itself. That would be a precision which nobody
 asked for, so the precision of its arithmetic is set to float32 and read back. Products of 8-bit operands stay 8 bits
@@ -77,9 +77,9 @@ class OpenVINOBackend(Backend):
             compiled = core.compile_model(core.read_model(model), "CPU", wanted)
             arithmetic = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
             devices = list(compiled.get_property("EXECUTION_DEVICES"))
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, MemoryError) as error:
             reason = _reason(error)
-            if any(word in reason.lower() for word in _MEMORY):
+            if isinstance(error, MemoryError) or any(word in reason.lower() for word in _MEMORY):
                 raise self._no_memory() from error
             raise BackendError(f"{self._who()} cannot load the graph: {reason}", "use another back end") from error
         if (arithmetic, devices) != ("f32", ["CPU"]):
@@ -100,7 +100,10 @@ class OpenVINOBackend(Backend):
                 f"the graph has {found}, expected {INPUT} uint8 [N,H,W,C] and {OUTPUT} float32 [N,K]",
                 "export the bundle again",
             )
-        return int(self._compiled.outputs[0].partial_shape[1].get_length())
+        classes = self._compiled.outputs[0].partial_shape[1]
+        if classes.is_dynamic:
+            raise BundleError("the graph does not say how many classes it has", "export the bundle again")
+        return int(classes.get_length())
 
     def _run(self, images: Images) -> Probabilities:
         try:
@@ -110,9 +113,9 @@ class OpenVINOBackend(Backend):
         try:
             answer = request.infer({0: np.ascontiguousarray(images)}, share_inputs=True)[0]
             probabilities: Probabilities = np.array(answer)  # its memory belongs to the request
-        except (RuntimeError, ValueError, TypeError) as error:
+        except (RuntimeError, ValueError, TypeError, MemoryError) as error:
             reason = _reason(error)
-            if any(word in reason.lower() for word in _MEMORY):
+            if isinstance(error, MemoryError) or any(word in reason.lower() for word in _MEMORY):
                 raise self._no_memory() from error
             raise BackendError(f"{self._who()} failed on {len(images)} images: {reason}") from error
         self._requests.put(request)

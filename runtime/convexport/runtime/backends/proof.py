@@ -8,6 +8,7 @@ every start.
 from __future__ import annotations
 
 import hashlib
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,28 +16,51 @@ from pathlib import Path
 import numpy as np
 
 from convexport.runtime import atomic
-from convexport.runtime.backends.base import Backend
+from convexport.runtime.backends.answers import checked
+from convexport.runtime.backends.base import Backend, Images
 from convexport.runtime.bundle import Bundle
 from convexport.runtime.devices import processor_kind
-from convexport.runtime.errors import ConvexportError, UnavailableError
+from convexport.runtime.errors import BundleError, ConvexportError, InputError, UnavailableError
 from convexport.runtime.folders import cache_folder
 from convexport.runtime.images import load_image
+
+__all__ = ["GoldenResult", "failure", "golden_results"]
 
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """One golden image on this device against what the origin gave it in float32 at export."""
+    """One golden image on this device against what the origin gave it in float32 at export.
+
+    Attributes:
+        file: The image's name in the bundle.
+        truth: Its true label; None where it is not known.
+        expected: The class that the origin gave.
+        label: The class found here.
+        max_abs_difference: The largest difference between two probabilities of one class.
+        tolerance: The largest difference that passes.
+    """
 
     file: str
+    truth: str | None
     expected: str
     label: str
     max_abs_difference: float
     tolerance: float
 
     @property
+    def used(self) -> float:
+        """The share of the tolerance that the difference uses; infinite where it is no number."""
+        used = self.max_abs_difference / self.tolerance if self.tolerance else math.inf
+        return used if math.isfinite(used) else math.inf
+
+    @property
     def passed(self) -> bool:
-        """Same label, and no probability further away than the variant's tolerance."""
-        return self.label == self.expected and self.max_abs_difference <= self.tolerance
+        """No probability further away than the variant's tolerance.
+
+        So the label is the expected one, but for a tie: two classes that are closer together than twice the tolerance
+        may honestly change places.
+        """
+        return self.max_abs_difference <= self.tolerance
 
 
 def golden_results(bundle: Bundle, backend: Backend, batch: int = 64) -> list[GoldenResult]:
@@ -48,13 +72,15 @@ def golden_results(bundle: Bundle, backend: Backend, batch: int = 64) -> list[Go
     golden = manifest.golden
     if not golden:
         return []
-    images = np.stack([load_image(bundle.read(g.file), manifest.input, name=g.file)[0] for g in golden])
-    found = np.concatenate([backend.run(images[i : i + batch]) for i in range(0, len(images), batch)])
+    images = _golden_images(bundle)
+    parts = [images[i : i + batch] for i in range(0, len(images), batch)]
+    found = np.concatenate([checked(backend.run(part), len(part), backend, manifest) for part in parts])
     names = manifest.classes
     tolerance = manifest.variants[backend.precision].golden_tolerance
     return [
         GoldenResult(
             file=g.file,
+            truth=g.label,
             expected=names[int(np.argmax(g.probabilities))],
             label=names[int(np.argmax(p))],
             # NaN stays NaN and so passes no tolerance.
@@ -63,6 +89,14 @@ def golden_results(bundle: Bundle, backend: Backend, batch: int = 64) -> list[Go
         )
         for g, p in zip(golden, found, strict=True)
     ]
+
+
+def _golden_images(bundle: Bundle) -> Images:
+    manifest = bundle.manifest
+    try:
+        return np.stack([load_image(bundle.read(g.file), manifest.input, name=g.file)[0] for g in manifest.golden])
+    except InputError as error:  # as listed, and yet no image: the bundle is at fault, not what a user handed in
+        raise BundleError(f"{bundle.path}: golden image {error.message}", "export the bundle again") from error
 
 
 def failure(bundle: Bundle, backend: Backend) -> str | None:

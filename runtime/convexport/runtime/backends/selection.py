@@ -1,4 +1,4 @@
-"""Which back end and precision serve: `auto` takes the best that works and says why; a name is kept or refused.
+"""Chooses back end and precision: `auto` takes the best that works and says why; a name is kept or refused.
 
 What was measured on one machine is the answer of another only when that machine has proved it: a precision that `auto`
 chooses has passed the golden images there (`proof`).

@@ -1,4 +1,4 @@
-"""Manifest 2, which convexport 0.1 wrote as `manifest.json`: frozen, and read for as long as such bundles are about.
+"""Manifest 2, which convexport 0.1 wrote as `manifest.json`. Frozen, and read as long as such bundles exist.
 
 Its structs stand here as 0.1.0 had them, strict about every key. `upgraded` gives the same facts as manifest 3.0.
 """

@@ -1,4 +1,4 @@
-"""What a manifest's types cannot say: English labels, equal lengths, and every named file listed with its hash."""
+"""What a manifest's types cannot express: English labels, equal lengths, a hash for every named file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Header 1, which checkpoints of convexport 0.1 have: frozen, and read for as long as such checkpoints are about.
+"""Header 1, which checkpoints of convexport 0.1 have. Frozen, and read as long as such checkpoints exist.
 
 Its structs stand here as 0.1.0 had them, strict about every key. `upgraded` gives the same facts as header 2.0.
 """

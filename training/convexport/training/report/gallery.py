@@ -1,4 +1,4 @@
-"""What a report is made of, and the test pictures that it shows."""
+"""The inputs of a report, and the test images that it shows."""
 
 from __future__ import annotations
 

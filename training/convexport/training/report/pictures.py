@@ -1,4 +1,4 @@
-"""The report's pictures: sprite sheets as data URIs, the first layer's weights, and feature maps.
+"""The report's images: sprite sheets as data URIs, the first layer's weights, and feature maps.
 
 Apart from report.py, since nothing here knows the page: arrays go in, arrays and data URIs come out.
 """

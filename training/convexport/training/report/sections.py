@@ -75,7 +75,7 @@ def curves(history: tuple[EpochRecord, ...]) -> list[dict[str, Any]]:
         ),
         (
             "Accuracy",
-            "share of pictures named right",
+            "share of correct answers",
             right,
             charts.axis_over("accuracy", [*right["training"], *right["validation"]], unit=" %", factor=100),
         ),

@@ -1,4 +1,4 @@
-"""A thin layer over the CUDA runtime (`cuda-bindings`): every return code looked at, every failure one of our errors.
+"""A thin layer over the CUDA runtime (`cuda-bindings`) that checks every return code.
 
 The TensorRT back end talks to this class and nothing else of CUDA, so that its tests can put a CUDA in its place that
 checks every allocation, copy and free.

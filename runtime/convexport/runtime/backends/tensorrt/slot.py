@@ -1,4 +1,4 @@
-"""What the TensorRT back end is made of: a loaded plan, and one batch in flight with everything that it needs."""
+"""The parts of the TensorRT back end: a loaded plan, and one batch in flight with everything it needs."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@
   /* Enlarged picture with its likeliest classes. */
   const zoom = (id) => {
     const [index, truth, top] = pictures[id];
-    find("zoomed").textContent = `Test picture ${index}: ${classes[truth]}`;
+    find("zoomed").textContent = `Test image ${index}: ${classes[truth]}`;
     show(find("zoomshown"), id);
     find("bars").replaceChildren(
       ...top.map(([label, probability]) => {
@@ -42,7 +42,7 @@
     const [index, truth, top] = pictures[id];
     const picture = make("span", { class: "picture gallery" });
     show(picture, id);
-    const words = `Test picture ${index}: ${classes[truth]}, the network says ${classes[top[0][0]]} at ${percent(top[0][1])}. Show its probabilities.`;
+    const words = `Test image ${index}: ${classes[truth]}, the network says ${classes[top[0][0]]} at ${percent(top[0][1])}. Show its probabilities.`;
     const button = make("button", { type: "button", class: "open", "data-picture": id, "aria-label": words }, picture);
     button.append(...lines.map((line) => make("span", { class: "small" }, line)));
     return make("li", { class: top[0][0] === truth ? "card" : "card wrong" }, button);
@@ -133,7 +133,7 @@
     match.answered = false;
     show(find("shown"), match.order[match.turn]);
     find("shown").dataset.id = match.order[match.turn];
-    find("progress").textContent = `Picture ${match.turn + 1} of ${match.order.length}`;
+    find("progress").textContent = `Image ${match.turn + 1} of ${match.order.length}`;
     find("score").textContent = match.turn ? "you " + tally()[0] + ", network " + tally()[1] : "";
     find("verdict").textContent = "";
     find("next").hidden = true;

@@ -1,0 +1,135 @@
+"""Labelled images for a check: class folders, or a CSV of files and their labels, matched with a bundle's classes."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from convexport.runtime.errors import UsageError, first_line
+from convexport.runtime.inputs import find_images
+from convexport.runtime.manifest import Manifest
+from convexport.runtime.records import Failure
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images to check with. `sources` are files, or what became of them; `truth` are the indices of their classes.
+
+    `unlabelled` counts the rows of a CSV whose label is empty, as in one that nobody has filled in yet.
+    """
+
+    sources: list[str | Failure]
+    truth: list[int]
+    unlabelled: int = 0
+
+
+def labelled(path: str | os.PathLike[str], manifest: Manifest, language: str = "en") -> Labelled:
+    """Reads which image is of which class.
+
+    Args:
+        path: A folder of class folders, or a CSV with the columns `file` and `label` or `index`; its files are relative
+            to it.
+        manifest: The bundle's. A name means a class by its label in `language`, else in another one; a name that two
+            classes have means none, and a CSV names such a class by its index.
+        language: The language that names are looked up in first.
+
+    Raises:
+        UsageError: There is nothing at `path`, or it names a class that the bundle lacks.
+    """
+    place = Path(path)
+    if not place.exists():
+        raise UsageError(f"{place}: no such folder or CSV", "name a folder of class folders, or a CSV")
+    names = _Names(manifest, language)
+    found = _folders(place, names) if place.is_dir() else _table(place, names)
+    if not found.truth:
+        more = f", {found.unlabelled:,} without a label" if found.unlabelled else ""
+        raise UsageError(f"{place}: no labelled image{more}", "see the page of the commands for the two forms")
+    return found
+
+
+class _Names:
+    """Names of classes -> their indices."""
+
+    def __init__(self, manifest: Manifest, language: str) -> None:
+        order = [language, *(other for other in manifest.labels if other != language)]
+        self.tables = [manifest.labels[one] for one in order if one in manifest.labels]
+        self.count = len(manifest.classes)
+
+    def index(self, name: str, where: str) -> int:
+        """The class that `name` means. No folder can be called `T-shirt/top`: `T-shirt-top` means it as well."""
+        for labels in self.tables:
+            for spelled in (labels, tuple(label.replace("/", "-") for label in labels)):
+                if spelled.count(name) > 1:
+                    raise UsageError(
+                        f"{where}: {spelled.count(name)} classes are called {name!r}",
+                        "name it by its number, in a CSV with the columns file and index",
+                    )
+                if name in spelled:
+                    return spelled.index(name)
+        error = UsageError.unknown("class", name, self.tables[0][:20])
+        raise UsageError(f"{where}: {error.message}", error.fix)
+
+    def number(self, text: str, where: str) -> int:
+        """An index as a CSV writes it."""
+        if not (text.isascii() and text.isdigit() and int(text) < self.count):
+            raise UsageError(
+                f"{where}: index {text!r}, expected a number from 0 to {self.count - 1}", "correct that row"
+            )
+        return int(text)
+
+
+def _folders(place: Path, names: _Names) -> Labelled:
+    classes = sorted(child for child in place.iterdir() if child.is_dir() and not child.name.startswith("."))
+    if not classes:
+        raise UsageError(f"{place}: no class folders", "put the images of each class into a folder of its name")
+    found = Labelled([], [])
+    for folder in classes:
+        index = names.index(folder.name, str(folder))
+        for source in find_images([folder]):
+            if isinstance(source, Failure) and source.error.kind == "empty":
+                continue  # a class without images is none that failed
+            found.sources.append(source)
+            found.truth.append(index)
+    return found
+
+
+def _table(place: Path, names: _Names) -> Labelled:
+    sources: list[str | Failure] = []
+    truth: list[int] = []
+    unlabelled = 0
+    for number, row in _rows(place):
+        where = f"{place}, line {number}"
+        label, index = row.get("label") or "", row.get("index") or ""
+        if not (label or index):
+            unlabelled += 1
+            continue
+        # The index first: it says more where two classes have one name.
+        truth.append(names.number(index, where) if index else names.index(label, where))
+        file = row.get("file") or ""
+        if not file:
+            raise UsageError(f"{where}: no file is named", "correct that row")
+        sources.append(str(place.parent / file))
+    return Labelled(sources, truth, unlabelled)
+
+
+def _rows(place: Path) -> Iterator[tuple[int, Mapping[str, str | None]]]:
+    """The rows of a CSV with their lines' numbers; raises `UsageError` where it is none of the form."""
+    try:
+        with place.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or []
+            if "file" not in columns or not {"label", "index"} & set(columns):
+                found = ", ".join(columns[:6]) or "none"
+                raise UsageError(
+                    f"{place}: expected the columns file and label, or file and index, found {found}",
+                    "name the columns",
+                )
+            for row in reader:
+                yield reader.line_num, row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(
+            f"{place}: cannot be read as a CSV ({first_line(error)})", "save it as CSV in UTF-8"
+        ) from error

@@ -1,0 +1,175 @@
+"""The page of `convexport --web`, as a person opens it: by double click, offline, on a desk and on a phone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from convexport.export.web import page as pages
+from convexport.export.web import runtime as runtimes
+from convexport.export.web.page import write_page
+from convexport.export.web.runtime import WebRuntime, web_runtime
+from convexport.runtime.classifier import Classifier
+from convexport.runtime.errors import UnavailableError, UsageError
+from convexport.runtime.images import load_image
+from convexport.runtime.manifest import Input
+from helpers.bundles import make_bundle
+from helpers.headless_browser import NAMES, Page, browser, executable
+from helpers.photographs import write_photographs
+from helpers.readers import EXAMPLES, served
+
+needs_a_browser = pytest.mark.skipif(executable() is None, reason=f"needs a browser on PATH: {', '.join(NAMES)}")
+STARTED = (
+    "(async () => {for (let i = 0; i < 1200 && !window.convexport; i++) await new Promise((go) => setTimeout(go, 50));"
+    " return {...window.convexport, said: document.getElementById('proof').textContent}})()"
+)
+INPUT = Input(height=12, width=16, channels=3)
+
+
+@pytest.fixture(scope="module")
+def runtime() -> WebRuntime:
+    if shutil.which("npm") is None:
+        pytest.skip("needs npm on PATH, which brings onnxruntime-web")
+    try:
+        return web_runtime()
+    except UnavailableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "tiny", INPUT, precisions=("fp32", "fp16"))
+
+
+@pytest.fixture(scope="module")
+def window() -> Iterator[Page]:
+    with browser() as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def written(bundle: Path, runtime: WebRuntime, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_page(bundle, tmp_path_factory.mktemp("out"), runtime).path
+
+
+def opened(window: Page, address: str, **look: Any) -> dict[str, Any]:
+    window.requests.clear()
+    window.problems.clear()
+    window.open(address, **look)
+    found: dict[str, Any] = window.run(STARTED)
+    return found
+
+
+@needs_a_browser
+def test_it_opens_as_a_file_asks_for_nothing_and_proves_itself(window: Page, written: Path) -> None:
+    found = opened(window, written.as_uri())
+    assert found["proof"]["passed"] is True
+    assert found["proof"]["largest"] < 1e-5
+    assert found["said"].startswith("Proved: 2 of 2 golden images answered as at the export")
+    assert [url for url in window.requests if not url.startswith(("data:", "blob:"))] == [written.as_uri()]
+    assert window.problems == []
+
+
+@needs_a_browser
+def test_it_says_so_where_it_computes_other_answers(
+    window: Page, runtime: WebRuntime, bundle: Path, tmp_path: Path
+) -> None:
+    other = shutil.copytree(bundle, tmp_path / "other")
+    manifest = msgspec.json.decode((other / "bundle.json").read_bytes())
+    manifest["golden"][0]["probabilities"].reverse()
+    (other / "bundle.json").write_bytes(msgspec.json.encode(manifest))
+    found = opened(window, write_page(other, tmp_path, runtime).path.as_uri())
+    assert found["proof"]["passed"] is False
+    assert found["said"].startswith("This browser computes other answers than the export: 1 of 2 golden images agree")
+    assert "Do not trust what follows." in found["said"]
+
+
+@needs_a_browser
+def test_a_picture_gets_the_runtimes_probabilities(window: Page, written: Path, bundle: Path, tmp_path: Path) -> None:
+    opened(window, written.as_uri())
+    with Classifier(bundle, device="cpu", backend="onnxruntime", precision="fp32") as classifier:
+        for path in write_photographs(tmp_path):
+            data = json.dumps(list(path.read_bytes()))
+            found = window.run(f"convexport.classifyFile(new Blob([Uint8Array.from({data})]))")
+            expected = classifier.probabilities(load_image(path, INPUT)[0][None])[0]
+            assert np.abs(np.array(found) - expected).max() < 1e-5, path.name
+
+
+@needs_a_browser
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_it_fits_a_desk_and_a_phone_and_is_used_by_keyboard(
+    window: Page, written: Path, width: int, dark: bool
+) -> None:
+    opened(window, written.as_uri(), width=width, dark=dark)
+    reached = "(() => {const all = [...document.querySelectorAll('button, input, select, summary')]; return all"
+    assert window.run(reached + ".filter((e) => e.offsetParent && (e.tabIndex < 0 || e.disabled)).length})()") == 0
+    window.run("document.querySelector('#examples button').focus()")
+    window.press("Enter")
+    shown = "(async () => {for (let i = 0; i < 200 && document.getElementById('answer').hidden; i++) await new Promise("
+    window.run(shown + "(go) => setTimeout(go, 20))})()")
+    assert window.run("document.querySelectorAll('#bars li').length") == 5
+    window.run("(() => {const s = document.getElementById('language'); s.value = 'fr'; s.onchange()})()")
+    assert window.run("document.getElementById('label').textContent") in {
+        *("avion", "automobile", "oiseau", "chat", "cerf", "chien", "grenouille", "cheval", "bateau", "camion")
+    }
+    assert window.run("document.documentElement.scrollWidth <= innerWidth")
+    assert window.problems == []
+
+
+@needs_a_browser
+def test_a_large_one_becomes_a_folder_for_a_server_and_says_why(
+    window: Page, runtime: WebRuntime, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "LARGEST_FILE", 1 << 20)
+    page = write_page(bundle, tmp_path, runtime)
+    assert page.path == tmp_path / "tiny-web"
+    assert sorted(path.name for path in page.path.iterdir()) == [
+        *("bundle.json", "index.html", "model.onnx", "runtime.mjs", "runtime.wasm")
+    ]
+    assert page.note == (
+        "one file would have 5 MB, more than the 1 that a browser opens well; serve the folder: "
+        f"python -m http.server --directory {page.path}"
+    )
+    with served(tmp_path) as address:
+        assert opened(window, f"{address}/given/tiny-web/index.html")["proof"]["passed"] is True
+
+
+def test_the_pages_framing_is_that_of_the_examples() -> None:
+    assert (Path(pages.__file__).parent / "templates" / "framing.mjs").read_bytes() == (
+        EXAMPLES / "framing.mjs"
+    ).read_bytes()
+
+
+def test_a_precision_that_the_bundle_lacks_is_refused(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        write_page(bundle, tmp_path, WebRuntime({}), "int8")
+    assert "int8" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_runtime_of_another_release_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ort.wasm.bundle.min.mjs").write_text("another")
+    with pytest.raises(UnavailableError) as caught:
+        web_runtime(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}/ort.wasm.bundle.min.mjs is not that of onnxruntime-web@1.30.0: its SHA-256 is another; "
+        "name a folder of it"
+    )
+
+
+def test_without_npm_the_error_names_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVEXPORT_CACHE", str(tmp_path))
+    monkeypatch.setattr(runtimes.shutil, "which", lambda name: None)
+    with pytest.raises(UnavailableError) as caught:
+        web_runtime()
+    assert str(caught.value) == (
+        "a page needs the files of onnxruntime-web@1.30.0, and npm is not there to bring them; "
+        "install npm, or name a folder of that package with --web-runtime"
+    )
