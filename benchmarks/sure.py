@@ -80,12 +80,14 @@ def halves(
     truth: NDArray[np.int64],
     choose: Callable[[NDArray[np.float32], NDArray[np.int64]], dict[float, float]],
     count: int,
+    images: int | None = None,
 ) -> dict[float, list[Half]]:
-    """By promised share, what became of each promise that was made."""
+    """By promised share, what became of each promise that was made, from `images` of them in place of a half."""
     found: dict[float, list[Half]] = {share: [] for share in thresholds.SHARES}
     for seed in range(count):
         order = np.random.default_rng(1000 + seed).permutation(len(truth))
-        one, other = order[: len(order) // 2], order[len(order) // 2 :]
+        size = images or len(order) // 2
+        one, other = order[:size], order[size:]
         rest = thresholds.Answers(answers[other], truth[other])
         for share, threshold in choose(answers[one], truth[one]).items():
             answered = rest.answered(threshold)
@@ -111,6 +113,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=NETWORKS, help=f"checkpoints ({', '.join(NETWORKS)})")
     parser.add_argument("--halves", type=int, default=HALVES, help="random halves (%(default)s)")
+    parser.add_argument("--images", type=int, help="so many images promise, and all others check (a half)")
     parser.add_argument("--naive", action="store_true", help="the lowest threshold that passes for itself")
     parser.add_argument("--build", type=Path, default=ROOT / "build" / "sure", help="where probabilities are kept")
     options = parser.parse_args()
@@ -119,7 +122,7 @@ def main() -> None:
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name in options.networks:
         answers, truth = probabilities(name, options.build)
-        found = halves(answers, truth, naive if options.naive else promised, options.halves)
+        found = halves(answers, truth, naive if options.naive else promised, options.halves, options.images)
         for share, made in found.items():
             print(row(name, share, made, options.halves), flush=True)
 

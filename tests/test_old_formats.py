@@ -49,7 +49,7 @@ def zipped(folder: Path, to: Path) -> Path:
 @pytest.mark.parametrize("precision", ["fp32", "int8"])
 def test_a_bundle_of_0_1_classifies_and_passes_its_self_test(tmp_path: Path, packed: bool, precision: str) -> None:
     path = zipped(BUNDLE, tmp_path) if packed else BUNDLE
-    with Classifier(path, "cpu", precision=precision) as classifier:
+    with Classifier(path, device="cpu", precision=precision) as classifier:
         assert classifier.bundle.remarks == ()
         results = classifier.self_test()
         records = list(classifier.classify(sorted((BUNDLE / "golden").glob("*.png"))))
@@ -132,8 +132,8 @@ def test_unknown_keys_at_every_level_are_ignored_with_one_remark(bundle: Path, v
 
 
 def test_classify_prints_the_remark_and_answers(bundle: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    change_manifest(bundle, format="3.1", license="MIT")
-    expected = f"classify: {bundle}/bundle.json: format 3.1 is newer than this convexport's 3.0; ignored unknown keys: "
+    change_manifest(bundle, format="3.2", license="MIT")
+    expected = f"classify: {bundle}/bundle.json: format 3.2 is newer than this convexport's 3.1; ignored unknown keys: "
     for arguments in ([str(bundle / "golden/0.png")], ["--self-test"], ["--info"], ["--verify"]):
         assert classify.main([*arguments, "--bundle", str(bundle)]) == 0
         lines = capfdbinary.readouterr().err.decode().splitlines()
@@ -141,7 +141,7 @@ def test_classify_prints_the_remark_and_answers(bundle: Path, capfdbinary: pytes
 
 
 def test_a_newer_minor_version_without_unknown_keys_needs_no_remark(bundle: Path) -> None:
-    change_manifest(bundle, format="3.1")
+    change_manifest(bundle, format="3.2")
     with open_bundle(bundle) as opened:
         assert opened.remarks == ()
 
@@ -153,7 +153,7 @@ def test_another_major_version_is_refused(bundle: Path, version: str | int, fix:
     change_manifest(bundle, format=version)
     with pytest.raises(BundleError) as caught:
         open_bundle(bundle)
-    expected = f"{bundle}/bundle.json: format {version}, but this convexport reads 2, 3.0"
+    expected = f"{bundle}/bundle.json: format {version}, but this convexport reads 2, 3.1"
     assert (caught.value.message, caught.value.fix) == (expected, fix)
 
 
@@ -305,7 +305,7 @@ def test_labels_exchanged_in_the_manifest_are_refused_on_opening(bundle: Path) -
     labels["en"][3], labels["en"][5] = labels["en"][5], labels["en"][3]
     change_manifest(bundle, labels=labels)
     with pytest.raises(BundleError) as caught:
-        Classifier(bundle, "cpu")
+        Classifier(bundle, device="cpu")
     expected = "label 3 is 'cat', the manifest has 'dog'; export the bundle again"
     assert str(caught.value) == f"{bundle}/labels.txt: {expected}"
 
@@ -315,13 +315,13 @@ def test_a_label_taken_from_the_manifest_is_refused_on_opening(bundle: Path) -> 
     golden = [{**one, "probabilities": one["probabilities"][1:]} for one in values["golden"]]
     change_manifest(bundle, labels={"en": values["labels"]["en"][1:]}, golden=golden)
     with pytest.raises(BundleError) as caught:
-        Classifier(bundle, "cpu")
+        Classifier(bundle, device="cpu")
     assert str(caught.value) == f"{bundle}/labels.txt: 10 labels, the manifest has 9; export the bundle again"
 
 
 def test_only_files_that_are_used_are_read(bundle: Path) -> None:
     (bundle / "golden/1.png").write_bytes(b"\0" * (bundle / "golden/1.png").stat().st_size)
-    with Classifier(bundle, "cpu") as classifier:
+    with Classifier(bundle, device="cpu") as classifier:
         assert len(list(classifier.classify([np.zeros((12, 12, 3), np.uint8)]))) == 1
         with pytest.raises(BundleError, match=r"golden/1\.png: SHA-256"):
             classifier.self_test()

@@ -58,7 +58,8 @@ class Classifier {
     return {values, values + found[0].GetTensorTypeAndShapeInfo().GetElementCount()};
   }
 
-  // The expected answer is the class of the largest probability. `label` is the true class, where torch may be wrong.
+  // What is compared are probabilities. `label` is the true class, where the network may be wrong, and `equal` counts
+  // the classes of the largest probability: an image near a tie may get either.
   json replay() {
     size_t equal = 0;
     double largest = 0;
@@ -77,7 +78,7 @@ class Classifier {
             {"equal", equal},
             {"largest_difference", largest},
             {"allowed", allowed},
-            {"passed", equal == total && largest <= allowed}};
+            {"passed", largest <= allowed}};
   }
 
   std::string label(const Probabilities& values) const { return manifest_["labels"]["en"][best(values)]; }

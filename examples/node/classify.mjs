@@ -49,7 +49,8 @@ async function classifier({ manifest, read }, precision) {
 
 const best = (probabilities) => probabilities.reduce((top, value, i) => (value > probabilities[top] ? i : top), 0);
 
-// The expected answer is the class of the largest probability. `label` is the true class, where torch may be wrong too.
+// What is compared are probabilities. `label` is the true class, where the network may be wrong, and `equal` counts the
+// classes of the largest probability: an image near a tie may get either.
 async function replay({ manifest, read }, answer, precision) {
   let equal = 0, largest = 0;
   for (const golden of manifest.golden) {
@@ -59,7 +60,7 @@ async function replay({ manifest, read }, answer, precision) {
   }
   const allowed = manifest.variants[precision].golden_tolerance;
   const total = manifest.golden.length;
-  return { golden: total, equal, largest_difference: largest, allowed, passed: equal === total && largest <= allowed };
+  return { golden: total, equal, largest_difference: largest, allowed, passed: largest <= allowed };
 }
 
 const { values, positionals } = parseArgs({

@@ -328,7 +328,9 @@ def test_a_zip_of_the_bundle_answers_the_same(classify, place: Path) -> None:
 def test_the_self_test_compares_with_the_export_and_names_the_next_command(classify) -> None:
     said = classify("--self-test", "--device", "cpu")
     assert said.code == 0
-    assert [line.split()[-1] for line in said.out.splitlines()] == ["result", "ok", "ok"]
+    *table, totals = said.out.splitlines()
+    assert [line.split()[-1] for line in table] == ["result", "ok", "ok"]
+    assert totals.startswith("2 of 2 within the limit, 2 with the same label; the median image uses 0.")
     next_command = "classify --bundle bundles/tiny-noise-fp32 PICTURE"
     assert said.last == f"classify: all 2 golden images as at export; next: {next_command}"
     results = [json.loads(line) for line in classify("--self-test", "--format", "jsonl").out.splitlines()]
@@ -342,7 +344,8 @@ def test_a_self_test_that_fails_marks_the_picture_and_ends_with_6(classify, plac
     change_manifest(place / "bundles/tiny-noise-fp32", golden=golden)
     said = classify("--self-test")
     assert said.code == 6
-    assert [line.split()[-1] for line in said.out.splitlines()] == ["result", "ok", "FAILED"]
+    # What failed comes first.
+    assert [line.split()[-1] for line in said.out.splitlines()[:-1]] == ["result", "FAILED", "ok"]
     assert said.last.startswith("classify: 1 of 2 golden images differ from what the export computed; ")
 
 

@@ -206,11 +206,11 @@ def test_an_error_inside_the_library_becomes_ours() -> None:
 
 def test_memory_that_does_not_suffice_is_a_device_error() -> None:
     with OnnxRuntimeBackend(make_graph(INPUT), device=CPU, precision="fp32", max_batch=512) as backend:
-        error = backend._translated(
-            RuntimeError("bfc_arena.cc:376 Failed to allocate memory for requested buffer"), "failed"
-        )
-    assert isinstance(error, DeviceError)
-    assert str(error).endswith("on cpu ran out of memory; use a smaller batch than 512")
+        arena = RuntimeError("bfc_arena.cc:376 Failed to allocate memory for requested buffer")
+        errors = [backend._translated(error, "failed") for error in (arena, MemoryError("std::bad_alloc"))]
+        assert MemoryError in backend._errors
+    assert [type(error) for error in errors] == [DeviceError] * 2
+    assert all(str(error).endswith("on cpu ran out of memory; use a smaller batch than 512") for error in errors)
 
 
 class FakeSession:

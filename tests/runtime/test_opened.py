@@ -96,11 +96,13 @@ bundle, backend, use = sys.argv[1:]
 classifier = Classifier(bundle, backend=backend, device="cpu", threads=2)
 image = np.full((12, 12, 3), 7, np.uint8)
 expected = classifier.classify_one(image)
+inherited = id(classifier.backend)
 child = os.fork()
 if child == 0:
     signal.alarm(30)
     if use in ("classify", "classify and close"):
         assert classifier.classify_one(image) == expected
+        assert id(classifier.backend) != inherited
         assert repr(classifier).startswith("<Classifier tiny")
     if use in ("close", "classify and close"):
         classifier.close()

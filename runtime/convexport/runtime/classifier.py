@@ -18,7 +18,7 @@ from convexport.runtime.backends.proof import GoldenResult, golden_results
 from convexport.runtime.bundle import Bundle
 from convexport.runtime.decoding import Decoded, Picture, Reading, decode
 from convexport.runtime.devices import BATCHES
-from convexport.runtime.errors import ConvexportError, DeviceError, InputError
+from convexport.runtime.errors import ConvexportError, DeviceError, InputError, UsageError
 from convexport.runtime.inputs import Given, Pause, Pixels, several
 from convexport.runtime.manifest import Promise
 from convexport.runtime.notebooks import html_table
@@ -75,6 +75,8 @@ class Classifier:
     def __init__(
         self, path: str | os.PathLike[str], options: Options | None = None, **changes: Unpack[OptionKeys]
     ) -> None:
+        if options is not None and not isinstance(options, Options):
+            raise UsageError(f"options {options!r}: expected an Options object", "name what it is, as in device='cpu'")
         self.options = replace(options or Options(), **changes)
         self._holder = Holder(path, self.options)
         self.manifest = self._holder.last.bundle.manifest

@@ -27,10 +27,9 @@ __all__ = ["MAX_BYTES", "PAUSE", "Given", "Pause", "Source", "find_images", "nam
 
 
 class BinaryFile(Protocol):
-    """An open file, a `BytesIO`, the answer of an HTTP client: what has bytes to read."""
+    """An open file, a `BytesIO`, the answer of an HTTP client: what gives at most `size` bytes, and none at the end."""
 
-    def read(self, size: int = ..., /) -> bytes:
-        """At most `size` bytes; none at the end."""
+    def read(self, size: int = ..., /) -> bytes: ...
 
 
 class Pause:
@@ -196,7 +195,8 @@ def _pair(given: object) -> tuple[str, object] | None:
 
 
 def _no_image(what: str, found: object) -> UsageError:
-    shown = f"{type(found).__name__} {reprlib.repr(found)}" if found is not None else "None"
+    words = " ".join(reprlib.repr(found).split())
+    shown = f"{type(found).__name__} {words}" if found is not None else "None"
     return UsageError(f"{what} is {shown}, {_EXPECTED}")
 
 
