@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -149,8 +148,7 @@ def test_every_table_of_exit_codes_holds_the_codes_of_the_error_classes() -> Non
 @pytest.mark.parametrize("program", PARSERS)
 def test_the_exit_codes_that_a_help_text_names_are_those_of_the_error_classes(program: str) -> None:
     named = re.findall(r"(?<=[ ,])(\d+) \w", PARSERS[program]().format_help().partition("exit codes:")[2])
-    signals = {128 + number for number in (signal.SIGHUP, signal.SIGPIPE, signal.SIGTERM)}
-    assert {int(code) for code in named} <= set(exit_codes()) | signals
+    assert {int(code) for code in named} <= {*exit_codes(), *SIGNALS}
 
 
 def tree_block() -> str:

@@ -234,3 +234,15 @@ def test_help_ends_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     examples = capsys.readouterr().out.split("examples:\n")[1]
     assert examples.startswith("  convexport --model lenet5 --fp16 ")
+
+
+def test_options_of_a_page_without_a_page_are_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "mlp", "--dataset", "digits", "--web-precision", "fp32"]) == 2
+    assert capsys.readouterr().err == ("convexport: --web-runtime and --web-precision describe a web page; add --web\n")
+
+
+def test_a_page_of_a_precision_that_is_not_exported_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "mlp", "--dataset", "digits", "--web", "--web-precision", "int8"]) == 2
+    assert capsys.readouterr().err == (
+        "convexport: --web-precision int8 is no variant of this export; add --precision int8\n"
+    )

@@ -140,7 +140,10 @@ def _web_runtime(options: argparse.Namespace) -> WebRuntime | None:
             raise UsageError("--web-runtime and --web-precision describe a web page", "add --web")
         return None
     if options.web_precision not in (None, "fp32", *_precisions(options)):
-        raise UsageError(f"--web-precision {options.web_precision} is no variant of this export", "name it, too")
+        raise UsageError(
+            f"--web-precision {options.web_precision} is no variant of this export",
+            f"add --precision {options.web_precision}",
+        )
     from convexport.export.web.runtime import web_runtime
 
     return web_runtime(options.web_runtime)
