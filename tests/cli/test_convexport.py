@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from convexport.cli.convexport import main
-from convexport.export import graph
+from convexport.export.sources import checkpoint as checkpoint_source
 from convexport.runtime.bundle import open_bundle
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
 from convexport.training.models import MODELS
 from helpers.small_checkpoints import save_in, train_checkpoint
-from helpers.traced_once import to_onnx
+from helpers.traced_once import trace
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def checkpoint() -> Checkpoint:
 def _workplace(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_in(tmp_path / "checkpoints", checkpoint)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(graph, "to_onnx", to_onnx)
+    monkeypatch.setattr(checkpoint_source, "trace", trace)
 
 
 def test_an_export_ends_with_its_table_and_the_next_command(
