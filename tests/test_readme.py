@@ -20,7 +20,6 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "convexport": convexport.parser,
     "convtrain": convtrain.parser,
 }
-SIGNALS = {129, 141, 143}  # SIGHUP, the reader went away, SIGTERM
 SHELLS = {"sh", "bash", "shell", "console"}
 EVERY_PAGE = pytest.mark.parametrize("page", pages(), ids=name)
 SIGNALS = {129, 141, 143}  # 128 and the number of SIGHUP, SIGPIPE, SIGTERM
