@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from sabotages import SABOTAGES
 
-from convexport.export import measures, record, replay, samples
+from convexport.export import labels, measures, record, replay, samples
 from convexport.export.pipeline import ExportOptions, export_bundle
 from convexport.export.sources.checkpoint import Source, load_checkpoint
 from convexport.runtime import atomic
@@ -134,20 +134,32 @@ def measure_sabotages(name: str, options: argparse.Namespace) -> None:
     intact = load_checkpoint(Source(path=options.checkpoints / f"{name}.safetensors"))
     header = intact.header
     dataset = datasets.load(header.dataset.name, datasets.data_root(options.data), header.input)
-    sample = samples.from_test_set(dataset.test, np.arange(len(header.classes["en"])), dataset.title, options.images)
-    right = measures.reference(intact, sample)
+    right = measures.reference(intact, labelled(intact, dataset, options.images))
     for one in waiting:
         damaged = one.apply(intact)
         if damaged is not None:
-            keep(place, judged(NETWORKS[name], one.name, saved_and_loaded(damaged), right))
+            damaged = saved_and_loaded(damaged)
+            found = measures.reference(damaged, labelled(damaged, dataset, options.images))
+            keep(place, judged(NETWORKS[name], one.name, damaged, (right, found)))
             print(f"{name}: {one.name}", file=sys.stderr)
 
 
-def judged(network: str, sabotage: str, damaged: Checkpoint, right: measures.Reference) -> Row:
-    """One damaged checkpoint against its witnesses, and against its record with labelled images and without."""
-    found = measures.reference(damaged, right.sample)
+def labelled(of: Checkpoint, dataset: datasets.Dataset, count: int) -> samples.Sample:
+    """Test images with the indices that the network's own class names give their classes, as an export has them."""
+    classes = labels.matched(dataset.name, dataset.classes["en"], of.header.classes["en"])
+    return samples.from_test_set(dataset.test, classes, dataset.title, count)
+
+
+def judged(
+    network: str, sabotage: str, damaged: Checkpoint, answers: tuple[measures.Reference, measures.Reference]
+) -> Row:
+    """One damaged checkpoint against its witnesses, and against its record with labelled images and without.
+
+    `answers` are torch's before the damage and after it.
+    """
+    right, found = answers
     replayed = replay.replay(damaged)
-    unlabelled = replace(found, sample=replace(right.sample, truth=None))
+    unlabelled = replace(found, sample=replace(found.sample, truth=None))
     return Row(
         network=network,
         sabotage=sabotage,
@@ -240,9 +252,9 @@ def page(rows: list[Row], networks: list[Honest], options: argparse.Namespace) -
     lines = [
         *(f"| {name} | {count} |" for name, count in refused.items()),
         "",
-        f"{len(visible)} of the sabotages change an answer on the test images, or a probability of a witness by more",
-        f"than {VISIBLE}; the witnesses miss {missed or 'none of them'}. {nothing} others change neither, and nothing",
-        "refuses them.",
+        f"{len(visible)} of the sabotages change an answer on the test images, or a probability of a witness by more than",
+        f"{VISIBLE}; the witnesses miss {missed or 'none of them'}. Sabotages that change neither and that nothing refuses:",
+        f"{nothing}.",
         "",
         r"| network | sabotage | max \|Δp\| | changed | accuracy | witness measure | with labels alone |",
         "| --- | --- | ---: | ---: | ---: | --- | --- |",
