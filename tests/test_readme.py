@@ -20,6 +20,7 @@ PARSERS: dict[str, Callable[[], Parser]] = {
     "convexport": convexport.parser,
     "convtrain": convtrain.parser,
 }
+SIGNALS = {129, 141, 143}  # 128 and the number of SIGHUP, SIGPIPE, SIGTERM
 SHELLS = {"sh", "bash", "shell", "console"}
 EVERY_PAGE = pytest.mark.parametrize("page", pages(), ids=name)
 
@@ -148,7 +149,7 @@ def test_every_table_of_exit_codes_holds_the_codes_of_the_error_classes() -> Non
 @pytest.mark.parametrize("program", PARSERS)
 def test_the_exit_codes_that_a_help_text_names_are_those_of_the_error_classes(program: str) -> None:
     named = re.findall(r"(?<=[ ,])(\d+) \w", PARSERS[program]().format_help().partition("exit codes:")[2])
-    assert {int(code) for code in named} <= set(exit_codes())
+    assert {int(code) for code in named} <= {*exit_codes(), *SIGNALS}
 
 
 def tree_block() -> str:

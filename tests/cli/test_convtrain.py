@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import signal
@@ -58,21 +59,17 @@ def test_a_finished_run_leaves_checkpoint_and_report_and_no_state(
     assert files == {"checkpoints/lenet5-digits.safetensors", "checkpoints/lenet5-digits/report.html"}
 
 
-def test_ctrl_c_leaves_a_state_that_resumes_to_the_same_weights(
-    whole: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_a_state_that_resumes_to_the_same_weights(number: signal.Signals, tmp_path: Path) -> None:
     # Enough epochs that the signal comes in time.
     words = [*DIGITS, "--epochs", "40"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    running = subprocess.Popen(
-        [COMMAND, *words], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    running = start(*words, cwd=tmp_path)
     state = tmp_path / "checkpoints" / "lenet5-digits.state.safetensors"
     while not state.exists() and running.poll() is None:
         time.sleep(0.01)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     out, err = running.communicate(timeout=120)
-    assert running.returncode == 130, err
+    assert running.returncode == 128 + number, err
     assert out == ""
     assert err.splitlines()[-1].startswith("convtrain: stopped in epoch ")
     assert err.splitlines()[-1].endswith(
@@ -92,10 +89,10 @@ def test_ctrl_c_leaves_a_state_that_resumes_to_the_same_weights(
 
 
 def start(*words: str | Path, cwd: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [COMMAND, *words], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    # Where the tests run in a shell's background, their children would inherit an ignored SIGINT.
+    unignored = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    environment, pipes = os.environ | {"OMP_NUM_THREADS": "1"}, {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([COMMAND, *words], cwd=cwd, env=environment, text=True, preexec_fn=unignored, **pipes)
 
 
 def test_a_second_run_of_a_checkpoint_is_refused_and_another_checkpoint_trains_beside_the_first(
@@ -295,14 +292,10 @@ def test_a_mistake_is_one_line_and_its_exit_code(
     from convexport.cli.convtrain import main
 
     monkeypatch.chdir(tmp_path)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         found = main(list(words))
     except SystemExit as end:
         found = int(end.code or 0)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     captured = capfd.readouterr()
     assert (found, captured.out) == (code, "")
     assert "Traceback" not in captured.err

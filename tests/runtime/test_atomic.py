@@ -74,6 +74,26 @@ def test_two_named_writers_do_not_touch_each_others_file(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_next_run_removes_what_killed_writers_left_and_nothing_of_those_that_live(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    if not (child := os.fork()):
+        with atomic.replacing(path, writer=".77") as file:
+            file.write(b"half")
+            file.flush()
+            os._exit(0)
+    os.waitpid(child, 0)
+    others = {tmp_path / ".a.notes.partial", tmp_path / ".b.77.partial"}  # somebody else's
+    for other in others:
+        other.write_bytes(b"")
+    with atomic.replacing(path, writer=".78") as slow:
+        slow.write(b"slow")
+        assert (tmp_path / ".a.77.partial").exists() is False
+        with atomic.replacing(path, writer=".79"):
+            assert (tmp_path / ".a.78.partial").exists()
+    assert path.read_bytes() == b"slow"
+    assert set(tmp_path.iterdir()) == {path, *others}
+
+
 def test_a_private_file_is_readable_to_its_owner_alone(tmp_path: Path) -> None:
     atomic.write(tmp_path / "a", b"", mode=0o600)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o600

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import hashlib
 import json
-import multiprocessing
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,73 +143,6 @@ def test_other_processes_read_the_same_pictures_in_the_same_order(numbers: Path,
         assert list(together.classify(sources)) == expected
         first = next(together.classify(sources))  # and a reader may stop early
     assert first == expected[0]
-
-
-def test_a_process_that_dies_is_a_device_error_and_no_wait_for_ever(
-    numbers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(decoding, "_decode_chunk", _die)
-    with Classifier(numbers, backend=FakeBackend(256), workers=1) as classifier, pytest.raises(DeviceError) as caught:
-        list(classifier.classify([tmp_path / "a.png"]))
-    message = "a process that reads pictures died, perhaps for want of memory; take fewer --workers"
-    assert str(caught.value) == message
-
-
-def _die(*arguments: object) -> None:
-    os._exit(1)
-
-
-def test_processes_that_cannot_be_started_are_a_device_error(
-    numbers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*arguments: object) -> None:
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    monkeypatch.setattr(decoding.ProcessPoolExecutor, "submit", full)
-    with Classifier(numbers, backend=FakeBackend(256), workers=1) as classifier, pytest.raises(DeviceError) as caught:
-        list(classifier.classify([tmp_path / "a.png"]))
-    message = "processes that read pictures cannot be started (Too many open files); take fewer --workers"
-    assert str(caught.value) == message
-
-
-def test_ctrl_c_never_reaches_a_process_that_reads_pictures(numbers: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(png(numbered(1)))
-    with Classifier(numbers, backend=FakeBackend(256), batch=1, workers=1) as classifier:
-        records = classifier.classify([tmp_path / "a.png"] * 1000)
-        next(records)
-        (worker,) = multiprocessing.active_children()
-        status = Path(f"/proc/{worker.pid}/status").read_text()
-        records.close()
-    blocked = int(re.search(r"^SigBlk:\t(\w+)$", status, re.MULTILINE).group(1), 16)
-    # Blocked from its first moment on, since it is inherited, and not only once its own code runs.
-    assert blocked & 1 << (signal.SIGINT - 1)
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
-
-
-def test_processes_that_read_pictures_end_with_the_one_that_was_killed(numbers: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(png(numbered(1)))
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import multiprocessing, sys\n"
-        "from convexport.runtime.backends.fake import FakeBackend\n"
-        "from convexport.runtime.classifier import Classifier\n"
-        "if __name__ == '__main__':\n"
-        f"    with Classifier({str(numbers)!r}, backend=FakeBackend(256), batch=1, workers=1) as classifier:\n"
-        f"        next(classifier.classify([{str(tmp_path / 'a.png')!r}]))\n"
-        f"        records = classifier.classify([{str(tmp_path / 'a.png')!r}] * 1000)\n"
-        "        next(records)\n"
-        "        print(*(child.pid for child in multiprocessing.active_children()), flush=True)\n"
-        "        sys.stdin.read()\n"
-    )
-    with subprocess.Popen([sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        worker = int(process.stdout.readline())
-        process.kill()
-    status = Path(f"/proc/{worker}/stat")
-    deadline = time.monotonic() + 30
-    # A zombie has ended: in a container nobody may be there to collect it.
-    while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
-        assert time.monotonic() < deadline, "the process that reads pictures is still there"
-        time.sleep(0.05)
 
 
 def test_an_array_that_is_filled_anew_for_each_picture_gives_each_its_own_answer(numbers: Path) -> None:

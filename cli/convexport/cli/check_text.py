@@ -5,8 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from convexport.cli.terminal import table
-from convexport.cli.text_lines import printable
 from convexport.runtime.check import Check, confused_most
+from convexport.runtime.text import printable
 
 
 def check_output(found: Check, labels: tuple[str, ...], form: str) -> bytes:

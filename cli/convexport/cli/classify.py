@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, fields
+from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from convexport.cli import terminal
+from convexport.cli import environment, signals, streams, terminal
 from convexport.runtime import atomic
 from convexport.runtime.backends.registry import BACKENDS
 from convexport.runtime.errors import BundleError, GateRefused, UsageError
@@ -22,20 +24,23 @@ if TYPE_CHECKING:
     from convexport.runtime.backends.proof import GoldenResult
     from convexport.runtime.bundle import Bundle
     from convexport.runtime.classifier import Classifier
+    from convexport.runtime.inputs import Pause
     from convexport.runtime.keeping import Keeper
-    from convexport.runtime.records import Record
+    from convexport.runtime.records import Failure, Record
 
 PROGRAM = "classify"
 FORMATS = ("text", "jsonl", "csv")
 # Of the golden images, how many a table shows that has no failures.
 GOLDEN_SHOWN = 5
 SOME_FAILED = 3
+# How long the inputs are counted before the first is read, where a bar is shown.
+COUNT_SECONDS = 0.3
 AT_MOST = 100
 EXAMPLES = """\
   classify cat.png                                       one picture, with the only bundle under bundles/
   classify --bundle bundles/vgg19-cifar10-fp16 photos/   a folder, and those in it
   classify 'images/*.png' --format jsonl --top 3         one JSON line a picture
-  find . -name '*.jpg' | classify - --format csv --output labels.csv
+  find . -name '*.jpg' -print0 | classify - --null --format csv --output labels.csv
   classify --lang fr plane.png                           labels in French
   classify --device cuda --backend tensorrt images/      this device and back end, or exit code 5
   classify photos/ --sure 0.98 --keep-unsure unsure/      mark the doubtful ones, and copy them to label them
@@ -46,7 +51,8 @@ EXAMPLES = """\
   classify --doctor                                      what can run on this machine, and what mends the rest
 
 exit codes: 0 done, 2 wrong use, 3 some inputs could not be read, 4 bundle missing or damaged,
-5 device, back end or library not there, 6 the self-test failed or the check is worse, 130 interrupted"""
+5 device, back end or library not there, 6 the self-test failed or the check is worse, 130 interrupted (129 hung up,
+143 terminated), 141 the reader of the results went away"""
 
 
 def _or(names: Iterable[str]) -> str:
@@ -59,8 +65,9 @@ def parser() -> terminal.Parser:
     result = terminal.Parser(PROGRAM, "Classifies pictures with the network of a bundle.", EXAMPLES)
     add = result.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="files, folders (searched through), globs; - reads names from stdin")
+    add("--null", action="store_true", help="names on stdin end with NUL, as find -print0 writes them")
     add("--bundle", metavar="PATH", help="folder or zip of the bundle; default: the only one under bundles/")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    add("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--backend", default="auto", help=f"auto, {_or(BACKENDS)} (default: %(default)s)")
     add("--precision", default="auto", help=f"auto, or one that the bundle holds: {', '.join(PRECISIONS)}")
     add("--batch", type=int, metavar="N", help="pictures computed at once; default: 64 on a CPU, 256 on a GPU")
@@ -99,6 +106,7 @@ def parser() -> terminal.Parser:
 def run(options: argparse.Namespace) -> int:
     """Does what was asked -> exit code."""
     warnings.filterwarnings("ignore", module="PIL")  # remarks on odd files, which are none of ours
+    signals.import_numpy()
     formats = (*FORMATS, "json") if options.check else FORMATS
     if options.format not in formats:
         raise UsageError.unknown("format", options.format, formats)
@@ -132,29 +140,34 @@ def _refuse_lonely(options: argparse.Namespace) -> None:
             raise UsageError(f"--{name.replace('_', '-')} goes with --{needed.replace('_', '-')}")
     if options.at_most is not None and options.at_most < 1:
         raise UsageError(f"--at-most {options.at_most}: expected 1 or more")
+    if options.null and "-" not in options.inputs:
+        raise UsageError("--null is about names on standard input", "add -, or leave it out")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point: arguments -> exit code."""
-    options = parser().parse_args(argv)
-    return terminal.guard(PROGRAM, lambda: run(options))
+    return terminal.guard(PROGRAM, lambda: run(parser().parse_args(argv)))
 
 
 def _classify(options: argparse.Namespace) -> int:
     from convexport.runtime.inputs import find_images
-    from convexport.runtime.records import Failure, csv_header
+    from convexport.runtime.records import Failure
     from convexport.runtime.sure import stated
 
+    live = "-" in options.inputs
     total = failed = 0
-    with _open(options) as classifier:
+    with signals.working(), _open(options) as classifier, _sink(options.output) as out:
         _remark(classifier.description)
         keeper = _keeper(options)
         if classifier.promise:
             _remark(stated(classifier.promise, classifier.labels))
-        records = classifier.classify(find_images(_names(options.inputs)))
-        with _sink(options.output) as out, terminal.bar("classifying", shown=not out.isatty()) as update:
-            out.write(csv_header(classifier.top, sure=bool(options.sure)) if options.format == "csv" else b"")
-            for record, line in _lines(records, options, classifier):
+        shown = terminal.bars_are_shown() and not out.isatty()
+        names, count = _counted(find_images(_names(options, idle=out.flush), note=_remark), count=shown and not live)
+        pace = terminal.Pace(count)
+        with terminal.bar("classifying", shown=shown) as update:
+            out.write(_header(options, classifier))
+            for record, line in _lines(classifier.classify(names), options, classifier, on_terminal=out.isatty()):
+                signals.check()
                 out.write(line)
                 total += 1
                 failed += isinstance(record, Failure)
@@ -162,7 +175,8 @@ def _classify(options: argparse.Namespace) -> int:
                     keeper.offer(record)
                 if out.isatty():
                     out.flush()  # a terminal shows each answer as it comes
-                update(0, f"{total:,}")
+                if shown:
+                    update(pace.share(total), pace.text(total))
     if keeper:
         _remark(keeper.summary)
     if not total:
@@ -170,6 +184,21 @@ def _classify(options: argparse.Namespace) -> int:
     if failed:
         _remark(f"{failed:,} of {total:,} inputs could not be read")
     return SOME_FAILED if failed else 0
+
+
+def _counted(
+    names: Iterator[str | Failure | Pause], *, count: bool
+) -> tuple[Iterator[str | Failure | Pause], int | None]:
+    """The names, and how many they are, if that is wanted and known soon: to look through folders takes time too."""
+    if not count:
+        return names, None
+    first: list[str | Failure | Pause] = []
+    end = time.monotonic() + COUNT_SECONDS
+    for name in names:
+        first.append(name)
+        if time.monotonic() > end:
+            return chain(first, names), None
+    return iter(first), len(first)
 
 
 def _keeper(options: argparse.Namespace) -> Keeper | None:
@@ -186,7 +215,7 @@ def _check(options: argparse.Namespace) -> int:
     from convexport.runtime.check import check
     from convexport.runtime.labelled import labelled
 
-    with _open(options) as classifier:
+    with signals.working(), _open(options) as classifier:
         _remark(classifier.description)
         found = check(classifier, labelled(options.check, classifier.manifest, options.language))
         labels = classifier.labels
@@ -207,7 +236,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _self_test(options: argparse.Namespace) -> int:
     # What fails is to be shown and not passed over.
-    with _open(options, prove=False) as classifier, _sink(options.output) as out:
+    with signals.working(), _open(options, prove=False) as classifier, _sink(options.output) as out:
         classifier.bundle.verify()
         _remark(classifier.description)
         place, results = classifier.bundle.path, classifier.self_test()
@@ -229,7 +258,7 @@ def _info(options: argparse.Namespace) -> int:
 
     from convexport.cli.describe import describe
 
-    with _open_bundle(options, verify=True) as bundle, _sink(options.output) as out:
+    with signals.working(), _open_bundle(options, verify=True) as bundle, _sink(options.output) as out:
         if options.format == "jsonl":
             out.write(msgspec.json.encode(bundle.manifest, order="deterministic") + b"\n")
         else:
@@ -239,7 +268,7 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    with _open_bundle(options, verify=True) as bundle, _sink(options.output) as out:
+    with signals.working(), _open_bundle(options, verify=True) as bundle, _sink(options.output) as out:
         files = bundle.manifest.files.values()
         size = sum(file.bytes for file in files)
         out.write(f"{bundle.path}: {len(files)} files, {size:,} bytes, each as exported\n".encode())
@@ -253,10 +282,11 @@ def _build_engine(options: argparse.Namespace) -> int:
 
     if options.backend not in ("auto", "tensorrt"):
         raise UsageError(f"--build-engine builds for TensorRT; leave out --backend {options.backend}")
-    device = Device.parse("cuda" if options.device == "auto" else options.device)
+    wanted = _device(options)
+    device = Device.parse("cuda" if wanted == "auto" else wanted)
     if device.kind == "cpu":
         raise UsageError("--build-engine builds for a GPU; leave out --device cpu")
-    with _open_bundle(options) as bundle, terminal.bar("building") as update:
+    with signals.working(), _open_bundle(options) as bundle, terminal.bar("building") as update:
 
         def progress(phase: str, done: int, steps: int) -> None:
             update(done / steps, phase)
@@ -277,7 +307,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from convexport.runtime.doctor import as_text, diagnose
 
     diagnosis = diagnose()
-    with _sink(options.output) as out:
+    with signals.working(), _sink(options.output) as out:
         if options.json:
             out.write(msgspec.json.format(msgspec.json.encode(diagnosis), indent=2) + b"\n")
         else:
@@ -294,19 +324,37 @@ def _open(options: argparse.Namespace, *, prove: bool = True) -> Classifier:
     from convexport.runtime.options import Options
 
     wanted = {name: getattr(options, name) for name in _field_names(Options) if hasattr(options, name)}
+    wanted |= {"device": _device(options), "threads": options.threads or environment.threads()}
+    if options.threads is not None:
+        wanted["threads"] = options.threads
     if options.top is None:
         # Where it is not sure, its candidates say more than its answer.
         wanted["top"] = 1 if options.format == "text" and options.sure is None else Options.top
-    classifier = Classifier(_bundle(options), Options(**wanted, note=_remark, prove=prove))
+    with _bundle(options) as path:
+        classifier = Classifier(path, Options(**wanted, note=_remark, prove=prove))
     for remark in classifier.bundle.remarks:
         _remark(remark)
     return classifier
 
 
+def _device(options: argparse.Namespace) -> str:
+    """The device by its option, else by its variable. Raises `UsageError`."""
+    from convexport.runtime.devices import Device
+
+    named = environment.value("CONVEXPORT_DEVICE")
+    if options.device is not None or named is None:
+        return options.device or "auto"
+    if named != "auto":
+        with environment.blamed_on("CONVEXPORT_DEVICE"):
+            Device.parse(named)
+    return named
+
+
 def _open_bundle(options: argparse.Namespace, *, verify: bool = False) -> Bundle:
     from convexport.runtime.bundle import open_bundle
 
-    bundle = open_bundle(_bundle(options), verify=verify)
+    with _bundle(options) as path:
+        bundle = open_bundle(path, verify=verify)
     for remark in bundle.remarks:
         _remark(remark)
     return bundle
@@ -317,35 +365,56 @@ def _field_names(kind: type) -> list[str]:
     return [field.name for field in fields(kind)]
 
 
-def _bundle(options: argparse.Namespace) -> str | Path:
+@contextmanager
+def _bundle(options: argparse.Namespace) -> Iterator[str | Path]:
+    """The bundle's place, for a block that opens it: by its option, else by its variable, else the only one."""
     from convexport.runtime.bundle import default_bundle
 
-    # An empty name, as of a shell's variable that is not set, is a mistake and not the default.
-    return default_bundle() if options.bundle is None else options.bundle
+    named = environment.value("CONVEXPORT_BUNDLE")
+    # An empty option, as of a shell's variable that is not set, is a mistake and not the default.
+    if options.bundle is not None or named is None:
+        yield default_bundle() if options.bundle is None else options.bundle
+        return
+    with environment.blamed_on("CONVEXPORT_BUNDLE", kinds=(BundleError,)):
+        yield named
 
 
-def _names(inputs: Iterable[str]) -> Iterator[str]:
-    """The inputs, with the lines of standard input in the place of `-`."""
-    for name in inputs:
+def _names(options: argparse.Namespace, idle: Callable[[], None]) -> Iterator[str | Pause]:
+    """The inputs, with the names on standard input in the place of `-`. `idle` is called before a wait for one."""
+    from convexport.cli.names import names_on_stdin
+
+    for name in options.inputs:
         if name == "-":
-            yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
+            yield from names_on_stdin(null=options.null, idle=idle)
         else:
             yield name
 
 
+def _header(options: argparse.Namespace, classifier: Classifier) -> bytes:
+    from convexport.runtime.records import csv_header
+
+    return csv_header(classifier.top, sure=bool(options.sure)) if options.format == "csv" else b""
+
+
 def _lines(
-    records: Iterator[Record], options: argparse.Namespace, classifier: Classifier
+    records: Iterator[Record], options: argparse.Namespace, classifier: Classifier, *, on_terminal: bool
 ) -> Iterator[tuple[Record, bytes]]:
-    """Records with the bytes that show each."""
+    """Records with the bytes that show each. On a terminal, what it would obey in a name is escaped."""
     from convexport.cli.text_lines import text_lines
     from convexport.runtime.records import csv_line, json_line
+    from convexport.runtime.text import json_printable, printable
+
+    def shown(line: bytes, escape: Callable[[str], str]) -> bytes:
+        return escape(line.decode().removesuffix("\n")).encode() + b"\n" if on_terminal else line
 
     if options.format == "jsonl":
-        yield from ((record, json_line(record)) for record in records)
+        yield from ((record, shown(json_line(record), json_printable)) for record in records)
     elif options.format == "csv":
-        yield from ((record, csv_line(record, classifier.top, sure=bool(options.sure))) for record in records)
+        sure = bool(options.sure)
+        yield from ((record, shown(csv_line(record, classifier.top, sure=sure), printable)) for record in records)
     else:
-        for record, text in text_lines(records, classifier.labels, options.language):
+        live = "-" in options.inputs
+        for record, text in text_lines(records, classifier.labels, options.language, live=live):
             yield record, text.encode()
 
 
@@ -357,7 +426,7 @@ def _golden_json(results: list[GoldenResult]) -> bytes:
 
 def _golden_table(results: list[GoldenResult]) -> bytes:
     """Every golden image that failed, then those nearest to their limit, and a line about all of them."""
-    from convexport.cli.text_lines import printable
+    from convexport.runtime.text import printable
 
     by_failure = sorted(results, key=lambda r: (r.passed, -r.used))
     shown = by_failure[: max(GOLDEN_SHOWN, sum(not r.passed for r in results))]
@@ -387,7 +456,7 @@ def _golden_table(results: list[GoldenResult]) -> bytes:
 @contextmanager
 def _sink(output: str | None) -> Iterator[IO[bytes]]:
     """Where results go: standard output, or a file that appears under its name only when it is complete."""
-    with terminal.writing("standard output" if output is None else f"--output {output}"), _opened(output) as out:
+    with streams.writing("standard output" if output is None else f"--output {output}"), _opened(output) as out:
         yield out
         out.flush()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from convexport.cli import terminal
+from convexport.cli import signals, terminal
 from convexport.cli.importing import libraries
 from convexport.runtime.errors import UsageError, first_line
 from convexport.runtime.precision import PRECISIONS, Precision
@@ -42,7 +42,7 @@ EXAMPLES = """\
              --mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616 --dataset cifar10
 
 exit codes: 0 done, 2 wrong use, 4 checkpoint or data set missing or damaged, 5 library not there,
-6 the gate refused and no bundle was written, 130 interrupted
+6 the gate refused and no bundle was written, 130 interrupted (129 hung up, 143 terminated)
 """
 
 
@@ -61,6 +61,7 @@ def parser() -> terminal.Parser:
     add("--verify-images", type=_count, metavar="N|all", help="labelled test images the gate measures (2000)")
     add("--out", type=Path, default=Path("bundles"), metavar="DIR", help="where the bundle goes (bundles)")
     add("--data", metavar="DIR", help="root of the data sets ($CONVEXPORT_DATA, else data)")
+    add("--force", action="store_true", help="replace a bundle that was exported from another checkpoint")
     add("--triton", type=Path, metavar="DIR", help="add the bundle's models to this Triton model repository")
     add("--web", action="store_true", help="write the bundle as a web page, too, which works offline")
     add("--web-precision", choices=(*PRECISIONS,), metavar="NAME", help="the variant in the page (the smallest file)")
@@ -101,8 +102,7 @@ def _numbers(text: str) -> list[float]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; gives its exit code."""
-    options = parser().parse_args(argv)
-    return terminal.guard("convexport", lambda: run(options))
+    return terminal.guard("convexport", lambda: run(parser().parse_args(argv)))
 
 
 @libraries("exporting", NEEDED, "export,cpu")
@@ -111,10 +111,12 @@ def run(options: argparse.Namespace) -> int:
     from convexport.export.gate import Refusal
     from convexport.export.pipeline import export_bundle
 
+    signals.import_numpy()
     wanted = _options(options)
     runtime = _web_runtime(options)
     try:
-        result = export_bundle(wanted, terminal.remark)
+        with signals.working():
+            result = export_bundle(wanted, terminal.remark)
     except Refusal as refusal:
         _refused(refusal.result, as_json=options.json)
         raise
@@ -123,9 +125,11 @@ def run(options: argparse.Namespace) -> int:
     else:
         _summary(result)
     if options.triton:  # last: the bundle stands, whatever becomes of the repository
-        _triton(result.path, options.triton)
+        with signals.working():
+            _triton(result.path, options.triton)
     if runtime is not None:
-        _web(result.path, options, runtime)
+        with signals.working():
+            _web(result.path, options, runtime)
     return 0
 
 
@@ -178,6 +182,7 @@ def _options(options: argparse.Namespace) -> ExportOptions:
         require_labels=options.verify_images is not None,
         data=data_root(options.data),
         out=options.out,
+        force=options.force,
     )
 
 
@@ -314,7 +319,7 @@ def _refused(result: GateResult, *, as_json: bool) -> None:
         for measure in found.measures
     ]
     for line in terminal.table(("variant", "measure", "value", "limit", ""), rows):
-        terminal.result(terminal.paint(line, "red") if line.endswith("FAILED") else line)
+        terminal.result(line, "red" if line.endswith("FAILED") else None)
 
 
 def _json(value: object) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,9 +13,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convexport.cli import terminal
+from convexport.cli import environment, signals, terminal
 from convexport.cli.importing import libraries
-from convexport.runtime.errors import CheckpointError, Interrupted, StorageError, UsageError
+from convexport.runtime.errors import CheckpointError, DeviceError, Interrupted, StorageError, UsageError
 
 if TYPE_CHECKING:
     from convexport.training.checkpoint import Checkpoint
@@ -37,7 +36,7 @@ EXAMPLES = """\
   torchrun --nproc-per-node 2 -m convexport.cli.convtrain --model vgg19
 
 exit codes: 0 done, 2 wrong use, or another run trains this checkpoint, 4 data set or state missing or damaged, or no
-room to write, 5 device or library not there, 130 interrupted (continue with --resume)
+room to write, 5 device or library not there, 130 interrupted (129 hung up, 143 terminated; continue with --resume)
 """
 
 
@@ -60,11 +59,12 @@ def parser() -> terminal.Parser:
     add("--learning-rate", type=rate, metavar="X", help="the peak, in place of the recipe's")
     add("--activation", metavar="NAME", help="relu or selu, for the VGGs")
     add("--seed", type=seed, default=0, metavar="N", help="0")
-    add("--device", default="auto", metavar="cpu|cuda", help="auto: cuda where it is there")
+    add("--device", metavar="cpu|cuda", help="auto: cuda where it is there (auto)")
     words = "continue an interrupted run to the same bits; auto: start it where there is none"
     add("--resume", nargs="?", type=resume, const=True, metavar=AUTO, help=words)
     add("--data", metavar="DIR", help="root of the data sets ($CONVEXPORT_DATA, else data)")
     add("--out", default="checkpoints", metavar="DIR", help="where the checkpoint goes (checkpoints)")
+    add("--force", action="store_true", help="replace a checkpoint of another origin: other data, recipe or seed")
     add("--half", action="store_true", help="store the weights in half precision: half the file")
     return found
 
@@ -99,17 +99,17 @@ def seed(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; gives its exit code."""
-    options = parser().parse_args(argv)
-    return terminal.guard("convtrain", lambda: run(options))
+    return terminal.guard("convtrain", lambda: run(parser().parse_args(argv)))
 
 
 @libraries("training", NEEDED, "train")
 def run(options: argparse.Namespace) -> int:
     """Trains and writes. Raises errors of `convexport.runtime.errors`."""
+    signals.import_numpy()
     dataset, settings = _prepare(options)
     target = Path(options.out) / f"{settings.model}-{dataset.name}.safetensors"
     try:
-        with _alone(target):
+        with signals.working(), _alone(target):
             return _train_and_write(options, dataset, settings, target)
     except Interrupted as error:
         raise Interrupted(error.message, "continue with --resume") from error
@@ -135,7 +135,7 @@ def _alone(target: Path) -> Iterator[None]:
 
 def _prepare(options: argparse.Namespace) -> tuple[Dataset, TrainOptions]:
     from convexport.runtime.manifest import Input
-    from convexport.training import acceleration, datasets, models, recipes
+    from convexport.training import datasets, models, recipes
     from convexport.training.plan import TrainOptions
 
     entry = models.entry(options.model)
@@ -159,11 +159,21 @@ def _prepare(options: argparse.Namespace) -> tuple[Dataset, TrainOptions]:
         state=Path(options.out) / f"{options.model}-{dataset.name}.state.safetensors",
         arguments=arguments,
         seed=options.seed,
-        device=str(acceleration.resolve(options.device)),
-        stop=_stop_on_interrupt(),
+        device=_device(options),
         note=terminal.remark,
         half=options.half,
     )
+
+
+def _device(options: argparse.Namespace) -> str:
+    """The device by its option, else by its variable, else the best that is there."""
+    from convexport.training import acceleration
+
+    named = environment.value("CONVEXPORT_DEVICE")
+    if options.device is not None or named is None:
+        return str(acceleration.resolve(options.device or AUTO))
+    with environment.blamed_on("CONVEXPORT_DEVICE", kinds=(UsageError, DeviceError)):
+        return str(acceleration.resolve(named))
 
 
 def _train_and_write(options: argparse.Namespace, dataset: Dataset, settings: TrainOptions, target: Path) -> int:
@@ -185,7 +195,11 @@ def _train_and_write(options: argparse.Namespace, dataset: Dataset, settings: Tr
             return 0
         if options.resume != AUTO:
             raise CheckpointError(f"no state to resume at {settings.state}", "start the training without --resume")
-    result = _train(replace(settings, resume=unfinished), dataset)
+    if not options.force and _first_process():
+        _check_origin(target, settings, dataset)
+    # A signal is looked at between steps, where the state is whole; a second one ends at once.
+    with signals.polite() as asked:
+        result = _train(replace(settings, resume=unfinished, stop=asked), dataset)
     if not result.writes:
         return 0
     made = make_checkpoint(settings, dataset, result)
@@ -194,6 +208,27 @@ def _train_and_write(options: argparse.Namespace, dataset: Dataset, settings: Tr
     settings.state.unlink(missing_ok=True)
     _summary(made, target, page, options)
     return 0
+
+
+def _check_origin(target: Path, settings: TrainOptions, dataset: Dataset) -> None:
+    """Raises `UsageError` where `target` is there and this run would not make it again: somebody may want it still."""
+    if not target.exists() or _finished(target, settings, dataset) is not None:
+        return
+    raise UsageError(
+        f"checkpoint {target} is there and has another origin: {_difference(target, settings, dataset)}",
+        "name another folder with --out, or replace it with --force",
+    )
+
+
+def _difference(target: Path, settings: TrainOptions, dataset: Dataset) -> str:
+    from convexport.training import checkpoint, distributed, plan
+
+    try:
+        header = checkpoint.load(target).header
+    except CheckpointError as error:
+        return f"no run of this version left it ({error.message})"
+    recipe = plan.fit_batch(settings.recipe, dataset, distributed.processes())
+    return plan.difference(header, replace(settings, recipe=recipe), dataset)
 
 
 def _finished(target: Path, settings: TrainOptions, dataset: Dataset) -> Checkpoint | None:
@@ -211,20 +246,6 @@ def _finished(target: Path, settings: TrainOptions, dataset: Dataset) -> Checkpo
 def _first_process() -> bool:
     """Whether this process speaks and writes: alone, or the first of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _stop_on_interrupt() -> Any:
-    """Ctrl-C and SIGTERM are looked at between steps, where the state is whole; a second one ends at once."""
-    asked: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    signal.signal(signal.SIGINT, note)
-    signal.signal(signal.SIGTERM, note)
-    return lambda: bool(asked)
 
 
 def _train(settings: TrainOptions, dataset: Dataset) -> TrainResult:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 from convexport.cli.terminal import table
-from convexport.cli.text_lines import printable
 from convexport.runtime.bundle import Bundle
 from convexport.runtime.manifest import Engine, EngineGraph, Manifest, Variant, Verification
+from convexport.runtime.text import printable
 
 _FRAMING = {
     "crop": "the middle of the picture, scaled",

@@ -8,81 +8,94 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from difflib import get_close_matches
-from io import TextIOWrapper
 from typing import IO, Any, NoReturn
 
-from convexport.cli.text_lines import printable
-from convexport.runtime.errors import ConvexportError, StorageError, UsageError, first_line
+from convexport.cli import environment, signals, streams
+from convexport.cli.completion import SHELLS, completion
+from convexport.runtime.errors import ConvexportError, UsageError
+from convexport.runtime.text import printable
 
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
+# What shells give for a command that wrote to a pipe without a reader (SIGPIPE).
+NO_READER = 141
+
+
+class _Voice:
+    """Whether remarks are wanted. One for the process, as there is one stderr."""
+
+    quiet = False
 
 
 def guard(program: str, command: Callable[[], int]) -> int:
     """Runs `command`; one of our errors becomes one line on stderr and its documented exit code."""
-    _prepare_streams()
+    streams.prepare()
+    _Voice.quiet = False
+    with signals.handled(program):
+        try:
+            return _run(program, command)
+        except BaseException as error:
+            number = signals.received()
+            if number is None and isinstance(error, KeyboardInterrupt):
+                number = signals.INTERRUPT
+            if number is None or isinstance(error, SystemExit):
+                raise
+            # Whatever a library made of it: a signal is why this ends.
+            known = isinstance(error, ConvexportError) and error.exit_code == signals.code(signals.INTERRUPT)
+            streams.say(printable(f"{program}: {error if known else signals.WORDS[number]}"))
+            streams.let_go_of_stdout()
+            return signals.code(number)
+
+
+def _run(program: str, command: Callable[[], int]) -> int:
     try:
         code = command()
-        with writing("standard output"):
-            sys.stdout.flush()
+        streams.flush_stdout()
         return code
     except ConvexportError as error:
-        remark(f"{program}: {error}")
-        _let_go_of_stdout()
+        if signals.received() is not None:
+            raise
+        complain(f"{program}: {error}")
+        streams.let_go_of_stdout()
         return error.exit_code
-    except KeyboardInterrupt:
-        remark(f"{program}: interrupted")
-        return 130
     except BrokenPipeError:
-        _let_go_of_stdout()
-        return 0  # the reader of our stdout went away (`classify ... | head`): nobody is left to tell
-
-
-def _prepare_streams() -> None:
-    """Makes the three streams fit to use, whatever the caller made of them."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed, as by `2>&-`
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open to the end
-    if isinstance(sys.stdin, TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # names of files, which need not be text
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # not every encoding knows a `Δ`
-
-
-@contextmanager
-def writing(where: str) -> Iterator[None]:
-    """Raises `UsageError` for a place that cannot be written to, `StorageError` where there is no room."""
-    try:
-        yield
-    except BrokenPipeError:
+        # The reader of our results went away (`classify ... | head`): nobody is left to tell, and not all was done.
+        streams.let_go_of_stdout()
+        return NO_READER
+    except SystemExit:  # of argparse, behind a help or a complaint
+        streams.let_go_of_stdout()
         raise
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise UsageError(f"{where}: cannot be written ({first_line(error)})", "name another place") from error
-    except OSError as error:
-        raise StorageError(
-            f"{where}: cannot be written ({first_line(error)})", "make room, or name another place"
-        ) from error
 
 
-def _let_go_of_stdout() -> None:
-    """Python's own flush at exit must not complain of a stdout that takes nothing more."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def be_quiet() -> None:
+    """From here on no remark and no bar; errors stay."""
+    _Voice.quiet = True
+
+
+def complain(text: str) -> None:
+    """An error's line on stderr, and no more than that whatever names it holds."""
+    streams.say(printable(text))
 
 
 def remark(text: str) -> None:
-    """A line on stderr, and no more than that whatever names it holds."""
-    print(printable(text), file=sys.stderr, flush=True)
+    """A remark's line on stderr, if remarks are wanted and somebody is there to read them."""
+    signals.check()
+    if not _Voice.quiet:
+        complain(text)
 
 
-def result(text: str) -> None:
-    """A line on stdout: results and nothing else."""
-    with writing("standard output"):
-        print(text)
+def result(text: str, colour: str | None = None) -> None:
+    """A line on stdout of a command whose result is a file: where nobody reads it any more, the work goes on."""
+    line = printable(text)
+    try:
+        with streams.writing("standard output"):
+            print(paint(line, colour) if colour else line, flush=True)
+    except BrokenPipeError:
+        streams.drop(sys.stdout)
 
 
 def paint(text: str, colour: str, stream: IO[str] | None = None) -> str:
@@ -110,6 +123,42 @@ def _is_number(text: str) -> bool:
     return text[:1].isdigit() or text[:1] in {"-", "+", "±"} or text == ""
 
 
+class _Version(argparse.Action):
+    """Prints the version and ends; the package's metadata are read only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *words: Any) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            found = version("convexport")
+        except PackageNotFoundError:
+            found = "(not installed)"
+        sys.stdout.write(f"{parser.prog} {found}\n")
+        _end()
+
+
+class _Completion(argparse.Action):
+    """Prints a shell's completion script and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: Any, option: Any = None) -> NoReturn:
+        sys.stdout.write(f"{completion(parser, values)}\n")
+        _end()
+
+
+class _Help(argparse.Action):
+    """Prints the help and ends."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *words: Any) -> NoReturn:
+        sys.stdout.write(parser.format_help())
+        _end()
+
+
+def _end() -> NoReturn:
+    """Ends a command whose answer is on stdout."""
+    streams.flush_stdout()
+    raise SystemExit(0)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors that suggest the nearest option or choice, and help that keeps its examples."""
 
@@ -117,10 +166,18 @@ class Parser(argparse.ArgumentParser):
         super().__init__(
             prog=program,
             description=description,
-            epilog=f"examples:\n{examples.rstrip()}",
+            epilog=f"examples:\n{examples.rstrip()}\n\nenvironment variables (options win over them):\n"
+            + environment.listed(program),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            add_help=False,
         )
+        add = self.add_argument
+        add("-h", "--help", action=_Help, nargs=0, help="show this help and end")
+        add("--version", action=_Version, nargs=0, help="show the version and end")
+        add("--quiet", action="store_true", help="no remarks and no progress; errors stay")
+        shells = "|".join(SHELLS)
+        add("--print-completion", action=_Completion, metavar=shells, help="print a script that completes options")
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Like argparse's, but an unknown option comes with the nearest known one."""
@@ -139,18 +196,23 @@ class Parser(argparse.ArgumentParser):
             near = get_close_matches(name, self._option_string_actions, n=1)
             hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
             self.error(f"option {name} is not known; {hint}")
+        if found.quiet:
+            be_quiet()
         return found
 
     def error(self, message: str) -> NoReturn:
         """One line on stderr and exit code 2."""
-        remark(f"{self.prog}: {message}")
+        complain(f"{self.prog}: {message}")
         raise SystemExit(UsageError.exit_code)
 
 
 @contextmanager
-def bar(description: str, *, shown: bool = True) -> Iterator[Callable[[float, str], None]]:
-    """A progress bar on stderr, where that is a terminal. Gives `update(share done, text behind the bar)`."""
-    if not (shown and sys.stderr.isatty()):
+def bar(description: str, *, shown: bool = True) -> Iterator[Callable[[float | None, str], None]]:
+    """A progress bar on stderr, where that is a terminal. Gives `update(share done, text behind the bar)`.
+
+    A share of None is one that is not known.
+    """
+    if not (shown and bars_are_shown()):
         yield lambda share, text: None
         return
     from rich.console import Console
@@ -158,5 +220,37 @@ def bar(description: str, *, shown: bool = True) -> Iterator[Callable[[float, st
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(description, total=1.0, text="")
-        yield lambda share, text: progress.update(task, completed=share, text=text)
+        task = progress.add_task(description, total=None, text="")
+
+        def update(share: float | None, text: str) -> None:
+            signals.check()
+            progress.update(task, total=None if share is None else 1.0, completed=share, text=text)
+
+        yield update
+
+
+def bars_are_shown() -> bool:
+    """Whether stderr is a terminal whose reader wants progress."""
+    return not _Voice.quiet and sys.stderr.isatty()
+
+
+class Pace:
+    """How far a count is, how fast it grows, and how long the rest takes where the total is known."""
+
+    def __init__(self, total: int | None) -> None:
+        self.total = total
+        self._started = time.monotonic()
+
+    def share(self, done: int) -> float | None:
+        """The part of the total that is done."""
+        return done / self.total if self.total else None
+
+    def text(self, done: int, seconds: float | None = None) -> str:
+        """`1,200 of 10,000  2,000 images/s  0:00:04 left`. `seconds` is the time so far, else the clock's."""
+        seconds = time.monotonic() - self._started if seconds is None else seconds
+        rate = done / seconds if seconds > 0 else 0.0
+        speed = f"{rate:,.0f} images/s"
+        if not self.total:
+            return f"{done:,}  {speed}"
+        left = f"  {timedelta(seconds=round((self.total - done) / rate))} left" if rate else ""
+        return f"{done:,} of {self.total:,}  {speed}{left}"

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
 from convexport.runtime.records import Candidate, Failure, Record
+from convexport.runtime.text import printable
 
 WORDS = {"en": "Prediction", "fr": "Prédiction"}
 UNSURE = {"en": "Not sure, perhaps", "fr": "Pas sûr, peut-être"}
@@ -14,12 +15,17 @@ MARK = {"en": "not sure", "fr": "pas sûr"}
 _WIDEST = 60
 
 
-def text_lines(records: Iterable[Record], labels: Iterable[str], language: str) -> Iterator[tuple[Record, str]]:
-    """Records, in order, with the text that shows each; the label column is as wide as the longest of `labels`."""
+def text_lines(
+    records: Iterable[Record], labels: Iterable[str], language: str, *, live: bool = False
+) -> Iterator[tuple[Record, str]]:
+    """Records, in order, with the text that shows each; the label column is as wide as the longest of `labels`.
+
+    Whether a picture is the only one is known when the next one comes: `live` records are shown without waiting for it.
+    """
     label_width = min(_WIDEST, max(_width(printable(label)) for label in labels))
     path_width = 0
     stream = iter(records)
-    head = list(islice(stream, 2))
+    head = [] if live else list(islice(stream, 2))
     for record in chain(head, stream):
         path_width = max(path_width, min(_WIDEST, _width(printable(record.input))))
         if isinstance(record, Failure):
@@ -35,11 +41,6 @@ def text_lines(records: Iterable[Record], labels: Iterable[str], language: str) 
             words = UNSURE if unsure else WORDS
             line = f"{words.get(language, words['en'])}: {label[:1].upper()}{label[1:]}\n{line}"
         yield record, line
-
-
-def printable(text: str) -> str:
-    """Text that a terminal shows and never obeys: control characters, as a file's name may hold them, are escaped."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def _candidate(candidate: Candidate, width: int) -> str:

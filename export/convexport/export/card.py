@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+
 from convexport.runtime.manifest import Accuracy, Manifest, Verification
 from convexport.runtime.precision import PRECISIONS
+from convexport.runtime.text import markdown, printable
 
 INK = " Pictures of dark ink on light paper are inverted, and the record says so."
 FRAMING = {
@@ -15,13 +18,15 @@ FRAMING = {
 
 def card(manifest: Manifest) -> str:
     """Markdown: what the model does and how well, how to run it, what it cannot do, where it comes from."""
-    labels = manifest.classes
+    labels = [markdown(label) for label in manifest.classes]
     dataset = manifest.provenance.dataset
+    title, provenance = markdown(dataset.title), markdown(dataset.provenance)
+    bundle = shlex.quote(printable(manifest.name))
     return "\n".join(
         [
-            f"# {manifest.name}",
+            f"# {markdown(manifest.name)}",
             "",
-            f"An image classifier: {manifest.model.name}, {manifest.model.parameters:,} parameters, {dataset.title}.",
+            f"An image classifier: {manifest.model.name}, {manifest.model.parameters:,} parameters, {title}.",
             f"Its {len(labels)} classes: {', '.join(labels)}.",
             "",
             "## How well it does",
@@ -34,8 +39,8 @@ def card(manifest: Manifest) -> str:
             "",
             "```sh",
             "pip install 'convexport[cpu]'",
-            f"classify --bundle {manifest.name} photo.png",
-            f"classify --bundle {manifest.name} --self-test   # this device against the golden images",
+            f"classify --bundle {bundle} photo.png",
+            f"classify --bundle {bundle} --self-test   # this device against the golden images",
             "```",
             "",
             "## What it takes",
@@ -49,13 +54,17 @@ def card(manifest: Manifest) -> str:
             "",
             "## Where it comes from",
             "",
-            f"- Data: {dataset.title}. {dataset.provenance}. Its terms hold for what was learnt from it.",
+            f"- Data: {title}. {provenance}. Its terms hold for what was learnt from it.",
             f"- Checkpoint: SHA-256 `{manifest.provenance.checkpoint_sha256}`",
-            *([f"- Code: commit `{manifest.provenance.git_commit}`"] if manifest.provenance.git_commit else []),
-            f"- Versions: {', '.join(f'{name} {version}' for name, version in manifest.provenance.versions.items())}",
+            *([f"- Code: commit {markdown(manifest.provenance.git_commit)}"] if manifest.provenance.git_commit else []),
+            f"- Versions: {markdown(_versions(manifest))}",
             "",
         ]
     )
+
+
+def _versions(manifest: Manifest) -> str:
+    return ", ".join(f"{name} {version}" for name, version in manifest.provenance.versions.items())
 
 
 def _variants(manifest: Manifest) -> list[str]:
@@ -85,7 +94,9 @@ def accuracy_text(found: Verification) -> str:
 
 def _accuracy(manifest: Manifest) -> list[str]:
     found = next(iter(manifest.variants.values())).verification
-    lines = [f"Compared with torch float32 on {found.images_kind}, through the runtime that serves the files."]
+    lines = [
+        f"Compared with torch float32 on {markdown(found.images_kind)}, through the runtime that serves the files."
+    ]
     if any("fp16-storage-emulation" in v.verification.method for v in manifest.variants.values()):
         device = manifest.variants["fp16"].verification.device
         lines.append(

@@ -15,6 +15,7 @@ from convexport.export import gate, golden, labels, measures, precisions, sample
 from convexport.export.card import card
 from convexport.export.engines import EngineOptions, build_engines
 from convexport.export.measures import Reference
+from convexport.export.origin import check_origin
 from convexport.export.passes.quantize import Int8Options
 from convexport.export.precisions import EXPORTS, Built, Material
 from convexport.export.source import Source, labelled_set, load_checkpoint
@@ -51,6 +52,7 @@ class ExportOptions:
         require_labels: Whether the export ends where there are no labelled images, in place of using photographs.
         data: The root of the data sets.
         out: The folder that the bundle's folder goes into.
+        force: Whether a bundle that was exported from another checkpoint is replaced.
     """
 
     source: Source
@@ -61,6 +63,7 @@ class ExportOptions:
     require_labels: bool = False
     data: Path = Path("data")
     out: Path = Path("bundles")
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,8 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
     expected = measures.reference(checkpoint, sample)
     target = options.out / f"{header.name}-{_suffix(options.precisions)}"
     with writer.drafting(target) as draft:  # before the work that another export into the same place would waste
+        if not options.force:
+            check_origin(target, _provenance(checkpoint))
         built = _build(
             Material(checkpoint, dataset, options.calibration, options.engines is not None), options, progress
         )

@@ -182,9 +182,10 @@ def _without_needless_biases(found: dict[str, Tensor], expected: dict[str, Tenso
 def labelled_set(header: Header, wanted: str | None, root: Path) -> datasets.Dataset | None:
     """The data set by the name given, else the checkpoint's own; None where the checkpoint's is not one we can load.
 
-    Nothing is read yet. Raises `UsageError` for an unknown name that was given.
+    A checkpoint names no folder of this disk: its data set is one of ours, or the user names it. Nothing is read yet.
+    Raises `UsageError` for an unknown name that was given.
     """
     name = wanted or header.dataset.name
-    if wanted is None and name not in datasets.DATASETS and not Path(name).is_dir():
+    if wanted is None and name not in datasets.DATASETS:
         return None
     return datasets.load(name, root, header.input)

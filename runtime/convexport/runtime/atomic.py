@@ -3,29 +3,76 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+try:
+    import fcntl
+except ImportError:  # Windows, where nothing tells a file of a dead writer from one of a slow writer
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
 def replacing(path: Path, *, writer: str = "", mode: int = 0o666) -> Iterator[IO[bytes]]:
     """A new file that takes the place of `path` when the block ends; when it raises, `path` is left as it was.
 
-    What a killed run leaves beside `path` is overwritten by the next. Where several may write at once, `writer` tells
-    their files apart. `mode` are its permissions, less those of the umask.
+    What a killed run leaves beside `path` is overwritten by the next. Where several may write at once, `writer`
+    (hexadecimal digits) tells their files apart, and the next run removes those of killed ones. `mode` are its
+    permissions, less those of the umask.
     """
     draft = path.with_name(f".{path.name}{writer}.partial")
     try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(_open_locked(draft, mode), "wb") as file:
+            if writer:
+                _remove_dead(path, draft)
             yield file
             sync_file(file)
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _open_locked(draft: Path, mode: int) -> int:
+    """Opens a draft, empty, and holds its lock, which goes with this process however it ends."""
+    while True:
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), mode)
+        if not _lock(descriptor):
+            return descriptor
+        # Before the lock was held, another run may have taken the file for a dead one's, and removed it.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), draft.stat()):
+                return descriptor
+        os.close(descriptor)
+
+
+def _remove_dead(path: Path, own: Path) -> None:
+    """Removes the drafts of `path` whose writers are dead: nobody holds their locks."""
+    drafts = re.compile(rf"\.{re.escape(path.name)}\.?[0-9a-f]+\.partial")
+    with suppress(OSError):  # tidying fails nobody's work
+        for other in path.parent.iterdir():
+            if other == own or not drafts.fullmatch(other.name):
+                continue
+            descriptor = os.open(other, os.O_WRONLY)
+            try:
+                if _lock(descriptor):
+                    other.unlink(missing_ok=True)
+            finally:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int) -> bool:
+    """Whether this process now holds the lock of an open file; False too where the file system has none."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def write(path: Path, data: bytes, *, writer: str = "", mode: int = 0o666) -> None:

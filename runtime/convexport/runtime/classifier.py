@@ -16,10 +16,10 @@ from convexport.runtime.backends.answers import checked_stream
 from convexport.runtime.backends.base import Backend, Images, Probabilities
 from convexport.runtime.backends.proof import GoldenResult, golden_results
 from convexport.runtime.bundle import Bundle
-from convexport.runtime.decoding import Decoded, Picture, decode
+from convexport.runtime.decoding import Decoded, Picture, Reading, decode
 from convexport.runtime.devices import BATCHES
 from convexport.runtime.errors import ConvexportError, DeviceError, InputError, UsageError
-from convexport.runtime.inputs import Given, Pixels, several
+from convexport.runtime.inputs import Given, Pause, Pixels, several
 from convexport.runtime.manifest import Promise
 from convexport.runtime.notebooks import html_table
 from convexport.runtime.opened import Holder
@@ -218,19 +218,22 @@ class Classifier:
         self.close()
 
     def _classify(self, inputs: Iterable[Given], workers: int) -> Iterator[Record]:
-        entries = decode(inputs, self.manifest.input, workers, self.options.channels)
+        reading = Reading(self.manifest.input, workers, self.options.channels, self.options.say)
+        entries = decode(inputs, reading)
         for entry in entries:
             if isinstance(entry, Failure):
                 yield entry
-            else:
+            elif isinstance(entry, Picture):
                 yield from self._stream(chain([entry], entries))
 
-    def _stream(self, entries: Iterator[Decoded]) -> Iterator[Record]:
-        """Records until the inputs end or a whole chunk holds no picture: such a chunk has no answer to wait for."""
+    def _stream(self, entries: Iterator[Decoded | Pause]) -> Iterator[Record]:
+        """Records until the inputs end or pause, or a whole chunk holds no picture: it has no answer to wait for."""
         pending: deque[list[Decoded]] = deque()
 
         def batches() -> Iterator[Images]:
-            while chunk := self._chunk(entries):
+            paused = False
+            while not paused:
+                chunk, paused = self._chunk(entries)
                 pending.append(chunk)
                 pictures = [entry.pixels for entry in chunk if isinstance(entry, Picture)]
                 if not pictures:
@@ -246,16 +249,18 @@ class Classifier:
         """Those of the back end, where they are one probability for each label."""
         return checked_stream(self.backend, batches, self.manifest)
 
-    def _chunk(self, entries: Iterator[Decoded]) -> list[Decoded]:
-        """The next inputs that hold at most `batch` pictures; bounded too where many cannot be read."""
+    def _chunk(self, entries: Iterator[Decoded | Pause]) -> tuple[list[Decoded], bool]:
+        """The next inputs that hold at most `batch` pictures, and whether a pause follows; bounded if none is read."""
         chunk: list[Decoded] = []
         pictures = 0
         for entry in entries:
+            if isinstance(entry, Pause):
+                return chunk, True
             chunk.append(entry)
             pictures += isinstance(entry, Picture)
             if pictures == self.batch or len(chunk) == 4 * self.batch:
                 break
-        return chunk
+        return chunk, False
 
     def _records(self, chunk: list[Decoded], answer: Probabilities) -> Iterator[Record]:
         """Answers float32 [pictures in chunk, K] -> records of the whole chunk."""

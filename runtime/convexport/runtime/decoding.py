@@ -1,30 +1,26 @@
 """Inputs to pictures, in order and in bounded memory; in other processes where that was asked for.
 
-Threads do not help Pillow with small files, processes do. They are spawned and not forked: a forked process would share
-the GPU and the threads of a back end.
+Threads do not help Pillow with small files, processes do.
 """
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import islice
-from multiprocessing import get_context, parent_process
+from itertools import count
 from os import PathLike
+from typing import TYPE_CHECKING
 
-from convexport.runtime.errors import DeviceError, InputError
+from convexport.runtime.errors import InputError, first_line
 from convexport.runtime.images import load_image
-from convexport.runtime.inputs import Given, Pixels, Plain, resolved
+from convexport.runtime.inputs import PAUSE, Given, Pause, Pixels, Plain, resolved
 from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure
+
+if TYPE_CHECKING:
+    from convexport.runtime.workers import Workers
 
 CHUNK = 32
 
@@ -39,78 +35,53 @@ class Picture:
 
 
 Decoded = Picture | Failure
-_Named = tuple[str, Plain | Failure]
+Named = tuple[str, Plain | Failure]
 
 
-def decode(sources: Iterable[Given], input: Input, workers: int = 0, channels: str = "rgb") -> Iterator[Decoded]:
-    """Inputs -> pictures or failures, in order; `channels` is the order in arrays.
+@dataclass(frozen=True)
+class Reading:
+    """How inputs become pictures.
 
-    Raises `DeviceError` where one of the `workers` processes dies, `UsageError` for an input that is no image at all.
+    Attributes:
+        input: What the model takes.
+        workers: Processes that read; 0 reads in this one.
+        channels: The order in arrays, `rgb` or `bgr`.
+        note: Hears where the system gives no processes.
     """
-    named = (resolved(source, position, channels) for position, source in enumerate(sources))
-    return _in_processes(named, input, workers) if workers else (_decode_one(item, input) for item in named)
+
+    input: Input
+    workers: int = 0
+    channels: str = "rgb"
+    note: Callable[[str], None] = lambda text: None
 
 
-def _in_processes(named: Iterator[_Named], input: Input, workers: int) -> Iterator[Decoded]:
-    with _starting():
-        pool = ProcessPoolExecutor(workers, get_context("spawn"), _prepare_worker)
-    with pool:
-        waiting: deque[Future[list[Decoded]] | list[Decoded]] = deque()
+def decode(sources: Iterable[Given], reading: Reading) -> Iterator[Decoded | Pause]:
+    """Inputs -> pictures or failures, in order; a `Pause` behind everything that came before it.
+
+    Where the system gives no processes, the inputs are read in this one.
+
+    Raises:
+        DeviceError: One of the processes died.
+        UsageError: An input is no image at all.
+    """
+    named = _named(sources, reading.channels)
+    if reading.workers:
+        from convexport.runtime.workers import Workers
+
         try:
-            while True:
-                while len(waiting) < 2 * workers and (chunk := list(islice(named, CHUNK))):
-                    travels = all(isinstance(source, str | PathLike | bytes | Failure) for _, source in chunk)
-                    # Arrays and open images cost more to send than to prepare here.
-                    with _starting():
-                        submitted = pool.submit(_decode_chunk, chunk, input) if travels else None
-                    waiting.append(submitted or _decode_chunk(chunk, input))
-                if not waiting:
-                    return
-                done = waiting.popleft()
-                yield from done if isinstance(done, list) else done.result()
-        except BrokenProcessPool as error:
-            raise DeviceError(
-                "a process that reads pictures died, perhaps for want of memory; take fewer --workers"
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool = Workers(reading.workers)
+        except OSError as error:
+            reading.note(f"no processes can be started to read pictures ({first_line(error)}); this one reads them")
+        else:
+            with pool:
+                yield from _in_processes(named, reading.input, pool)
+            return
+    for item in named:
+        yield item if isinstance(item, Pause) else decode_one(item, reading.input)
 
 
-@contextmanager
-def _starting() -> Iterator[None]:
-    """Around the start of a process, which inherits what is blocked: Ctrl-C must not meet it amid its imports."""
-    maskable = hasattr(signal, "pthread_sigmask")
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if maskable else set()
-    try:
-        yield
-    except OSError as error:  # no room for another process or another file
-        raise DeviceError(
-            f"processes that read pictures cannot be started ({error.strerror or error}); take fewer --workers"
-        ) from error
-    finally:
-        if maskable:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one ends them all
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    warnings.filterwarnings("ignore", module="PIL")
-
-
-def _end_with_parent() -> None:
-    """A process that was killed ends none of its workers, and they would wait for their next task for ever."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _decode_chunk(chunk: list[_Named], input: Input) -> list[Decoded]:
-    return [_decode_one(item, input) for item in chunk]
-
-
-def _decode_one(item: _Named, input: Input) -> Decoded:
+def decode_one(item: Named, input: Input) -> Decoded:
+    """One input with its name -> its picture, or why there is none."""
     name, source = item
     if isinstance(source, Failure):
         return source
@@ -118,3 +89,42 @@ def _decode_one(item: _Named, input: Input) -> Decoded:
         return Picture(name, *load_image(source, input, name=name))
     except InputError as error:
         return Failure.of(name, error)
+
+
+def _named(sources: Iterable[Given], channels: str) -> Iterator[Named | Pause]:
+    positions = count()
+    for source in sources:
+        yield source if isinstance(source, Pause) else resolved(source, next(positions), channels)
+
+
+def _in_processes(named: Iterator[Named | Pause], input: Input, pool: Workers) -> Iterator[Decoded | Pause]:
+    waiting: deque[Future[list[Decoded]] | list[Decoded]] = deque()
+    room = 2 * pool.size
+    for chunk, paused in _chunks(named):
+        # Arrays and open images cost more to send than to prepare here.
+        travels = all(isinstance(source, str | PathLike | bytes | Failure) for _, source in chunk)
+        if chunk:
+            waiting.append(pool(chunk, input) if travels else [decode_one(item, input) for item in chunk])
+        while waiting and (paused or len(waiting) >= room):
+            done = waiting.popleft()
+            yield from done if isinstance(done, list) else done.result()
+        if paused:
+            yield PAUSE
+    for done in waiting:
+        yield from done if isinstance(done, list) else done.result()
+
+
+def _chunks(named: Iterator[Named | Pause]) -> Iterator[tuple[list[Named], bool]]:
+    """What is sent to a process at once, and whether a pause follows it."""
+    chunk: list[Named] = []
+    for item in named:
+        if isinstance(item, Pause):
+            yield chunk, True
+            chunk = []
+            continue
+        chunk.append(item)
+        if len(chunk) == CHUNK:
+            yield chunk, False
+            chunk = []
+    if chunk:
+        yield chunk, False

@@ -23,6 +23,7 @@ import struct
 import zlib
 from importlib import import_module
 from io import BytesIO
+from itertools import chain
 
 import numpy as np
 from PIL import Image
@@ -64,6 +65,11 @@ _MALFORMED = (
     *(RuntimeError, ImportError, struct.error, zlib.error, UserWarning),
 )
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+def is_picture(data: bytes) -> bool:
+    """Whether a file that begins with these bytes is of a kind that is read."""
+    return data.startswith(tuple(chain.from_iterable(m if isinstance(m, tuple) else (m,) for m in _PLUGINS.values())))
 
 
 def load_image(source: Plain, input: Input, *, name: str | None = None) -> tuple[Pixels, tuple[str, ...]]:

@@ -12,9 +12,9 @@ import io
 import os
 import re
 import reprlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
-from typing import Protocol
+from typing import Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from PIL import Image
 from convexport.runtime.errors import InputError, UsageError, first_line
 from convexport.runtime.records import Failure
 
-__all__ = ["MAX_BYTES", "Given", "Source", "find_images", "name_of", "resolved", "several"]
+__all__ = ["MAX_BYTES", "PAUSE", "Given", "Pause", "Source", "find_images", "name_of", "resolved", "several"]
 
 
 class BinaryFile(Protocol):
@@ -32,15 +32,26 @@ class BinaryFile(Protocol):
     def read(self, size: int = ..., /) -> bytes: ...
 
 
+class Pause:
+    """Stands between inputs where their source pauses: what came before is answered without waiting for more."""
+
+
+PAUSE = Pause()
 Pixels = NDArray[np.uint8]
 Plain = str | os.PathLike[str] | bytes | Pixels | Image.Image
 """What `images.load_image` reads."""
 Source = Plain | bytearray | memoryview | BinaryFile
 """One image: a path, the bytes of a file, an open binary file, a Pillow image, or an array [H, W] or [H, W, 1 to 4]."""
-Given = Source | tuple[str, Source] | Failure
-"""What `Classifier.classify` takes one or several of: an image, one in memory with its name, a failure to repeat."""
+Given = Source | tuple[str, Source] | Failure | Pause
+"""What `Classifier.classify` takes one or several of: an image, one in memory with its name, a failure to repeat; or
+`PAUSE`, behind which nothing more is waited for before what came before it is answered."""
 
 KINDS = "PNG, JPEG, WebP, BMP, GIF or TIFF"
+# Pictures by their names that are not read; in a folder they are left out, and counted.
+UNREAD = (
+    *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".ico", ".tga", ".exr", ".hdr", ".jxr"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".dcm", ".ppm", ".pgm", ".pbm", ".pcx"),
+)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff")
 MAX_BYTES = 512 << 20
 
@@ -67,7 +78,9 @@ def several(images: Given | Iterable[Given]) -> Iterable[Given]:
     raise _no_image("the input", images)
 
 
-def resolved(given: Given, position: int, channels: str = "rgb") -> tuple[str, Plain | Failure]:
+def resolved(
+    given: Source | tuple[str, Source] | Failure, position: int, channels: str = "rgb"
+) -> tuple[str, Plain | Failure]:
     """The name of an input, and the input as something that `images.load_image` reads.
 
     Args:
@@ -93,28 +106,58 @@ def resolved(given: Given, position: int, channels: str = "rgb") -> tuple[str, P
     raise _no_image(f"input {name}", source)
 
 
-def find_images(inputs: Iterable[str | os.PathLike[str]]) -> Iterator[str | Failure]:
+@overload
+def find_images(
+    inputs: Iterable[str | os.PathLike[str]], note: Callable[[str], None] | None = None
+) -> Iterator[str | Failure]: ...
+
+
+@overload
+def find_images(
+    inputs: Iterable[str | os.PathLike[str] | Pause], note: Callable[[str], None] | None = None
+) -> Iterator[str | Failure | Pause]: ...
+
+
+def find_images(
+    inputs: Iterable[str | os.PathLike[str] | Pause], note: Callable[[str], None] | None = None
+) -> Iterator[str | Failure | Pause]:
     """Names of files, folders and globs -> names of files, in order. Folders recursively, sorted, without hidden files.
 
         records = classifier.classify(find_images(["photos/", "scans/*.tif"]))
 
     A name that leads to nothing keeps its place: a missing file is yielded and fails when it is read, an empty folder
-    or a glob without a match is yielded as its `Failure`.
+    or a glob without a match is yielded as its `Failure`. A folder that links lead to is searched through once.
 
     Args:
-        inputs: Names of files, folders, and globs.
+        inputs: Names of files, folders, and globs. A `Pause` among them passes through.
+        note: Hears at the end how many images in folders are of a kind that is not read.
 
     Returns:
         Names of files, and failures, for `Classifier.classify`.
     """
+    left_out: list[str] = []
+    yield from _find(inputs, left_out)
+    if left_out and note is not None:
+        images = "image was" if len(left_out) == 1 else "images were"
+        named = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
+        note(f"{len(left_out):,} {images} left out, since only {KINDS} is read: {named}")
+
+
+def _find(inputs: Iterable[str | os.PathLike[str] | Pause], left_out: list[str]) -> Iterator[str | Failure | Pause]:
     for entry in inputs:
+        if isinstance(entry, Pause):
+            yield entry
+            continue
         name = os.fspath(entry)
         if os.path.isdir(name):  # noqa: PTH112 - a Path would rewrite the names that records repeat
-            yield from _folder(name)
+            yield from _folder(name, left_out)
         elif glob.has_magic(name) and not os.path.lexists(name):
             # The shell leaves this to us where the glob was quoted, found nothing, or on Windows.
             matches = _expand(name)
-            found = (_folder(match) if os.path.isdir(match) else (match,) for match in matches)  # noqa: PTH112
+            found = (
+                _folder(match, left_out) if os.path.isdir(match) else (match,)  # noqa: PTH112
+                for match in matches
+            )
             yield from dict.fromkeys(chain.from_iterable(found))  # once: `**/*` matches a folder and what is in it
             if not matches:
                 yield _failure(name, "missing", "no file matches")
@@ -191,36 +234,53 @@ def _failure(name: str, kind: str, reason: str) -> Failure:
     return Failure.of(shown, InputError(f"{shown}: {reason}", kind=kind))
 
 
-def _folder(folder: str) -> Iterator[str | Failure]:
+def _folder(folder: str, left_out: list[str]) -> Iterator[str | Failure]:
     empty = True
-    for found in _walk(folder):
+    for found in _walk(folder, left_out):
         empty = False
         yield found
     if empty:
         yield _failure(folder, "empty", f"no {KINDS} file in this folder")
 
 
-def _walk(folder: str) -> Iterator[str | Failure]:
+def _walk(folder: str, left_out: list[str]) -> Iterator[str | Failure]:
     for found in _tree(folder):
         if isinstance(found, Failure):
             yield found
-        elif not found[1] and found[0].lower().endswith(SUFFIXES):
-            yield found[0]
+        elif not found[1]:
+            name = found[0].lower()
+            if name.endswith(SUFFIXES):
+                yield found[0]
+            elif name.endswith(UNREAD):
+                left_out.append(found[0])
 
 
 def _tree(folder: str) -> Iterator[tuple[str, bool] | Failure]:
-    """The folder and all in it that is not hidden, however deep: (path, whether it is a folder)."""
-    waiting = [(folder, True)]
+    """The folder and all in it that is not hidden, however deep: (path, whether it is a folder).
+
+    A folder that a link leads to is entered, once: it may lead back here.
+    """
+    waiting, entered = [(folder, True)], set[tuple[int, int]]()
     while waiting:
         path, is_folder = waiting.pop()
-        yield path, is_folder
         if not is_folder:
+            yield path, False
             continue
         try:
+            facts = os.stat(path)  # noqa: PTH116
+            if (facts.st_dev, facts.st_ino) in entered:
+                continue
+            entered.add((facts.st_dev, facts.st_ino))
+            yield path, True
             with os.scandir(path) as entries:
                 children = sorted((child for child in entries if not child.name.startswith(".")), key=lambda c: c.name)
-            # A linked folder is not entered: it may lead back here.
-            waiting += [(child.path, child.is_dir(follow_symlinks=False)) for child in reversed(children)]
+            # Linked folders last: what is reachable without a link keeps its plain name.
+            waiting[:0] = [(child.path, True) for child in reversed(children) if child.is_symlink() and child.is_dir()]
+            waiting += [
+                (child.path, child.is_dir())
+                for child in reversed(children)
+                if not (child.is_symlink() and child.is_dir())
+            ]
         except OSError as error:
             yield _failure(path, "unreadable", f"the folder cannot be read ({first_line(error)})")
 

@@ -22,6 +22,7 @@ Ink = Literal["any", "light-on-dark"]
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Size = Annotated[int, msgspec.Meta(ge=1, le=16384)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
 Probability = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 
 
@@ -81,9 +82,9 @@ class Flip(Part, frozen=True, kw_only=True):
 class Counted(Part, frozen=True, kw_only=True):
     """Of `images` labelled images so many were `answered` surely, and so many of those answers were `right`."""
 
-    images: Size
-    answered: Size
-    right: Size
+    images: Count
+    answered: Count
+    right: Count
 
 
 class Promise(Part, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypedDict
@@ -16,7 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["OptionKeys", "Options"]
 
 MAX_THREADS = 1024
+LOGGER = "convexport"
 CHANNELS = ("rgb", "bgr")
+
+
+def say(note: Callable[[str], None] | None, text: str) -> None:
+    """A remark to whom it concerns: to `note`, else to the logger `convexport`, at the level INFO."""
+    if note is not None:
+        note(text)
+    else:
+        logging.getLogger(LOGGER).info("%s", text)
 
 
 @dataclass(frozen=True)
@@ -24,7 +34,7 @@ class Options:
     """How a bundle is run. `auto` leaves a choice to the runtime, which says what it chose; a name is kept or refused.
 
         options = Options(device="cpu", threads=4, top=5)
-        with Classifier("bundles/lenet5-mnist", options) as classifier: ...
+        classifier = Classifier("bundles/lenet5-mnist", options)
 
     Attributes:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -39,7 +49,7 @@ class Options:
             their own.
         sure: The share of right answers, such as 0.98, that a record marked as sure must keep; one that the bundle
             promises. None marks nothing.
-        note: Hears remarks for the user, one line each, as while an engine is built.
+        note: Hears remarks for the user, one line each, as while an engine is built; None is the logger `convexport`.
         prove: Whether what `auto` chooses must pass the golden images on this machine before it serves.
 
     Raises:
@@ -78,9 +88,8 @@ class Options:
             raise UsageError.unknown("precision", self.precision, ("auto", *PRECISIONS))
 
     def say(self, text: str) -> None:
-        """Tells `note`, where there is one."""
-        if self.note:
-            self.note(text)
+        """Tells `note`; where there is none, the logger `convexport`, which a server routes as it routes its others."""
+        say(self.note, text)
 
 
 class OptionKeys(TypedDict, total=False):

@@ -83,14 +83,37 @@ def describe(options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
 
 def made_by(header: Header, options: TrainOptions, dataset: Dataset) -> bool:
     """Whether the checkpoint with this header is what the run of `options` on `dataset` leaves."""
-    found = {
-        "model": header.model,
-        "arguments": header.arguments,
-        "seed": header.seed,
-        "dataset": header.dataset.sha256,
-        "recipe": _deciding(with_current_keys(header.recipe)),
-    }
-    return _plain(found) == describe(options, dataset)
+    return _origin(header) == describe(options, dataset)
+
+
+def difference(header: Header, options: TrainOptions, dataset: Dataset) -> str:
+    """What tells the run of a checkpoint from that of `options`, in a few words; the data come first."""
+    found, wanted = _origin(header), describe(options, dataset)
+    if found["dataset"] is None:
+        return "it does not say of which data"
+    if found["dataset"] != wanted["dataset"]:
+        return f"its data set {header.dataset.name!r} holds other images"
+    for key in ("model", "arguments", "seed"):
+        if found[key] != wanted[key]:
+            return f"{key} {found[key]}, asked for {wanted[key]}"
+    recipes = found["recipe"], wanted["recipe"]
+    key = next(
+        key for key in sorted(recipes[0].keys() | recipes[1].keys()) if recipes[0].get(key) != recipes[1].get(key)
+    )
+    return f"{key} {recipes[0].get(key)}, asked for {recipes[1].get(key)}"
+
+
+def _origin(header: Header) -> dict[str, Any]:
+    """What a checkpoint says of its run, as `describe` says it of one to come."""
+    return _plain(
+        {
+            "model": header.model,
+            "arguments": header.arguments,
+            "seed": header.seed,
+            "dataset": header.dataset.sha256,
+            "recipe": _deciding(with_current_keys(header.recipe)),
+        }
+    )
 
 
 def _deciding(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from convexport.runtime.backends.tensorrt.cuda import Cuda, OutOfDeviceMemory
 from convexport.runtime.backends.tensorrt.slot import LoadedEngine, Slot
 from convexport.runtime.devices import Device
 from convexport.runtime.errors import BackendError, DeviceError, EngineError, UsageError
+from convexport.runtime.options import say
 
 _FIRST_GPU = Device("cuda")
 
@@ -61,8 +62,8 @@ class TensorRTBackend(Backend):
         try:
             while not self._make_slots(self._engine, options):
                 halved = self.max_batch // 2
-                if options.note:
-                    options.note(f"the GPU's memory does not suffice for batches of {self.max_batch}; taking {halved}")
+                memory = "the GPU's memory does not suffice for batches of"
+                say(options.note, f"{memory} {self.max_batch}; taking {halved}")
                 self.max_batch = halved
         except BaseException:
             self._abandon()

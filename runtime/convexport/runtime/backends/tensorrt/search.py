@@ -31,6 +31,7 @@ from convexport.runtime.backends.tensorrt.slot import PlanRefused
 from convexport.runtime.devices import Device, require_gpu, version_numbers
 from convexport.runtime.errors import BackendError, EngineError
 from convexport.runtime.manifest import EngineKey, Manifest
+from convexport.runtime.options import say
 from convexport.runtime.precision import PRECISIONS, Precision
 
 if TYPE_CHECKING:
@@ -66,9 +67,8 @@ class EngineRequest:
     note: Callable[[str], None] | None = None
 
     def say(self, text: str) -> None:
-        """Tells `note`, where there is one."""
-        if self.note:
-            self.note(text)
+        """Tells `note`, else the logger `convexport`."""
+        say(self.note, text)
 
 
 def open_backend(bundle: Bundle, device: Device, precision: str, options: Options) -> Opened:
