@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from convexport.training import checkpoint, datasets, evaluate, recipes
+from convexport.export.replay import replay
+from convexport.training import checkpoint, datasets, evaluate, recipes, witnesses
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "checkpoints").glob("*.safetensors"))
@@ -24,7 +25,9 @@ def test_a_shipped_checkpoint_loads_and_is_listed_with_its_accuracy(path: Path) 
     assert found.header.git_commit is not None
     assert not found.header.git_commit.endswith("+"), "trained from a tree with changes that no commit holds"
     row = next(
-        line for line in (ROOT / "checkpoints" / "README.md").read_text().splitlines() if f"`{path.stem}`" in line
+        line
+        for line in (ROOT / "checkpoints" / "README.md").read_text().splitlines()
+        if line.startswith(f"| `{path.stem}`")
     )
     assert f"{found.header.accuracy.test:.2%}".replace("%", " %") in row
 
@@ -51,6 +54,19 @@ def test_a_shipped_checkpoint_is_as_good_as_it_says(path: Path) -> None:
     measured = evaluate.accuracy(probabilities, dataset.test.labels)
     # Another machine's float32 sums may turn an image or two.
     assert measured == pytest.approx(found.header.accuracy.test, abs=3e-4)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_checkpoint_answers_its_witnesses_as_recorded(path: Path) -> None:
+    found = checkpoint.load(path)
+    record = found.header.witnesses
+    assert found.witnesses is not None
+    assert record is not None
+    assert record.images == len(found.witnesses) == witnesses.COUNT
+    assert record.classes.keys() == {"en", "fr"}
+    measured = replay(found)
+    assert len(measured) == 4
+    assert [one.name for one in measured if not one.passed] == []
 
 
 def spelled(recipe: dict[str, Any]) -> dict[str, Any]:
