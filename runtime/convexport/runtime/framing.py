@@ -8,7 +8,7 @@ writes it out, and examples/framing.mjs is the same code in JavaScript):
 2. Where a side of the box has `2 * GAP` pixels or more for each one of the result, it is reduced by a whole factor that
    leaves at least `GAP`: the rounded mean of each cell.
 3. Bicubic or bilinear interpolation, widened with the scale (antialiasing), in Pillow's fixed point, in two passes: the
-   width is resized first, and the height of what that gives. Pillow's own choice of the order changed with its version 13.
+   width is resized first, and the height of what that gives. Pillow's own order changed with its version 13.
 4. `pad` centers the result on a plain ground.
 """
 
