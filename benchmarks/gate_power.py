@@ -26,7 +26,7 @@ from sabotages import SABOTAGES
 
 from convexport.export import measures, record, replay, samples
 from convexport.export.pipeline import ExportOptions, export_bundle
-from convexport.export.sources.checkpoint import Source, load_checkpoint
+from convexport.export.sources.checkpoint import CheckpointNetwork, Source, load_checkpoint
 from convexport.runtime import atomic
 from convexport.runtime.errors import ConvexportError, GateRefused
 from convexport.runtime.manifest import Measure
@@ -135,7 +135,7 @@ def measure_sabotages(name: str, options: argparse.Namespace) -> None:
     header = intact.header
     dataset = datasets.load(header.dataset.name, datasets.data_root(options.data), header.input)
     sample = samples.from_test_set(dataset.test, np.arange(len(header.classes["en"])), dataset.title, options.images)
-    right = measures.reference(intact, sample)
+    right = measures.reference(CheckpointNetwork(intact), sample)
     for one in waiting:
         damaged = one.apply(intact)
         if damaged is not None:
@@ -145,7 +145,7 @@ def measure_sabotages(name: str, options: argparse.Namespace) -> None:
 
 def judged(network: str, sabotage: str, damaged: Checkpoint, right: measures.Reference) -> Row:
     """One damaged checkpoint against its witnesses, and against its record with labelled images and without."""
-    found = measures.reference(damaged, right.sample)
+    found = measures.reference(CheckpointNetwork(damaged), right.sample)
     replayed = replay.replay(damaged)
     unlabelled = replace(found, sample=replace(right.sample, truth=None))
     return Row(
@@ -156,8 +156,8 @@ def judged(network: str, sabotage: str, damaged: Checkpoint, right: measures.Ref
         accuracy=found.accuracy(found.probabilities) or 0.0,
         images=len(right.sample),
         witnesses=failed(replayed),
-        labelled=failed(record.verify_checkpoint(damaged, found, damaged.header.dataset.title)),
-        before=failed(record.verify_checkpoint(damaged, unlabelled, "")),
+        labelled=failed(record.verify_network(CheckpointNetwork(damaged), found, damaged.header.dataset.title)),
+        before=failed(record.verify_network(CheckpointNetwork(damaged), unlabelled, "")),
     )
 
 
@@ -216,8 +216,8 @@ def alarmed(path: Path, dataset: datasets.Dataset, *, whole: bool) -> bool:
         return False
     found = load_checkpoint(Source(path=path))
     sample = samples.from_test_set(dataset.test, np.arange(10), dataset.title, 120)
-    expected = measures.reference(found, sample)
-    seen = failed([*replay.replay(found), *record.verify_checkpoint(found, expected, dataset.title)])
+    expected = measures.reference(CheckpointNetwork(found), sample)
+    seen = failed([*replay.replay(found), *record.verify_network(CheckpointNetwork(found), expected, dataset.title)])
     return bool(seen)
 
 
