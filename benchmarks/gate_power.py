@@ -26,7 +26,7 @@ from sabotages import SABOTAGES
 
 from convexport.export import labels, measures, record, replay, samples
 from convexport.export.pipeline import ExportOptions, export_bundle
-from convexport.export.sources.checkpoint import Source, load_checkpoint
+from convexport.export.sources.checkpoint import CheckpointNetwork, Source, load_checkpoint
 from convexport.runtime import atomic
 from convexport.runtime.errors import ConvexportError, GateRefused
 from convexport.runtime.manifest import Measure
@@ -134,12 +134,12 @@ def measure_sabotages(name: str, options: argparse.Namespace) -> None:
     intact = load_checkpoint(Source(path=options.checkpoints / f"{name}.safetensors"))
     header = intact.header
     dataset = datasets.load(header.dataset.name, datasets.data_root(options.data), header.input)
-    right = measures.reference(intact, labelled(intact, dataset, options.images))
+    right = measures.reference(CheckpointNetwork(intact), labelled(intact, dataset, options.images))
     for one in waiting:
         damaged = one.apply(intact)
         if damaged is not None:
             damaged = saved_and_loaded(damaged)
-            found = measures.reference(damaged, labelled(damaged, dataset, options.images))
+            found = measures.reference(CheckpointNetwork(damaged), labelled(damaged, dataset, options.images))
             keep(place, judged(NETWORKS[name], one.name, damaged, (right, found)))
             print(f"{name}: {one.name}", file=sys.stderr)
 
@@ -168,8 +168,8 @@ def judged(
         accuracy=found.accuracy(found.probabilities) or 0.0,
         images=len(right.sample),
         witnesses=failed(replayed),
-        labelled=failed(record.verify_checkpoint(damaged, found, damaged.header.dataset.title)),
-        before=failed(record.verify_checkpoint(damaged, unlabelled, "")),
+        labelled=failed(record.verify_network(CheckpointNetwork(damaged), found, damaged.header.dataset.title)),
+        before=failed(record.verify_network(CheckpointNetwork(damaged), unlabelled, "")),
     )
 
 
@@ -228,8 +228,8 @@ def alarmed(path: Path, dataset: datasets.Dataset, *, whole: bool) -> bool:
         return False
     found = load_checkpoint(Source(path=path))
     sample = samples.from_test_set(dataset.test, np.arange(10), dataset.title, 120)
-    expected = measures.reference(found, sample)
-    seen = failed([*replay.replay(found), *record.verify_checkpoint(found, expected, dataset.title)])
+    expected = measures.reference(CheckpointNetwork(found), sample)
+    seen = failed([*replay.replay(found), *record.verify_network(CheckpointNetwork(found), expected, dataset.title)])
     return bool(seen)
 
 

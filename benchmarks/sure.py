@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convexport.export import graph, labels, thresholds
+from convexport.export.sources.checkpoint import CheckpointNetwork
 from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from convexport.runtime.devices import Device
 from convexport.training import checkpoint, datasets
@@ -46,7 +47,7 @@ def probabilities(name: str, build: Path) -> tuple[NDArray[np.float32], NDArray[
         classes = labels.matched(dataset.name, dataset.classes["en"], found.header.classes["en"])
         images = dataset.test.images
         batches = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
-        model = graph.to_onnx(found)
+        model = graph.to_onnx(CheckpointNetwork(found))
         with OnnxRuntimeBackend(model, device=Device("cpu"), precision="fp32", max_batch=BATCH) as backend:
             answers = np.concatenate(list(backend.stream(batches)))
         build.mkdir(parents=True, exist_ok=True)

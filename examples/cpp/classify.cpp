@@ -38,7 +38,8 @@ class Classifier {
     if (!manifest_["variants"].contains(precision)) throw std::runtime_error("no " + precision + " in this bundle");
     const json& input = manifest_["input"];
     input_ = {input["height"], input["width"], input["channels"], input.value("framing", "crop"),
-              input.value("ink", "any")};
+              input.value("ink", "any"), input.value("crop", 1.0)};
+    if (input.value("filter", "bicubic") != "bicubic") throw std::runtime_error("this reader has the filter bicubic only");
     Ort::SessionOptions options;
     options.AddConfigEntry("session.x64quantprecision", "1");  // exact 8-bit kernels on x86 without VNNI
     const std::string model = read(folder + "/" + manifest_["variants"][precision]["file"].get<std::string>());

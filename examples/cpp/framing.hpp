@@ -16,6 +16,7 @@ struct Picture {
 struct Input {
   int height, width, channels;
   std::string framing, ink;
+  double crop = 1.0;  // the share of the shorter side that the framing of this name keeps
 };
 
 namespace framing {
@@ -127,7 +128,7 @@ inline Picture to_size(const Picture& p, const Input& input, uint8_t fill) {
   if (p.width == width && p.height == height) return p;
   if (input.framing == "stretch") return resize(p, width, height, 0, 0, p.width, p.height);
   if (input.framing == "crop") {
-    const double scale = std::min(double(p.width) / width, double(p.height) / height);
+    const double scale = input.crop * std::min(double(p.width) / width, double(p.height) / height);
     const double left = (p.width - scale * width) / 2, top = (p.height - scale * height) / 2;
     return resize(p, width, height, std::max(left, 0.0), std::max(top, 0.0), std::min<double>(p.width - left, p.width),
                   std::min<double>(p.height - top, p.height));

@@ -53,10 +53,10 @@ def test_an_export_ends_with_its_table_and_the_next_command(
     assert lines[-1] == "next: classify --bundle bundles/mlp-digits-fp16 photo.png"
     accuracy = checkpoint.header.accuracy.test
     stages = err.splitlines()
-    assert stages[0] == f"checkpoint  mlp-digits: mlp, 105,214 parameters, digits, {accuracy:.2%} at training"
+    assert stages[0] == f"network     mlp-digits: mlp, 105,214 parameters, digits, {accuracy:.2%} at training"
     assert stages[1] == "images      digits test set, 100 of 359"
     assert [line.split()[0] for line in stages] == [
-        *("checkpoint", "images", "fp32", "fp16", "gate", "gate", "gate", "gate", "bundle"),
+        *("network", "images", "fp32", "fp16", "gate", "gate", "gate", "gate", "bundle"),
     ]
 
 

@@ -43,12 +43,13 @@ function onLightPaper({ data, width, height, channels }) {
   return 2 * bright > all;
 }
 
-function toSize(image, { width, height, framing = "crop" }, fill) {
+function toSize(image, { width, height, framing = "crop", crop = 1, filter = "bicubic" }, fill) {
   if (image.width === width && image.height === height) return image;
+  if (filter !== "bicubic") throw new Error(`the filter ${filter} is not in this reader, which has bicubic`);
   if (framing === "stretch") return resize(image, width, height, 0, 0, image.width, image.height);
   const across = image.width / width, down = image.height / height;
   if (framing === "crop") {
-    const scale = Math.min(across, down);
+    const scale = crop * Math.min(across, down);
     const left = (image.width - scale * width) / 2, top = (image.height - scale * height) / 2;
     const right = Math.min(image.width - left, image.width), bottom = Math.min(image.height - top, image.height);
     return resize(image, width, height, Math.max(left, 0), Math.max(top, 0), right, bottom);
