@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from convexport.cli import convexport, convtrain
-from convexport.export import graph
+from convexport.export.sources import checkpoint as checkpoint_source
 from convexport.training import datasets
 from helpers.small_checkpoints import save_in, train_checkpoint
-from helpers.traced_once import to_onnx
+from helpers.traced_once import trace
 
 TARGET = Path("checkpoints/softmax-photos.safetensors")
 
@@ -21,7 +21,7 @@ TARGET = Path("checkpoints/softmax-photos.safetensors")
 def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(graph, "to_onnx", to_onnx)
+    monkeypatch.setattr(checkpoint_source, "trace", trace)
 
 
 def photos(folder: str, count: int) -> str:

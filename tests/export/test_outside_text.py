@@ -6,9 +6,12 @@ import msgspec
 import pytest
 
 from convexport.export.card import card
+from convexport.export.sources.checkpoint import labelled_set
+from convexport.export.sources.network import Facts
 from convexport.runtime.bundle import open_bundle
 from convexport.runtime.manifest import Dataset
 from helpers.bundles import make_bundle
+from helpers.small_checkpoints import untrained
 
 
 def test_the_card_takes_no_markup_from_a_data_set(tmp_path) -> None:
@@ -26,11 +29,19 @@ def test_the_card_takes_no_markup_from_a_data_set(tmp_path) -> None:
 
 
 def test_a_checkpoint_names_no_folder_of_the_exporters_disk(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from convexport.export.source import labelled_set
-    from helpers.small_checkpoints import untrained
-
     (tmp_path / "photos" / "a").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     header = untrained("softmax").header
-    header = msgspec.structs.replace(header, dataset=msgspec.structs.replace(header.dataset, name="photos"))
-    assert labelled_set(header, None, tmp_path) is None
+    facts = Facts(
+        name=header.name,
+        model=header.model,
+        parameters=1,
+        classes=header.classes,
+        input=header.input,
+        normalization=header.normalization,
+        dataset=msgspec.structs.replace(header.dataset, name="photos"),
+        accuracy=header.accuracy,
+        sha256="0" * 64,
+        answers="logits",
+    )
+    assert labelled_set(facts, None, tmp_path) is None
