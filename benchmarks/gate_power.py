@@ -26,7 +26,7 @@ from sabotages import SABOTAGES
 
 from convexport.export import labels, measures, record, replay, samples
 from convexport.export.pipeline import ExportOptions, export_bundle
-from convexport.export.source import Source, load_checkpoint
+from convexport.export.sources.checkpoint import Source, load_checkpoint
 from convexport.runtime import atomic
 from convexport.runtime.errors import ConvexportError, GateRefused
 from convexport.runtime.manifest import Measure

@@ -53,7 +53,8 @@ async function classifier(manifest) {
   };
 }
 
-// The expected answer is the class of the largest probability. `label` is the true class, where torch may be wrong too.
+// What is compared are probabilities. `label` is the true class, where the network may be wrong, and `equal` counts the
+// classes of the largest probability: an image near a tie may get either.
 async function replay(manifest, answer) {
   let equal = 0, largest = 0;
   for (const golden of manifest.golden) {

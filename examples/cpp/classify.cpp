@@ -58,7 +58,8 @@ class Classifier {
     return {values, values + found[0].GetTensorTypeAndShapeInfo().GetElementCount()};
   }
 
-  // The distance decides: within it another label is a tie, of which there are some on purpose.
+  // What is compared are probabilities. `label` is the true class, where the network may be wrong, and `equal` counts
+  // the classes of the largest probability: an image near a tie may get either.
   json replay() {
     size_t equal = 0;
     double largest = 0;

@@ -49,7 +49,8 @@ async function classifier({ manifest, read }, precision) {
 
 const best = (probabilities) => probabilities.reduce((top, value, i) => (value > probabilities[top] ? i : top), 0);
 
-// The distance decides: within it another label is a tie, of which there are some on purpose. `label` is the true class.
+// What is compared are probabilities. `label` is the true class, where the network may be wrong, and `equal` counts the
+// classes of the largest probability: an image near a tie may get either.
 async function replay({ manifest, read }, answer, precision) {
   let equal = 0, largest = 0;
   for (const golden of manifest.golden) {

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from convexport.export.pipeline import ExportOptions, export_bundle
-from convexport.export.source import Source
+from convexport.export.sources.checkpoint import Source
 from convexport.training import datasets, evaluate
 from helpers.report_inputs import one_thread
 from helpers.small_checkpoints import save_in, train_checkpoint

@@ -311,7 +311,7 @@ def test_a_manifest_of_format_99_is_refused_in_clear_words(classify, place: Path
     change_manifest(place / "bundles/tiny-noise-fp32", format=99)
     said = classify("images")
     where = "bundles/tiny-noise-fp32/bundle.json"
-    expected = f"classify: {where}: format 99, but this convexport reads 2, 3.0; update convexport"
+    expected = f"classify: {where}: format 99, but this convexport reads 2, 3.1; update convexport"
     assert (said.code, said.last) == (4, expected)
 
 
@@ -428,7 +428,8 @@ def test_help_ends_with_examples_and_exit_codes(classify) -> None:
     said = classify("--help")
     assert said.code == 0
     assert "examples:\n  classify cat.png" in said.out
-    assert "5 device, back end or library not there" in said.out.splitlines()[-1]
+    assert "\n5 device, back end or library not there" in said.out
+    assert "\n  CONVEXPORT_THREADS  --threads\n" in said.out
 
 
 # The device promise

@@ -181,7 +181,7 @@ def test_the_page_holds_its_pictures_and_fetches_nothing(classify, place: Path) 
     page = (place / "check.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 20
     assert "significantly" not in page
-    assert "worse than the export" in page
+    assert "Worse than the export" in page
     assert "<script" not in page
     assert "http" not in page
 

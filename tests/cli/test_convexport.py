@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from convexport.cli.convexport import main
-from convexport.export import graph
+from convexport.export.sources import checkpoint as checkpoint_source
 from convexport.runtime.bundle import open_bundle
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
 from convexport.training.models import MODELS
 from helpers.small_checkpoints import save_in, train_checkpoint
-from helpers.traced_once import to_onnx
+from helpers.traced_once import trace
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def checkpoint() -> Checkpoint:
 def _workplace(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_in(tmp_path / "checkpoints", checkpoint)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(graph, "to_onnx", to_onnx)
+    monkeypatch.setattr(checkpoint_source, "trace", trace)
 
 
 def test_an_export_ends_with_its_table_and_the_next_command(
@@ -234,3 +234,15 @@ def test_help_ends_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
     assert caught.value.code == 0
     examples = capsys.readouterr().out.split("examples:\n")[1]
     assert examples.startswith("  convexport --model lenet5 --fp16 ")
+
+
+def test_options_of_a_page_without_a_page_are_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "mlp", "--dataset", "digits", "--web-precision", "fp32"]) == 2
+    assert capsys.readouterr().err == ("convexport: --web-runtime and --web-precision describe a web page; add --web\n")
+
+
+def test_a_page_of_a_precision_that_is_not_exported_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model", "mlp", "--dataset", "digits", "--web", "--web-precision", "int8"]) == 2
+    assert capsys.readouterr().err == (
+        "convexport: --web-precision int8 is no variant of this export; add --precision int8\n"
+    )

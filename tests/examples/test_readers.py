@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from convexport.export.pipeline import ExportOptions, export_bundle
-from convexport.export.source import Source
+from convexport.export.sources.checkpoint import Source
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Input

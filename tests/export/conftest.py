@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from convexport.export import graph, rates
+from convexport.export.sources import checkpoint as checkpoint_source
+from convexport.export.sources.checkpoint import CheckpointNetwork
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
 from helpers.small_checkpoints import coloured_digits, train_checkpoint
-from helpers.traced_once import to_onnx
+from helpers.traced_once import trace
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -41,17 +43,17 @@ def coloured() -> tuple[Checkpoint, datasets.Dataset]:
 @pytest.fixture
 def traced_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports take a trace made earlier where there is one; test_graph.py shows that its bytes are the real ones."""
-    monkeypatch.setattr(graph, "to_onnx", to_onnx)
+    monkeypatch.setattr(checkpoint_source, "trace", trace)
     monkeypatch.setattr(rates, "MINIMUM_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="session")
 def fp32(lenet5: Checkpoint) -> bytes:
     """LeNet5's graph, really traced."""
-    return graph.to_onnx(lenet5)
+    return graph.to_onnx(CheckpointNetwork(lenet5))
 
 
 @pytest.fixture(scope="session")
 def fp16(lenet5: Checkpoint) -> bytes:
     """LeNet5's graph in half, really traced."""
-    return graph.to_onnx(lenet5, "fp16")
+    return graph.to_onnx(CheckpointNetwork(lenet5), "fp16")

@@ -11,7 +11,7 @@ from convexport.export import precisions
 from convexport.export.limits import Limits
 from convexport.export.pipeline import ExportOptions, export_bundle
 from convexport.export.precisions import EXPORTS, PrecisionExport
-from convexport.export.source import Source
+from convexport.export.sources.checkpoint import Source
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.precision import PRECISIONS, PrecisionSpec
 from convexport.training import datasets

@@ -20,7 +20,8 @@ from convexport.export.passes import quantize
 from convexport.export.passes.quantize import FOR_TENSORRT, Form, Int8Options
 from convexport.export.pipeline import ExportOptions, export_bundle
 from convexport.export.samples import stratified
-from convexport.export.source import Foreign, Source, load_checkpoint
+from convexport.export.sources.checkpoint import CheckpointNetwork, Source, load_checkpoint
+from convexport.export.sources.stated import Foreign
 from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from convexport.runtime.backends.tensorrt.backend import TensorRTOptions
 from convexport.runtime.backends.tensorrt.cache import Plan
@@ -117,7 +118,9 @@ def test_where_its_gpu_is_an_engine_is_measured_itself_and_no_other_in_its_place
         if not loads:
             raise PlanRefused("the bundle's plan: tensorrt_rtx does not load it", "use --backend onnxruntime")
         assert str(options.device) == "cuda:0"
-        backend = OnnxRuntimeBackend(graph.to_onnx(lenet5, "fp16"), device=Device("cpu"), precision="fp16")
+        backend = OnnxRuntimeBackend(
+            graph.to_onnx(CheckpointNetwork(lenet5), "fp16"), device=Device("cpu"), precision="fp16"
+        )
         backend.layer_types = lambda: {"Half": 9, "Row major linear FP32": 1}  # type: ignore[attr-defined]
         return backend
 
@@ -351,7 +354,8 @@ def test_int8_without_training_images_says_what_it_needs(lenet5: Checkpoint, tmp
             )
         )
     assert str(caught.value) == (
-        "int8 is calibrated on training images, and there are none; name their folder with --data"
+        "int8 is calibrated on training images, and there are none; name their folder with --data, or any folder of "
+        "such pictures with --calibration-data"
     )
 
 

@@ -14,6 +14,7 @@ import pytest
 from convexport.export import graph
 from convexport.export.element_types import element_types
 from convexport.export.passes.quantize import FOR_CPU, FOR_TENSORRT, Int8Options, quantize
+from convexport.export.sources.checkpoint import CheckpointNetwork
 from convexport.runtime.errors import StorageError
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
@@ -29,7 +30,7 @@ def images(count: int = 40) -> np.ndarray:
 def test_every_calibration_gives_the_same_bytes_twice_and_says_nothing(
     lenet5: Checkpoint, capfd: pytest.CaptureFixture[str], method: Literal["minmax", "percentile", "entropy"]
 ) -> None:
-    fp32 = graph.to_onnx(lenet5)
+    fp32 = graph.to_onnx(CheckpointNetwork(lenet5))
     options = Int8Options(method=method)
     for form in (FOR_CPU, FOR_TENSORRT):
         first = quantize(fp32, images(), options, form)
@@ -40,7 +41,7 @@ def test_every_calibration_gives_the_same_bytes_twice_and_says_nothing(
 
 @pytest.mark.usefixtures("traced_once")
 def test_int8_keeps_names_and_metadata_and_the_float_shell(lenet5: Checkpoint) -> None:
-    fp32 = graph.to_onnx(lenet5)
+    fp32 = graph.to_onnx(CheckpointNetwork(lenet5))
     model = onnx.load_from_string(quantize(fp32, images(), Int8Options()))
     before = {item.key: item.value for item in onnx.load_from_string(fp32).metadata_props}
     assert {item.key: item.value for item in model.metadata_props} == {**before, "convexport.precision": "int8"}
@@ -56,7 +57,7 @@ def test_int8_keeps_names_and_metadata_and_the_float_shell(lenet5: Checkpoint) -
 
 @pytest.mark.usefixtures("traced_once")
 def test_weights_have_a_scale_a_channel_and_excluded_nodes_stay_float(lenet5: Checkpoint) -> None:
-    fp32 = graph.to_onnx(lenet5)
+    fp32 = graph.to_onnx(CheckpointNetwork(lenet5))
     data = quantize(fp32, images(), Int8Options(exclude=("node_linear_1",), activations="int8"))
     assert element_types(data).compute == {"FLOAT": 1, "INT8": 4}
     scales = {value.name: list(value.dims) for value in onnx.load_from_string(data).graph.initializer}
@@ -65,7 +66,7 @@ def test_weights_have_a_scale_a_channel_and_excluded_nodes_stay_float(lenet5: Ch
 
 @pytest.mark.usefixtures("traced_once")
 def test_the_graph_for_tensorrt_is_symmetric_and_quantises_what_the_products_read_alone(lenet5: Checkpoint) -> None:
-    fp32 = graph.to_onnx(lenet5)
+    fp32 = graph.to_onnx(CheckpointNetwork(lenet5))
     # `activations` is of the graph for CPUs: TensorRT takes one type only.
     data = quantize(fp32, images(), Int8Options(activations="uint8"), FOR_TENSORRT)
     model = onnx.load_from_string(data)
@@ -88,7 +89,7 @@ def test_the_graph_for_tensorrt_is_symmetric_and_quantises_what_the_products_rea
 
 @pytest.mark.usefixtures("traced_once")
 def test_both_int8_graphs_answer_as_the_fp32_one_does(lenet5: Checkpoint) -> None:
-    fp32 = graph.to_onnx(lenet5)
+    fp32 = graph.to_onnx(CheckpointNetwork(lenet5))
     answers = []
     for data in (fp32, *(quantize(fp32, images(), Int8Options(), form) for form in (FOR_CPU, FOR_TENSORRT))):
         session = onnxruntime.InferenceSession(data, quiet(), providers=["CPUExecutionProvider"])
@@ -105,7 +106,7 @@ def quiet() -> onnxruntime.SessionOptions:
 
 
 def test_a_vgg_runs_in_8_bit_kernels_from_the_first_convolution_to_the_last_layer(tmp_path: Path) -> None:
-    fp32 = graph.to_onnx(untrained("vgg11"))
+    fp32 = graph.to_onnx(CheckpointNetwork(untrained("vgg11")))
     pictures = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
     options = quiet()
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
@@ -121,7 +122,7 @@ def test_a_vgg_runs_in_8_bit_kernels_from_the_first_convolution_to_the_last_laye
 
 @pytest.mark.usefixtures("traced_once")
 def test_weights_for_cpus_have_7_bits_and_cannot_saturate_16(lenet5: Checkpoint) -> None:
-    fp32 = graph.to_onnx(lenet5)
+    fp32 = graph.to_onnx(CheckpointNetwork(lenet5))
     largest = {}
     for form in (FOR_CPU, FOR_TENSORRT):
         model = onnx.load_from_string(quantize(fp32, images(), Int8Options(), form))

@@ -15,7 +15,7 @@ from torch import Tensor
 from convexport.export.gate import Refusal
 from convexport.export.pipeline import ExportOptions, export_bundle
 from convexport.export.replay import ANSWERS, FRAMING, LABELS, RIGHT, replay
-from convexport.export.source import Source
+from convexport.export.sources.checkpoint import Source
 from convexport.runtime.classifier import Classifier
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint, load

@@ -4,39 +4,72 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 import torch
-from torch import nn
+from onnx import TensorProto, helper, numpy_helper
 
 from convexport.export.passes.fold_batch_norm import fold_batch_norm
 from convexport.export.passes.storage import Fp16Emulation, weight_storage
-from convexport.training import datasets
+from convexport.training import datasets, evaluate
 from convexport.training.checkpoint import Checkpoint
 
 
+def residual(weight: float) -> tuple[bytes, bytes]:
+    """y = (x * weight + x * weight) / weight, in float16 and in float32: only the sum is too large for some x."""
+
+    def made(kind: int) -> bytes:
+        one = np.array(weight, helper.tensor_dtype_to_np_dtype(kind))
+        nodes = [
+            helper.make_node("Cast", ["images"], ["x"], to=kind),
+            helper.make_node("Mul", ["x", "w"], ["branch"]),
+            helper.make_node("Add", ["branch", "branch"], ["sum"]),
+            helper.make_node("Div", ["sum", "w"], ["y"]),
+            helper.make_node("Cast", ["y"], ["probabilities"], to=TensorProto.FLOAT),
+        ]
+        graph = helper.make_graph(
+            nodes,
+            "residual",
+            [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 1])],
+            [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 1])],
+            [numpy_helper.from_array(one, "w")],
+        )
+        model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+        onnx.checker.check_model(model, full_check=True)
+        return bytes(model.SerializeToString())
+
+    return made(TensorProto.FLOAT16), made(TensorProto.FLOAT)
+
+
 def test_weights_are_counted_as_fp16_stores_them() -> None:
-    found = weight_storage(torch.tensor([0.0, 1.0, 1e-5, 1e-9, 70000.0]))
+    found = weight_storage(np.array([0.0, 1.0, 1e-5, 1e-9, 70000.0], np.float32))
     assert (found.overflowed, found.subnormal, found.underflowed) == (1, 0.25, 0.25)
 
 
-def test_the_emulation_overflows_where_fp16_does_and_names_the_tensor() -> None:
-    network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU(), nn.Linear(1, 1, bias=False))
-    with torch.no_grad():
-        network[0].weight.fill_(1000.0)
-        network[2].weight.fill_(0.001)
-    emulation = Fp16Emulation(network)
-    with torch.no_grad():
-        assert float(emulation(torch.tensor([[60.0]]))) == pytest.approx(60.0, rel=1e-3)
-        assert emulation.headroom == pytest.approx(65504 / 60_000)
-        assert not torch.isfinite(emulation(torch.tensor([[70.0]])))
-        assert float(network(torch.tensor([[70.0]]))) == pytest.approx(70.0)  # the network itself is left as it was
-    assert emulation.largest["0"] == pytest.approx(70_000)
+def test_an_addition_that_overflows_fp16_is_found_and_named_though_every_branch_fits() -> None:
+    emulation = Fp16Emulation(*residual(500.0))
+    assert float(emulation(np.array([[60]], np.uint8))[0, 0]) == 120
+    assert emulation.headroom == pytest.approx(65504 / 60_000)
+    assert not np.isfinite(emulation(np.array([[100]], np.uint8)))
+    assert emulation.largest["branch"] == 50_000
+    assert emulation.largest["sum"] == 99_968  # twice 49,984, which is what FP16 makes of 50,000
+    assert emulation.headroom == pytest.approx(65504 / 99_968)
 
 
-def test_the_emulation_matches_torch_in_half(lenet5: Checkpoint) -> None:
-    pixels = torch.from_numpy(datasets.load("digits", Path()).train.images[:8]).permute(0, 3, 1, 2).float() / 255
-    network = fold_batch_norm(lenet5.network())
+def test_every_value_between_two_nodes_is_rounded() -> None:
+    emulation = Fp16Emulation(*residual(3.0))
+    branch = np.float16(np.float32(101) * np.float32(3))
+    right = np.float16(np.float32(np.float16(np.float32(branch) * 2)) / np.float32(3))
+    assert float(emulation(np.array([[101]], np.uint8))[0, 0]) == float(right)
+
+
+def test_the_emulation_matches_torch_in_half(lenet5: Checkpoint, fp16: bytes, fp32: bytes) -> None:
+    images = datasets.load("digits", Path()).train.images[:8]
+    normalization = lenet5.header.normalization
+    network = fold_batch_norm(lenet5.network()).half()
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
-        emulated = Fp16Emulation(network)(pixels)
-        half = network.half()(pixels.half()).float()
-    torch.testing.assert_close(emulated, half, atol=0.02, rtol=0.01)
+        logits = network(((pixels - normalization.mean[0]) / normalization.std[0]).half()).float().numpy()
+    right = evaluate.softmax(logits, normalization.temperature)
+    np.testing.assert_allclose(Fp16Emulation(fp16, fp32)(images), right, atol=0.005)

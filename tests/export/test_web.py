@@ -72,7 +72,7 @@ def test_it_opens_as_a_file_asks_for_nothing_and_proves_itself(window: Page, wri
     found = opened(window, written.as_uri())
     assert found["proof"]["passed"] is True
     assert found["proof"]["largest"] < 1e-5
-    assert found["said"].startswith("Proved: 2 of 2 golden images answered as at the export")
+    assert found["said"].startswith("Proved: 2 golden images give the export's probabilities within ")
     assert [url for url in window.requests if not url.startswith(("data:", "blob:"))] == [written.as_uri()]
     assert window.problems == []
 
@@ -87,7 +87,9 @@ def test_it_says_so_where_it_computes_other_answers(
     (other / "bundle.json").write_bytes(msgspec.json.encode(manifest))
     found = opened(window, write_page(other, tmp_path, runtime).path.as_uri())
     assert found["proof"]["passed"] is False
-    assert found["said"].startswith("This browser computes other answers than the export: 1 of 2 golden images agree")
+    assert found["said"].startswith(
+        "This browser computes other answers than the export: 1 of 2 golden images get the same label"
+    )
     assert "Do not trust what follows." in found["said"]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from convexport.export.sources.checkpoint import CheckpointNetwork
 from convexport.runtime.backends.tensorrt.build import BuildOptions, build_engine
 
 pytest.importorskip("tensorrt_rtx", reason="needs the extra tensorrt-rtx")
@@ -33,7 +34,7 @@ def graph() -> Callable[[str, str], bytes]:
             if precision == "int8":
                 made[name, precision] = quantize(make(name, "fp32"), pictures(name), Int8Options(), FOR_TENSORRT)
             else:
-                made[name, precision] = to_onnx(checkpoint(name), precision)  # type: ignore[arg-type]
+                made[name, precision] = to_onnx(CheckpointNetwork(checkpoint(name)), precision)  # type: ignore[arg-type]
         return made[name, precision]
 
     return make

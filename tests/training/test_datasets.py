@@ -124,7 +124,7 @@ def no_network(*arguments: object, **options: object) -> None:
 def test_a_missing_data_set_without_a_network_says_where_it_belongs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str, place: str
 ) -> None:
-    datasets._torchvision_datasets()
+    datasets.torchvision_datasets()
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     with pytest.raises(DatasetError):  # leaves an empty folder behind
         _ = datasets.load(name, tmp_path).train
@@ -187,7 +187,7 @@ def test_a_label_of_no_class_is_a_damage(tmp_path: Path) -> None:
 def test_files_of_cifar10_with_other_bytes_are_not_called_absent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    datasets._torchvision_datasets()
+    datasets.torchvision_datasets()
     monkeypatch.setattr("urllib.request.urlopen", no_network)
     place = tmp_path / "cifar-10-batches-py"
     place.mkdir()
@@ -201,7 +201,7 @@ def test_files_of_cifar10_with_other_bytes_are_not_called_absent(
 def test_a_server_that_never_answers_is_given_up_and_no_other_connection_gets_a_timeout(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind = datasets._torchvision_datasets().MNIST
+    kind = datasets.torchvision_datasets().MNIST
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(kind, "mirrors", [f"http://127.0.0.1:{silent.getsockname()[1]}/"])
         monkeypatch.setattr(datasets, "NETWORK_SECONDS", 0.1)

@@ -41,7 +41,7 @@ def check_page(found: Check, labels: tuple[str, ...]) -> bytes:
     """HTML in UTF-8."""
     first, *others = found.in_words()
     kind = " worse" if found.verdict == "worse" else ""
-    sentences = "".join(f"<p>{escape(line)}.</p>" for line in others)
+    sentences = "".join(f"<p>{escape(line[:1].upper() + line[1:])}.</p>" for line in others)
     body = (
         f"<h1>Check of {escape(found.bundle)}</h1>"
         f'<p class="verdict{kind}">{escape(first)}</p>{sentences}'

@@ -89,7 +89,7 @@ def parser() -> terminal.Parser:
         metavar="SHARE",
         help="mark what is not sure, so that this share of the rest is right: 0.98",
     )
-    add("--keep-unsure", metavar="DIR", help="with --sure: copy unsure pictures there, ready to be labelled")
+    add("--keep-unsure", metavar="DIR", help="with --sure: copy unsure pictures there, ready to be labeled")
     add("--at-most", type=int, metavar="N", help="with --keep-unsure: copy no more than these (default: 100)")
     add("--page", metavar="FILE", help="with --check: write the result as an HTML page too")
     modes = result.add_mutually_exclusive_group()

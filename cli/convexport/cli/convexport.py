@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from convexport.export.gate import GateResult
     from convexport.export.passes.quantize import Int8Options
     from convexport.export.pipeline import ExportOptions, ExportResult
-    from convexport.export.source import Foreign
+    from convexport.export.sources.stated import Foreign
     from convexport.export.web.runtime import WebRuntime
     from convexport.runtime.manifest import Verification
 
@@ -32,6 +32,26 @@ NEEDED = {
 OPTIONAL = tuple(name for name in PRECISIONS if name != "fp32")
 METHODS = ("minmax", "percentile", "entropy")
 ACTIVATIONS = ("uint8", "int8")
+PIXELS = ("0..1", "0..255", "-1..1")
+CHANNELS = ("rgb", "bgr", "grey")
+FRAMINGS = ("crop", "pad", "stretch")
+FILTERS = ("bilinear", "bicubic")
+# Options that describe a network made elsewhere.
+STATED = (
+    "classes",
+    "mean",
+    "std",
+    "pixels",
+    "channels",
+    "size",
+    "framing",
+    "crop",
+    "filter",
+    "arguments",
+    "output",
+    "state",
+    "accuracy",
+)
 
 EXAMPLES = """\
   convexport --model lenet5 --fp16                       checkpoints/lenet5-mnist.safetensors -> bundles/
@@ -49,12 +69,24 @@ exit codes: 0 done, 2 wrong use, 4 checkpoint or data set missing or damaged, 5 
 def parser() -> terminal.Parser:
     """The command's options."""
     found = terminal.Parser(
-        "convexport", "Export a checkpoint as a bundle whose accuracy was measured on the files in it.", EXAMPLES
+        "convexport", "Export an image classifier as a bundle whose accuracy was measured on the files in it.", EXAMPLES
     )
     add = found.add_argument
-    add("--model", metavar="NAME", help="lenet5, vgg11, vgg13, vgg16, vgg19, softmax, mlp, cnn-...")
+    add(
+        "--model",
+        metavar="WHAT",
+        help="lenet5, vgg19, mlp, cnn-..., torchvision:NAME, FILE.onnx, FILE.pt2, or "
+        "module:PACKAGE_OR_FILE:FUNCTION, whose code is run",
+    )
     add("--dataset", metavar="NAME", help="what it was trained on, if not the network's usual one; a name or a folder")
-    add("--checkpoint", type=Path, metavar="FILE", help="checkpoints/MODEL-DATASET.safetensors, or a .pth")
+    add(
+        "--weights",
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        dest="checkpoint",
+        help="checkpoints/MODEL-DATASET.safetensors, a .pth; with torchvision also DEFAULT",
+    )
     add("--precision", nargs="+", default=[], metavar="NAME", help=f"variants beside fp32: {', '.join(OPTIONAL)}")
     for name in OPTIONAL:
         add(f"--{name}", action="append_const", const=name, dest="named", help=f"short for --precision {name}")
@@ -71,10 +103,39 @@ def parser() -> terminal.Parser:
     group("--tensorrt", action=argparse.BooleanOptionalAction, help="build them (where the library is installed)")
     group("--tensorrt-flavour", metavar="NAME", help="tensorrt or tensorrt_rtx, if both are installed")
     group("--compute-capability", nargs="+", default=[], metavar="X.Y", help="GPUs an RTX plan is for (8.0 to 12.1)")
-    group = found.add_argument_group("a state dict made elsewhere (loaded without running code)").add_argument
-    group("--classes", type=Path, metavar="FILE", help="labels in class order, one a line")
-    group("--mean", type=_numbers, nargs="+", metavar="X", help="a channel, of pixels from 0 to 1")
-    group("--std", type=_numbers, nargs="+", metavar="X", help="a channel, of pixels from 0 to 1")
+    group = found.add_argument_group("a network made elsewhere (weights are loaded without running code)").add_argument
+    group(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="labels in the order of the outputs (text, JSON, YAML), or imagenet",
+    )
+    group("--mean", type=_numbers, nargs="+", metavar="X", help="for each channel, of pixels from 0 to 1")
+    group("--std", type=_numbers, nargs="+", metavar="X", help="for each channel, of pixels from 0 to 1")
+    group("--pixels", choices=PIXELS, help="the range that mean and std are of, or that the network takes (0..1)")
+    group("--channels", choices=CHANNELS, help="the order of its channels (rgb)")
+    group(
+        "--size", type=_positive, nargs="+", metavar="N", help="pixels of its pictures: one number, or height and width"
+    )
+    group("--framing", choices=FRAMINGS, help="how a picture is brought to that shape (crop)")
+    group(
+        "--crop",
+        type=float,
+        metavar="X",
+        help="the share of the shorter side that is kept, as 0.875 for 224 of 256 (1)",
+    )
+    group("--filter", choices=FILTERS, help="how pictures are scaled (bicubic)")
+    group("--arguments", metavar="JSON", help="what the function of module: is called with")
+    group("--output", metavar="NAME", help="which of several outputs of an ONNX file holds the answer")
+    group("--state", metavar="KEY", help="which of several state dicts in a file, such as ema")
+    group(
+        "--verify-data",
+        type=Path,
+        metavar="PATH",
+        help="labelled pictures: class folders, or a CSV of file and label or index",
+    )
+    group("--accuracy", type=float, metavar="X", help="what it reaches on them, as 0.846; less is refused")
+    group("--calibration-data", type=Path, metavar="DIR", help="pictures that int8 is calibrated on")
     group = found.add_argument_group("calibration of INT8").add_argument
     group("--calibration", default="minmax", metavar="METHOD", help=f"{', '.join(METHODS)} (minmax)")
     group("--calibration-images", type=_positive, default=256, metavar="N", help="training images (256)")
@@ -140,7 +201,10 @@ def _web_runtime(options: argparse.Namespace) -> WebRuntime | None:
             raise UsageError("--web-runtime and --web-precision describe a web page", "add --web")
         return None
     if options.web_precision not in (None, "fp32", *_precisions(options)):
-        raise UsageError(f"--web-precision {options.web_precision} is no variant of this export", "name it, too")
+        raise UsageError(
+            f"--web-precision {options.web_precision} is no variant of this export",
+            f"add --precision {options.web_precision}",
+        )
     from convexport.export.web.runtime import web_runtime
 
     return web_runtime(options.web_runtime)
@@ -166,7 +230,7 @@ def _triton(bundle: Path, directory: Path) -> None:
 
 def _options(options: argparse.Namespace) -> ExportOptions:
     from convexport.export.pipeline import VERIFY_IMAGES, ExportOptions
-    from convexport.export.source import Source
+    from convexport.export.sources.checkpoint import Source
     from convexport.training.datasets import data_root
 
     precisions = _precisions(options)
@@ -178,6 +242,8 @@ def _options(options: argparse.Namespace) -> ExportOptions:
         verify_images=options.verify_images or VERIFY_IMAGES,
         require_labels=options.verify_images is not None,
         data=data_root(options.data),
+        verify_data=options.verify_data,
+        calibration_data=options.calibration_data,
         out=options.out,
         force=options.force,
     )
@@ -229,25 +295,38 @@ def _calibration(options: argparse.Namespace, precisions: tuple[Precision, ...])
 
 
 def _foreign(options: argparse.Namespace) -> Foreign | None:
-    from convexport.export.source import Foreign
+    from convexport.export.sources.labels_file import read_labels
+    from convexport.export.sources.stated import Foreign
 
-    given = {name: getattr(options, name) for name in ("classes", "mean", "std")}
-    missing = [f"--{name}" for name, value in given.items() if value is None]
-    if len(missing) == len(given):
+    given = {name: getattr(options, name) for name in STATED if getattr(options, name) is not None}
+    if not given:
         return None
-    if missing:
-        raise UsageError(
-            f"a state dict made elsewhere needs --classes, --mean and --std, of which {', '.join(missing)} is missing"
-        )
+    if options.accuracy is not None and options.verify_data is None:
+        raise UsageError("--accuracy without --verify-data", "name the labelled pictures that it was measured on")
+    if options.size is not None and len(options.size) > 2:
+        raise UsageError(f"--size {' '.join(map(str, options.size))}: expected one number, or height and width")
+    if options.classes is not None:
+        given["classes"] = read_labels(options.classes)
+    for name in ("mean", "std"):
+        if name in given:
+            given[name] = tuple(value for part in given[name] for value in part)
+    if options.size is not None:
+        given["size"] = (options.size[0], options.size[-1])
+    if options.arguments is not None:
+        given["arguments"] = _json_object(options.arguments)
+    return Foreign(**given)
+
+
+def _json_object(text: str) -> dict[str, object]:
     try:
-        lines = options.classes.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        found = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
         raise UsageError(
-            f"--classes {options.classes} cannot be read ({first_line(error)})", "expected one label in each line"
+            f"--arguments {text} is no JSON ({first_line(error)})", "quote it, as '{\"classes\": 7}'"
         ) from error
-    labels = tuple(line.strip() for line in lines if line.strip())
-    mean, std = (tuple(value for part in given[name] for value in part) for name in ("mean", "std"))
-    return Foreign(labels, mean, std)
+    if not isinstance(found, dict):
+        raise UsageError(f"--arguments {text}: expected an object", "write it as '{\"classes\": 7}'")
+    return found
 
 
 def _summary(result: ExportResult) -> None:

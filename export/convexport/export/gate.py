@@ -18,8 +18,11 @@ import numpy as np
 from convexport.export import measures, record, replay
 from convexport.export.element_types import ElementTypes
 from convexport.export.measures import MAX_BATCH, Reference
+from convexport.export.passes.storage import Fp16Emulation
 from convexport.export.precisions import BASE, EXPORTS
 from convexport.export.rates import images_per_second
+from convexport.export.sources.checkpoint import CheckpointNetwork
+from convexport.export.sources.network import Network
 from convexport.runtime.backends import registry
 from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from convexport.runtime.backends.tensorrt.backend import TensorRTBackend, TensorRTOptions
@@ -30,13 +33,11 @@ from convexport.runtime.devices import Device, gpus, processor_kind
 from convexport.runtime.errors import DeviceError, GateRefused, UnavailableError
 from convexport.runtime.manifest import Engine, Manifest, Measure, Verification
 from convexport.runtime.precision import PRECISIONS, Precision
-from convexport.training.checkpoint import Checkpoint
 
 Progress = Callable[[str], None]
 # What to look at first, where a measure tells that.
-FIXES = replay.FIXES | {
-    record.ABOVE_CHANCE: "compare the order of the classes, and mean and std, with those it was trained with"
-}
+_COMPARE = "compare the order of the classes, and mean and std, with those it was trained with"
+FIXES = replay.FIXES | {record.ABOVE_CHANCE: _COMPARE, record.STATED: _COMPARE}
 
 
 class Refusal(GateRefused):
@@ -106,15 +107,15 @@ class Case:
         folder: A draft of a bundle.
         manifest: What the draft says of itself.
         types: The element types of each ONNX file by its name.
-        checkpoint: The network that was exported.
-        expected: Torch's answers, which the files must match.
+        network: The network that was exported.
+        expected: Its own answers in float32, which the files must match.
         title: The data set that the images are of; empty where they have no labels.
     """
 
     folder: Path
     manifest: Manifest
     types: dict[str, ElementTypes]
-    checkpoint: Checkpoint
+    network: Network
     expected: Reference
     title: str
 
@@ -134,13 +135,18 @@ def judge(case: Case, progress: Progress) -> GateResult:
             if precision == BASE:
                 found[0] = _with_record(case, found[0])
             if EXPORTS[precision].stores_half:
-                found[0], emulation = measures.with_fp16_storage(precision, found[0], case.checkpoint, case.expected)
+                emulation = Fp16Emulation(_file(case, precision), _file(case, BASE))
+                found[0] = measures.with_fp16_storage(precision, found[0], emulation, case.expected)
                 details[precision] = {f"{precision}_storage": emulation.details()}
             for one in found:
                 progress(f"gate {precision:<7}{summary(one)}")
             verifications[precision] = tuple(found)
     graphs = _verify_engine_graphs(case, progress)
     return GateResult(verifications, graphs, _verify_engines(case, progress), details)
+
+
+def _file(case: Case, precision: Precision) -> bytes:
+    return (case.folder / case.manifest.variants[precision].file).read_bytes()
 
 
 def summary(found: Verification) -> str:
@@ -247,10 +253,11 @@ def _verify(case: Case, precision: Precision, served: Classifier, rate: float | 
 
 
 def _with_record(case: Case, found: Verification) -> Verification:
-    """The base's verification with what the checkpoint is held against: its witnesses, and its own record.
+    """The base's verification with what the network is held against: its witnesses, and what is said of it.
 
     The witnesses come first: where they fail they name the cause, and the rest follows from it.
     """
-    witnesses = replay.replay(case.checkpoint)
-    own = record.verify_checkpoint(case.checkpoint, case.expected, case.title)
+    network = case.network
+    witnesses = replay.replay(network.checkpoint) if isinstance(network, CheckpointNetwork) else []
+    own = record.verify_network(network, case.expected, case.title)
     return msgspec.structs.replace(found, measures=(*witnesses, *found.measures, *own))

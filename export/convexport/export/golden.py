@@ -13,9 +13,10 @@ from PIL import Image
 
 from convexport.export.limits import GOLDEN_FACTOR, Limits
 from convexport.export.measures import GOLDEN, STORED_DIFFERENCE, Reference
+from convexport.export.sources.checkpoint import CheckpointNetwork
+from convexport.export.sources.network import Network
 from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Golden, Input, Verification
-from convexport.training.checkpoint import Checkpoint
 
 # How many, where there are no witnesses.
 COUNT = 5
@@ -38,15 +39,18 @@ class GoldenImages:
     source: str
 
 
-def golden_images(checkpoint: Checkpoint, expected: Reference) -> GoldenImages:
+def golden_images(network: Network, expected: Reference) -> GoldenImages:
     """The witnesses of the checkpoint, else a few clear images of the gate's sample, with torch's answers."""
-    found, record, classes = checkpoint.witnesses, checkpoint.header.witnesses, checkpoint.header.classes["en"]
+    classes = network.facts.classes["en"]
+    found, record = None, None
+    if isinstance(network, CheckpointNetwork):
+        found, record = network.checkpoint.witnesses, network.checkpoint.header.witnesses
     if found is not None and record is not None and len(found):
         labels = [classes[label] for label in found.labels]
         source = f"{len(found)} witnesses of the checkpoint: {record.source}"
         return _written(found.images, labels, found.probabilities, classes, source)
     sample = expected.sample
-    rows = golden_rows(expected.probabilities, sample.images, checkpoint.header.input)
+    rows = golden_rows(expected.probabilities, sample.images, network.facts.input)
     known: list[str | None] = [None if sample.truth is None else classes[sample.truth[row]] for row in rows]
     source = f"{len(rows)} of the images that the gate compared (the checkpoint has no witnesses): {sample.kind}"
     return _written(sample.images[rows], known, expected.probabilities[rows], classes, source)

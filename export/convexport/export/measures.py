@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from convexport.export.element_types import ElementTypes
 from convexport.export.limits import FP16_HEADROOM, Limits
-from convexport.export.passes.fold_batch_norm import fold_batch_norm
 from convexport.export.passes.storage import Fp16Emulation
 from convexport.export.precisions import EXPORTS
 from convexport.export.samples import Sample
+from convexport.export.sources.network import Facts, Network
 from convexport.export.thresholds import promises
 from convexport.runtime.bundle import Bundle
 from convexport.runtime.classifier import Classifier
@@ -23,8 +23,6 @@ from convexport.runtime.errors import CheckpointError
 from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Flip, Measure, Verification
 from convexport.runtime.precision import PRECISIONS, Precision
-from convexport.training import evaluate
-from convexport.training.checkpoint import Checkpoint, Header
 
 Images = NDArray[np.uint8]
 Probabilities = NDArray[np.float32]
@@ -39,23 +37,23 @@ FLIPS_LISTED = 50
 
 @dataclass(frozen=True)
 class Reference:
-    """Torch float32's answers, from the checkpoint as it is: no folding, no graph.
+    """The origin's own answers in float32: no folding, no graph of ours.
 
     Attributes:
-        header: The checkpoint's header.
+        facts: What is known of the network.
         sample: The images, and their classes where they have some.
-        probabilities: Torch's answers, float32 [N, K].
+        probabilities: The origin's answers, float32 [N, K].
         read: The images as the runtime reads them, uint8 [N, H, W, C]: as the sample has them, or the gate finds it.
     """
 
-    header: Header
+    facts: Facts
     sample: Sample
     probabilities: Probabilities
     read: Images
 
     @property
     def classes(self) -> tuple[str, ...]:
-        return self.header.classes["en"]
+        return self.facts.classes["en"]
 
     def accuracy(self, probabilities: Probabilities) -> float | None:
         """Share of the sample that `probabilities` get right; None where it has no labels."""
@@ -69,19 +67,17 @@ class Reference:
         return np.asarray(predicted(probabilities) == self.sample.truth, dtype=np.bool_)
 
 
-def reference(checkpoint: Checkpoint, sample: Sample) -> Reference:
-    """What torch float32 gives for a sample. Raises `CheckpointError` where that is no number."""
-    header = checkpoint.header
-    logits = evaluate.predict(checkpoint.network(), sample.images, header.normalization)
-    with np.errstate(invalid="ignore", over="ignore"):  # infinities become NaN, which is looked for
-        probabilities = evaluate.softmax(logits, header.normalization.temperature)
+def reference(network: Network, sample: Sample) -> Reference:
+    """What the origin gives for a sample in float32. Raises `CheckpointError` where that is no number."""
+    facts = network.facts
+    probabilities = network.reference(sample.images)
     lost = int((~np.isfinite(probabilities)).any(axis=1).sum())
     if lost:
         raise CheckpointError(
-            f"checkpoint {header.name}: torch float32 gives NaN for {lost:,} of {len(sample):,} images", "train again"
+            f"checkpoint {facts.name}: torch float32 gives NaN for {lost:,} of {len(sample):,} images", "train again"
         )
-    read = np.stack([load_image(image, header.input)[0] for image in sample.images])
-    return Reference(header, sample, probabilities, read)
+    read = np.stack([load_image(image, facts.input)[0] for image in sample.images])
+    return Reference(facts, sample, probabilities, read)
 
 
 def verify(precision: Precision, served: Classifier, expected: Reference, types: ElementTypes) -> Verification:
@@ -94,7 +90,7 @@ def verify(precision: Precision, served: Classifier, expected: Reference, types:
         *_agreement(found, expected, row.limits),
         measure("rows changed by neighbours", neighbours(served.probabilities, expected.read), "<=", row.limits.rows),
         measure("layers of another precision", wrong_type, "==", 0),
-        measure("labels unlike the checkpoint's", _wrong_labels(served.bundle, expected.header), "==", 0),
+        measure("labels unlike the checkpoint's", _wrong_labels(served.bundle, expected.facts), "==", 0),
     ]
     if served.manifest.golden:
         widest = max(row.limits.golden_floor, row.limits.max_difference)
@@ -118,15 +114,11 @@ def verify(precision: Precision, served: Classifier, expected: Reference, types:
 
 
 def with_fp16_storage(
-    precision: Precision, found: Verification, checkpoint: Checkpoint, expected: Reference
-) -> tuple[Verification, Fp16Emulation]:
+    precision: Precision, found: Verification, emulation: Fp16Emulation, expected: Reference
+) -> Verification:
     """A variant's verification with what a GPU's FP16 storage does, found without one: overflow, headroom, agreement.
     The summary takes the worse of the two."""
-    emulation = Fp16Emulation(fold_batch_norm(checkpoint.network()))
-    normalization = checkpoint.header.normalization
-    logits = evaluate.predict(emulation.network, expected.sample.images, normalization)
-    with np.errstate(invalid="ignore"):  # infinities become NaN, which the gate counts
-        stored = evaluate.softmax(logits, normalization.temperature)
+    stored = emulation(expected.sample.images)
     measures = [
         measure(f"{_STORED}{one.name}", one.value, one.relation, one.limit)
         for one in _agreement(stored, expected, EXPORTS[precision].limits)
@@ -142,7 +134,7 @@ def with_fp16_storage(
         measures=(*found.measures, measure("FP16 headroom", emulation.headroom, ">=", FP16_HEADROOM), *measures),
         flips=tuple(flips[:FLIPS_LISTED]) if worse else found.flips,
         flips_total=max(found.flips_total, len(flips)),
-    ), emulation
+    )
 
 
 def _golden(served: Classifier) -> float:
@@ -150,10 +142,10 @@ def _golden(served: Classifier) -> float:
     return float(np.nan_to_num([one.max_abs_difference for one in served.self_test()], nan=1.0).max(initial=0.0))
 
 
-def _wrong_labels(bundle: Bundle, header: Header) -> int:
+def _wrong_labels(bundle: Bundle, facts: Facts) -> int:
     """How many labels of the bundle are not the checkpoint's at the same index, in the manifest and in `labels.txt`."""
-    pairs = [(bundle.manifest.labels.get(language, ()), labels) for language, labels in header.classes.items()]
-    pairs.append((tuple(bundle.read("labels.txt").decode().splitlines()), header.classes["en"]))
+    pairs = [(bundle.manifest.labels.get(language, ()), labels) for language, labels in facts.classes.items()]
+    pairs.append((tuple(bundle.read("labels.txt").decode().splitlines()), facts.classes["en"]))
     return sum(_unequal(found, right) for found, right in pairs)
 
 

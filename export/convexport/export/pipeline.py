@@ -9,16 +9,20 @@ from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
-from convexport.export import gate, golden, labels, measures, precisions, samples, writer
+from convexport.export import gate, golden, labels, measures, pictures, precisions, samples, writer
 from convexport.export.card import card
 from convexport.export.engines import EngineOptions, build_engines
 from convexport.export.measures import Reference
 from convexport.export.origin import check_origin
 from convexport.export.passes.quantize import Int8Options
 from convexport.export.precisions import EXPORTS, Built, Material
-from convexport.export.source import Source, labelled_set, load_checkpoint
+from convexport.export.sources.checkpoint import Source, labelled_set
+from convexport.export.sources.network import Network
+from convexport.export.sources.opening import open_network
 from convexport.runtime.bundle import open_bundle
 from convexport.runtime.errors import DatasetError
 from convexport.runtime.manifest import (
@@ -31,8 +35,6 @@ from convexport.runtime.manifest import (
     Verification,
 )
 from convexport.runtime.precision import Precision
-from convexport.training import models
-from convexport.training.checkpoint import Checkpoint
 from convexport.training.datasets import Dataset
 
 Progress = Callable[[str], None]
@@ -51,6 +53,8 @@ class ExportOptions:
         verify_images: How many images of the labelled test set the gate takes at most.
         require_labels: Whether the export ends where there are no labelled images, in place of using photographs.
         data: The root of the data sets.
+        verify_data: A folder of class folders or a CSV file of labelled pictures, in place of a data set.
+        calibration_data: A folder of pictures that int8 is calibrated on, in place of a data set's training images.
         out: The folder that the bundle's folder goes into.
         force: Whether a bundle that was exported from another checkpoint is replaced.
     """
@@ -62,6 +66,8 @@ class ExportOptions:
     verify_images: int = VERIFY_IMAGES
     require_labels: bool = False
     data: Path = Path("data")
+    verify_data: Path | None = None
+    calibration_data: Path | None = None
     out: Path = Path("bundles")
     force: bool = False
 
@@ -78,29 +84,33 @@ class ExportResult:
 def export_bundle(options: ExportOptions, progress: Progress = lambda line: None) -> ExportResult:
     """Exports one checkpoint. Raises `gate.Refusal` where the gate refuses, else what `runtime.errors` documents."""
     started = time.perf_counter()
-    checkpoint = load_checkpoint(options.source)
-    header = checkpoint.header
-    progress(f"checkpoint  {header.name}: {header.model}, {_recorded_line(checkpoint)}")
-    for remark in checkpoint.remarks:
+    network = open_network(options.source)
+    facts = network.facts
+    progress(f"network     {facts.name}: {facts.model}, {_recorded_line(network)}")
+    for remark in network.remarks:
         progress(remark)
-    dataset = labelled_set(header, options.source.dataset, options.data)
-    sample, dataset = _sample(checkpoint, dataset, options, progress)
-    expected = measures.reference(checkpoint, sample)
-    target = options.out / f"{header.name}-{_suffix(options.precisions)}"
+    dataset = labelled_set(facts, options.source.dataset, options.data)
+    sample, dataset = _sample(network, dataset, options, progress)
+    expected = measures.reference(network, sample)
+
+    def calibration_images(count: int) -> tuple[NDArray[np.uint8], str]:
+        return _calibration_images(network, dataset, options, count)
+
+    target = options.out / f"{facts.name}-{_suffix(options.precisions)}"
     with writer.drafting(target) as draft:  # before the work that another export into the same place would waste
         if not options.force:
-            check_origin(target, _provenance(checkpoint))
+            check_origin(target, _provenance(network))
         built = _build(
-            Material(checkpoint, dataset, options.calibration, options.engines is not None), options, progress
+            Material(network, calibration_images, options.calibration, options.engines is not None), options, progress
         )
-        manifest = _draft(draft, target.name, checkpoint, built, expected)
+        manifest = _draft(draft, target.name, network, built, expected)
         if options.engines is not None:
             engines = build_engines(draft, manifest.variants, options.engines, progress)
             manifest = msgspec.structs.replace(manifest, engines=engines, files=dict(draft.files))
         draft.describe(manifest)
         types = {file: found.types for file, found in _files(built).items()}
-        title = dataset.title if dataset else ""
-        result = gate.judge(gate.Case(draft.path, manifest, types, checkpoint, expected, title), progress)
+        title = dataset.title if dataset and not options.verify_data else ""
+        result = gate.judge(gate.Case(draft.path, manifest, types, network, expected, title), progress)
         result.refuse()
         manifest = _verified(manifest, result)
         draft.write("README.md", card(manifest).encode())
@@ -117,24 +127,28 @@ def _suffix(wanted: tuple[Precision, ...]) -> str:
     return "-".join(others) or base
 
 
-def _recorded_line(checkpoint: Checkpoint) -> str:
-    parameters = models.parameter_count(checkpoint.network())
-    return f"{parameters:,} parameters, {checkpoint.header.dataset.title}, {_at_training(checkpoint)}"
+def _recorded_line(network: Network) -> str:
+    facts = network.facts
+    return f"{facts.parameters:,} parameters, {facts.dataset.title}, {_at_training(network)}"
 
 
-def _at_training(checkpoint: Checkpoint) -> str:
-    accuracy = checkpoint.header.accuracy
+def _at_training(network: Network) -> str:
+    accuracy = network.facts.accuracy
     return "no accuracy stated" if accuracy.test is None else f"{accuracy.test:.2%} at training"
 
 
 def _sample(
-    checkpoint: Checkpoint, dataset: Dataset | None, options: ExportOptions, progress: Progress
+    network: Network, dataset: Dataset | None, options: ExportOptions, progress: Progress
 ) -> tuple[samples.Sample, Dataset | None]:
     """The images the gate looks at, and the data set if its test split could be read."""
-    header = checkpoint.header
-    reason = f"no data set is known for {header.name}"
+    facts = network.facts
+    if options.verify_data is not None:
+        sample = pictures.labelled(options.verify_data, facts, options.verify_images)
+        progress(f"images      {sample.kind}")
+        return sample, dataset
+    reason = f"no data set is known for {facts.name}"
     if dataset is not None:
-        own = header.classes["en"]
+        own = facts.classes["en"]
         if options.source.dataset is not None:  # one that was named and does not fit is no reason to look elsewhere
             labels.matched(dataset.name, dataset.classes["en"], own)
         try:
@@ -149,9 +163,25 @@ def _sample(
             return sample, dataset
     if options.require_labels:
         raise DatasetError(reason, "leave out --verify-images to compare on photographs without labels")
-    sample = samples.from_photographs(header.input)
+    sample = samples.from_photographs(facts.input)
     progress(f"images      {sample.kind}; accuracy is not measured: {reason}")
     return sample, None
+
+
+def _calibration_images(
+    network: Network, dataset: Dataset | None, options: ExportOptions, count: int
+) -> tuple[NDArray[np.uint8], str]:
+    """What int8 is calibrated on. Raises `DatasetError` where there is nothing."""
+    if options.calibration_data is not None:
+        images = pictures.without_labels(options.calibration_data, network.facts.input, count)
+        return images, f"{len(images)} pictures of {options.calibration_data.name}"
+    if dataset is None:
+        raise DatasetError(
+            "int8 is calibrated on training images, and there are none",
+            "name their folder with --data, or any folder of such pictures with --calibration-data",
+        )
+    train = dataset.train
+    return train.images[samples.stratified(train.labels, count)], f"{dataset.title} training set"
 
 
 def _build(material: Material, options: ExportOptions, progress: Progress) -> dict[Precision, Built]:
@@ -180,44 +210,42 @@ def _engine_file(kind: Precision) -> str:
 
 
 def _draft(
-    draft: writer.Draft, name: str, checkpoint: Checkpoint, built: dict[Precision, Built], expected: Reference
+    draft: writer.Draft, name: str, network: Network, built: dict[Precision, Built], expected: Reference
 ) -> Manifest:
     """Writes the graphs, labels and golden images -> a manifest without measurements, for the runtime to open."""
-    header = checkpoint.header
+    facts = network.facts
     for file, found in _files(built).items():
         draft.write(file, found.data)
-    draft.write("labels.txt", "".join(f"{label}\n" for label in header.classes["en"]).encode())
-    images = golden.golden_images(checkpoint, expected)
+    draft.write("labels.txt", "".join(f"{label}\n" for label in facts.classes["en"]).encode())
+    images = golden.golden_images(network, expected)
     for file, data in images.files.items():
         draft.write(file, data)
     return Manifest(
         format=FORMAT,
         name=name,
-        model=Model(
-            name=header.model, arguments=header.arguments, parameters=models.parameter_count(checkpoint.network())
-        ),
-        input=header.input,
-        normalization=header.normalization,
-        labels=header.classes,
+        model=Model(name=facts.model, arguments=facts.arguments, parameters=facts.parameters),
+        input=facts.input,
+        normalization=facts.normalization,
+        labels=facts.classes,
         variants={kind: _unverified(kind, variant) for kind, variant in built.items()},
         golden=images.entries,
         golden_source=images.source,
-        provenance=_provenance(checkpoint),
+        provenance=_provenance(network),
         files=dict(draft.files),
     )
 
 
-def _provenance(checkpoint: Checkpoint) -> Provenance:
-    header = checkpoint.header
+def _provenance(network: Network) -> Provenance:
+    facts = network.facts
     tools = {f"export.{name}": version(name) for name in ("convexport", "onnx", "torch", "pillow")}
     return Provenance(
-        checkpoint_sha256=checkpoint.sha256,
-        dataset=header.dataset,
-        recipe=header.recipe,
-        seed=header.seed,
-        git_commit=header.git_commit,
-        versions={**header.versions, **tools},
-        accuracy=header.accuracy,
+        checkpoint_sha256=facts.sha256,
+        dataset=facts.dataset,
+        recipe=facts.recipe,
+        seed=facts.seed,
+        git_commit=facts.git_commit,
+        versions={**facts.versions, **tools},
+        accuracy=facts.accuracy,
     )
 
 

@@ -13,15 +13,13 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from convexport.export import element_types, graph, samples
+from convexport.export import element_types, graph
 from convexport.export.element_types import ElementTypes
 from convexport.export.limits import Limits
 from convexport.export.passes import quantize
 from convexport.export.passes.quantize import FOR_CPU, FOR_TENSORRT, Form, Int8Options
-from convexport.runtime.errors import DatasetError
+from convexport.export.sources.network import Network
 from convexport.runtime.precision import Precision
-from convexport.training.checkpoint import Checkpoint
-from convexport.training.datasets import Dataset
 
 # Every bundle holds it, the others are made from it, and it is what a checkpoint's record is held against.
 BASE: Precision = "fp32"
@@ -32,15 +30,16 @@ class Material:
     """What graphs are made from.
 
     Attributes:
-        checkpoint: The network and its header.
-        dataset: Labelled images to calibrate on; None where there are none.
+        network: The network, of any origin.
+        calibration_images: Gives the pictures that a precision of 8 bits is calibrated on, and what they are in words;
+            it is asked for at most so many.
         calibration: How a precision of 8 bits is calibrated.
         for_tensorrt: Whether the bundle is to hold what TensorRT takes in place of a graph that it refuses.
         base: The fp32 graph, once it was made.
     """
 
-    checkpoint: Checkpoint
-    dataset: Dataset | None
+    network: Network
+    calibration_images: Callable[[int], tuple[NDArray[np.uint8], str]]
     calibration: Int8Options
     for_tensorrt: bool
     base: bytes = b""
@@ -94,20 +93,18 @@ def chosen(wanted: Collection[Precision]) -> list[Precision]:
 
 
 def _fp32(material: Material) -> Built:
-    return _built(graph.to_onnx(material.checkpoint))
+    return _built(graph.to_onnx(material.network))
 
 
 def _fp16(material: Material) -> Built:
-    return _built(graph.to_onnx(material.checkpoint, "fp16"))
+    return _built(graph.to_onnx(material.network, "fp16"))
 
 
 def _int8(material: Material) -> Built:
     """The graph for CPUs, and with it the one that TensorRT takes, calibrated on the same images."""
-    options, dataset = material.calibration, material.dataset
-    if dataset is None:
-        raise DatasetError("int8 is calibrated on training images, and there are none", "name their folder with --data")
-    images = dataset.train.images[samples.stratified(dataset.train.labels, options.images)]
-    details = {"calibration": msgspec.to_builtins(options), "calibrated_on": f"{dataset.title} training set"}
+    options = material.calibration
+    images, kind = material.calibration_images(options.images)
+    details = {"calibration": msgspec.to_builtins(options), "calibrated_on": kind}
     engine_graph = _quantized(material.base, images, options, FOR_TENSORRT) if material.for_tensorrt else None
     built = _quantized(material.base, images, options, FOR_CPU, **details)
     return replace(built, engine_graph=engine_graph)

@@ -10,42 +10,44 @@ from scipy.stats import binom, hypergeom
 
 from convexport.export.limits import CHANCE_LEVEL, FALSE_ALARM, OTHER_COPY_SLACK, RECORD_SLACK
 from convexport.export.measures import Reference, measure, predicted
+from convexport.export.sources.network import Network
 from convexport.runtime.manifest import Measure
-from convexport.training.checkpoint import Checkpoint
 
 ABOVE_CHANCE = "torch accuracy, above chance"
+STATED = "torch accuracy, as stated"
 
 
-def verify_checkpoint(checkpoint: Checkpoint, expected: Reference, title: str) -> list[Measure]:
+def verify_network(network: Network, expected: Reference, title: str) -> list[Measure]:
     """Measures what no comparison of files with torch can show.
 
     Args:
-        checkpoint: The network and its header.
-        expected: Torch's answers.
+        network: The network and what is said of it.
+        expected: Its own answers.
         title: The data set at hand; empty where there is none.
 
     Returns:
-        Weight tensors of zeros; where the images have labels, accuracy against chance; where the header states an
-        accuracy too, that one against the header's, overall and per class.
+        Weight tensors of zeros; where the images have labels, accuracy against chance; where an accuracy is
+        stated too, that one against it, overall and per class.
     """
-    header, sample = checkpoint.header, expected.sample
-    dead = sum(1 for value in checkpoint.state.values() if value.dim() > 1 and not value.any())
-    measures = [measure("weight tensors of zeros", dead, "==", 0)]
+    facts, sample = network.facts, expected.sample
+    measures = [measure("weight tensors of zeros", network.dead, "==", 0)]
     correct = expected.correct(expected.probabilities)
     if sample.truth is None or correct is None:
         return measures
     accuracy = float(correct.mean())
     chance = chance_of(predicted(expected.probabilities), sample.truth, len(expected.classes))
     measures.append(measure(ABOVE_CHANCE, accuracy, ">=", fewest_above_chance(len(sample), chance) / len(sample)))
-    if header.accuracy.test is None:
+    if network.stated_accuracy is not None:  # of these very images: one of them may be decided differently
+        measures.append(measure(STATED, accuracy, ">=", network.stated_accuracy - 1 / len(sample)))
+    if facts.accuracy.test is None:
         return measures
-    slack = RECORD_SLACK if title == header.dataset.title else OTHER_COPY_SLACK
-    fewest = fewest_correct(int(sample.population.sum()), header.accuracy.test, len(sample), slack)
+    slack = RECORD_SLACK if title == facts.dataset.title else OTHER_COPY_SLACK
+    fewest = fewest_correct(int(sample.population.sum()), facts.accuracy.test, len(sample), slack)
     measures.append(measure("torch accuracy, as recorded", accuracy, ">=", fewest / len(sample)))
     below = 0
     for index, name in enumerate(expected.classes):
         members = sample.truth == index
-        recorded = header.accuracy.per_class.get(name)
+        recorded = facts.accuracy.per_class.get(name)
         # A record by name says nothing of one of two classes with that name.
         if recorded is None or not members.any() or expected.classes.count(name) > 1:
             continue

@@ -13,6 +13,8 @@ from convexport.runtime.manifest import Input
 from convexport.training.datasets import Split
 
 CROPS = 512
+# Of pictures beyond this many pixels a quarter is looked at: a network takes as much longer for each.
+LARGE = 64 * 64
 SEED = 0
 
 
@@ -70,10 +72,12 @@ def stratified(labels: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
     return np.sort(np.argsort(place, kind="stable")[:wanted])
 
 
-def from_photographs(wanted: Input, count: int = CROPS) -> Sample:
+def from_photographs(wanted: Input, count: int | None = None) -> Sample:
     """`count` crops of scikit-learn's two sample photographs, brought to `wanted` as the runtime does. No labels."""
     from sklearn.datasets import load_sample_images
 
+    if count is None:
+        count = CROPS if wanted.height * wanted.width <= LARGE else CROPS // 4
     photographs = [Image.fromarray(image) for image in load_sample_images().images]
     rng = np.random.default_rng(SEED)
     images: list[NDArray[np.uint8]] = []
@@ -81,7 +85,8 @@ def from_photographs(wanted: Input, count: int = CROPS) -> Sample:
     while len(images) < count:
         position = len(images) % len(photographs)
         photograph = photographs[position]
-        side = int(rng.integers(min(wanted.height, wanted.width), min(photograph.size) + 1))
+        largest = min(photograph.size)
+        side = int(rng.integers(min(wanted.height, wanted.width, largest), largest + 1))
         left, top = (int(rng.integers(0, full - side + 1)) for full in photograph.size)
         crop = photograph.crop((left, top, left + side, top + side))
         image = load_image(crop, wanted)[0]

@@ -2,7 +2,7 @@
 
 One half of the labelled images chooses a threshold, the other half checks it. The choice is a test for every step of a
 fixed sequence of thresholds, from the surest answers down, which ends at the first that fails. Choosing the lowest of
-all thresholds that pass for themselves would break the promise in every seventh case: docs/sure.md has the numbers.
+all thresholds that pass for themselves would break the promise in up to every sixth case: docs/sure.md has the numbers.
 """
 
 from __future__ import annotations

@@ -3,11 +3,12 @@
 Every step is defined to the bit and is the same under every Pillow that convexport runs on (docs/other-languages.md
 writes it out, and examples/framing.mjs is the same code in JavaScript):
 
-1. A box of the picture is chosen: `crop` takes the largest middle box of the target's shape, `pad` and `stretch` all.
+1. A box of the picture is chosen: `crop` takes the middle box of the target's shape that keeps
+   `Input.crop` of the shorter side, `pad` and `stretch` all.
 2. Where a side of the box has `2 * GAP` pixels or more for each one of the result, it is reduced by a whole factor that
    leaves at least `GAP`: the rounded mean of each cell.
-3. Bicubic interpolation, widened with the scale (antialiasing), in Pillow's fixed point, in two passes: the width is
-   resized first, and the height of what that gives. Pillow's own choice of the order changed with its version 13.
+3. Bicubic or bilinear interpolation, widened with the scale (antialiasing), in Pillow's fixed point, in two passes:
+   the width is resized first, then the height of the result. Pillow's own choice of the order changed with version 13.
 4. `pad` centers the result on a plain ground.
 """
 
@@ -17,12 +18,12 @@ import math
 
 from PIL import Image
 
-from convexport.runtime.manifest import Input
+from convexport.runtime.manifest import Filter, Input
 
 GAP = 3
 
-_FILTER = Image.Resampling.BICUBIC
-# How far the filter reaches beyond the box, in pixels of the result: 2, less the half that its first pixel covers.
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+# How far the wider filter reaches beyond the box, in pixels of the result: 2, less half of the first pixel.
 _REACH = 1.5
 
 Box = tuple[float, float, float, float]
@@ -34,27 +35,27 @@ def frame(image: Image.Image, input: Input, *, fill: int) -> Image.Image:
     target = (input.width, input.height)
     whole = (0.0, 0.0, float(width), float(height))
     if input.framing == "stretch":
-        return resize(image, target, whole)
+        return resize(image, target, whole, input.filter)
     if input.framing == "crop":
-        return resize(image, target, _middle(image.size, target))
+        return resize(image, target, _middle(image.size, target, input.crop), input.filter)
     scale = min(input.width / width, input.height / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     canvas = Image.new(image.mode, target, fill if image.mode == "L" else (fill, fill, fill))
-    canvas.paste(resize(image, size, whole), ((target[0] - size[0]) // 2, (target[1] - size[1]) // 2))
+    canvas.paste(resize(image, size, whole, input.filter), ((target[0] - size[0]) // 2, (target[1] - size[1]) // 2))
     return canvas
 
 
-def resize(image: Image.Image, size: tuple[int, int], box: Box) -> Image.Image:
+def resize(image: Image.Image, size: tuple[int, int], box: Box, filter: Filter = "bicubic") -> Image.Image:
     """`box` of an `L` or `RGB` image -> an image of `size` (width, height)."""
     image, (left, top, right, bottom) = _reduced(image, size, box)
-    rows = image.resize((size[0], image.height), _FILTER, box=(left, 0, right, image.height))
-    return rows.resize(size, _FILTER, box=(0, top, size[0], bottom))
+    rows = image.resize((size[0], image.height), _FILTERS[filter], box=(left, 0, right, image.height))
+    return rows.resize(size, _FILTERS[filter], box=(0, top, size[0], bottom))
 
 
-def _middle(size: tuple[int, int], target: tuple[int, int]) -> Box:
-    """The largest box of the target's shape in the middle of a picture of `size`."""
+def _middle(size: tuple[int, int], target: tuple[int, int], share: float) -> Box:
+    """The middle box of the target's shape: `share` of the largest in a picture of `size`, by its side."""
     width, height = size
-    scale = min(width / target[0], height / target[1])
+    scale = share * min(width / target[0], height / target[1])
     left, top = (width - scale * target[0]) / 2, (height - scale * target[1]) / 2
     return max(left, 0.0), max(top, 0.0), min(width - left, width), min(height - top, height)
 

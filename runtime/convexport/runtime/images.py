@@ -11,8 +11,9 @@ What happens to a picture, in this order:
    keeps its high byte, as Pillow decodes it.
 5. Ink. Where `Input.ink` is "light-on-dark" and more than half of the outermost pixels are brighter than 127, the
    picture shows dark ink on light paper: it is inverted, and a note says so.
-6. Frame. A picture of the model's size passes bit for bit. `framing` brings any other to it: `crop` takes the largest
-   middle box of the target's shape, `pad` centres the whole on black, `stretch` neither.
+6. Frame. A picture of the model's size passes bit for bit. `framing` brings any other to it: `crop` takes the
+   middle box of the target's shape that keeps `Input.crop` of the shorter side, `pad` centres the whole on black,
+   `stretch` neither.
 """
 
 from __future__ import annotations

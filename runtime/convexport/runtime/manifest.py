@@ -19,10 +19,13 @@ FORMAT = "3.1"
 
 Framing = Literal["crop", "pad", "stretch"]
 Ink = Literal["any", "light-on-dark"]
+Filter = Literal["bilinear", "bicubic"]
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Size = Annotated[int, msgspec.Meta(ge=1, le=16384)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
 Probability = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
+Share = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -33,14 +36,17 @@ class Input(Part, frozen=True, kw_only=True):
     """What the graph takes: uint8 [batch, height, width, channels], and how a picture is brought to that size.
 
     `framing`: `crop` scales the shorter side and cuts the middle, `pad` scales the longer side and fills with black,
-    `stretch` scales both sides. `ink`: `light-on-dark` inverts pictures of dark ink on light paper (MNIST's digits
-    are light on dark).
+    `stretch` scales both sides. `crop`: the share of the shorter side that the framing of this name keeps (224 of 256
+    is 0.875). `filter`: how pixels are weighed. `ink`: `light-on-dark` inverts pictures of dark ink on light paper
+    (MNIST's digits are light on dark).
     """
 
     height: Size
     width: Size
     channels: Literal[1, 3]
     framing: Framing = "crop"
+    crop: Share = 1.0
+    filter: Filter = "bicubic"
     ink: Ink = "any"
 
 
@@ -81,9 +87,9 @@ class Flip(Part, frozen=True, kw_only=True):
 class Counted(Part, frozen=True, kw_only=True):
     """Of `images` labelled images so many were `answered` surely, and so many of those answers were `right`."""
 
-    images: Size
-    answered: Size
-    right: Size
+    images: Count
+    answered: Count
+    right: Count
 
 
 class Promise(Part, frozen=True, kw_only=True):

@@ -34,7 +34,7 @@ class Options:
     """How a bundle is run. `auto` leaves a choice to the runtime, which says what it chose; a name is kept or refused.
 
         options = Options(device="cpu", threads=4, top=5)
-        with Classifier("bundles/lenet5-mnist", options) as classifier: ...
+        classifier = Classifier("bundles/lenet5-mnist", options)
 
     Attributes:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.

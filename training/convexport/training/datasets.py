@@ -274,7 +274,7 @@ def _torchvision(kind: str, root: Path, place: str) -> Callable[[SplitName], Spl
     """Reads torchvision's data set `kind`, whose files lie at `place` under `root`, or are downloaded to it."""
 
     def read(split: SplitName) -> Split:
-        factory = partial(getattr(_torchvision_datasets(), kind), str(root), train=split == "train")
+        factory = partial(getattr(torchvision_datasets(), kind), str(root), train=split == "train")
         try:
             try:
                 data = factory(download=False)
@@ -351,7 +351,7 @@ def _last_answer(error: Exception) -> str:
 _operators: Any = None
 
 
-def _torchvision_datasets() -> Any:
+def torchvision_datasets() -> Any:
     """`torchvision.datasets`, also beside a CPU build of torch, where torchvision's compiled operators do not load.
 
     Its import then fails with "operator torchvision::nms does not exist", though data sets need no operator: the two

@@ -8,8 +8,8 @@ from importlib.metadata import version
 import msgspec
 import onnx
 
+from convexport.export.sources.network import Facts
 from convexport.runtime.precision import Precision
-from convexport.training.checkpoint import Header
 
 INPUT = "images"
 OUTPUT = "probabilities"
@@ -19,26 +19,26 @@ IR_VERSION = 10
 
 @dataclass(frozen=True)
 class Describe:
-    """A `GraphPass`: producer, IR version, the network's name, and `metadata_props` from a checkpoint's header."""
+    """A `GraphPass`: producer, IR version, the network's name, and `metadata_props` from what is known of it."""
 
-    header: Header
+    facts: Facts
     precision: Precision
 
     def __call__(self, model: onnx.ModelProto) -> None:
-        header, size = self.header, self.header.input
+        facts, size = self.facts, self.facts.input
         model.producer_name = "convexport"
         model.producer_version = version("convexport")
         model.ir_version = IR_VERSION
-        model.graph.name = header.name
+        model.graph.name = facts.name
         properties = {
             "convexport.input": f"{INPUT}: uint8 [batch, {size.height}, {size.width}, {size.channels}], "
             f"pixels 0 to 255, {'RGB' if size.channels == 3 else 'grey'}",
-            "convexport.output": f"{OUTPUT}: float32 [batch, {len(header.classes['en'])}], rows sum to 1",
+            "convexport.output": f"{OUTPUT}: float32 [batch, {len(facts.classes['en'])}], rows sum to 1",
             "convexport.framing": size.framing,
             "convexport.ink": size.ink,
-            "convexport.model": header.model,
+            "convexport.model": facts.model,
             "convexport.precision": self.precision,
-            **{f"convexport.labels.{lang}": _json(labels) for lang, labels in header.classes.items()},
+            **{f"convexport.labels.{lang}": _json(labels) for lang, labels in facts.classes.items()},
         }
         set_properties(model, properties)
 

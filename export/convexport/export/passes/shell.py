@@ -1,37 +1,75 @@
-"""Wraps a network in its shell: uint8 images at the input, temperature and softmax at the output."""
+"""Wraps a graph in the shell: uint8 images in front, temperature and softmax behind."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from dataclasses import dataclass
+from typing import Any
 
-from convexport.training.checkpoint import Header
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from convexport.export.passes.describe import INPUT, OUTPUT
+from convexport.export.passes.names import rename_values
+from convexport.export.sources.network import Facts
+
+# Every node and value of the shell begins so; everything else is the network's.
+PREFIX = "shell."
+PIXELS = "shell.pixels"  # what the network takes
+ANSWER = "shell.answer"  # what it gives
+FRONT = 4  # nodes in front of the network
 
 
-class Shell(nn.Module):
-    """uint8 [N, H, W, C] -> probabilities float32 [N, K] around a network from normalized NCHW to logits."""
+@dataclass(frozen=True)
+class Shell:
+    """A `GraphPass`: pixels [batch, C, H, W] -> answers becomes uint8 [batch, H, W, C] -> probabilities [batch, K]."""
 
-    offset: Tensor
-    scale: Tensor
+    facts: Facts
 
-    def __init__(self, network: nn.Module, header: Header) -> None:
-        super().__init__()
-        self.network = network
-        self.temperature = header.normalization.temperature
-        mean = torch.tensor(header.normalization.mean, dtype=torch.float64)
-        std = torch.tensor(header.normalization.std, dtype=torch.float64)
-        # Two nodes in place of three: (pixel - 255 mean) / (255 std).
-        self.register_buffer("offset", (255 * mean).to(torch.float32).view(1, -1, 1, 1))
-        self.register_buffer("scale", (1 / (255 * std)).to(torch.float32).view(1, -1, 1, 1))
+    def __call__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        taken = {INPUT: f"core.{INPUT}", OUTPUT: f"core.{OUTPUT}"}
+        rename_values(graph, {**taken, graph.input[0].name: PIXELS, graph.output[0].name: ANSWER})
+        nodes = [*self._front(graph), *graph.node, *self._behind(graph)]
+        size = self.facts.input
+        images: list[int | str | None] = ["batch", size.height, size.width, size.channels]
+        answers: list[int | str | None] = ["batch", len(self.facts.classes["en"])]
+        for field in ("input", "output", "node"):
+            graph.ClearField(field)
+        graph.node.extend(nodes)
+        graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, images))
+        graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, answers))
+        planes: list[int | str | None] = ["batch", size.channels, size.height, size.width]
+        for name, kind, shape in ((PIXELS, TensorProto.FLOAT, planes), (ANSWER, TensorProto.FLOAT, answers)):
+            if all(value.name != name for value in graph.value_info):
+                graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))
 
-    def forward(self, images: Tensor) -> Tensor:
-        pixels = images.to(torch.float32).permute(0, 3, 1, 2)  # TensorRT transposes no uint8
-        logits = self.logits((pixels - self.offset) * self.scale)
-        if self.temperature != 1.0:
-            logits = logits / self.temperature
-        return torch.softmax(logits, dim=1)
+    def _front(self, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+        """Two nodes of arithmetic in place of three: (pixel - 255 mean) * (1 / (255 std))."""
+        normalization = self.facts.normalization
+        mean, std = (np.array(values, np.float64) for values in (normalization.mean, normalization.std))
+        for name, values in (("shell.offset", 255 * mean), ("shell.scale", 1 / (255 * std))):
+            graph.initializer.append(numpy_helper.from_array(values.astype(np.float32).reshape(1, -1, 1, 1), name))
+        return [
+            _node("Cast", ["images"], "shell.cast", to=TensorProto.FLOAT),
+            _node("Transpose", ["shell.cast"], "shell.planes", perm=[0, 3, 1, 2]),  # TensorRT transposes no uint8
+            _node("Sub", ["shell.planes", "shell.offset"], "shell.centered"),
+            _node("Mul", ["shell.centered", "shell.scale"], PIXELS),
+        ]
 
-    def logits(self, pixels: Tensor) -> Tensor:
-        """Normalized float32 [N, C, H, W] -> logits float32 [N, K]."""
-        result: Tensor = self.network(pixels)
-        return result
+    def _behind(self, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+        if self.facts.answers == "probabilities":
+            return [_node("Identity", [ANSWER], OUTPUT)]
+        temperature = self.facts.normalization.temperature
+        if temperature == 1.0:
+            return [_node("Softmax", [ANSWER], OUTPUT, axis=1)]
+        graph.initializer.append(numpy_helper.from_array(np.array(temperature, np.float32), "shell.temperature"))
+        return [
+            _node("Div", [ANSWER, "shell.temperature"], "shell.calibrated"),
+            _node("Softmax", ["shell.calibrated"], OUTPUT, axis=1),
+        ]
+
+
+def _node(kind: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
+    name = output if output.startswith(PREFIX) else f"{PREFIX}{output}"
+    return helper.make_node(kind, inputs, [output], name=name, **attributes)

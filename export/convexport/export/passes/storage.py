@@ -1,20 +1,27 @@
 """Emulates FP16 storage: what a GPU's half precision does to every stored tensor, found on a CPU.
 
-A CPU computes an FP16 graph in float32, so a network that overflows on a GPU passes there (docs/decisions/0005).
+A CPU computes an FP16 graph in float32, so a network that overflows on a GPU passes there (docs/decisions/0005). Here
+every float16 value of the graph that ships is rounded, the additions of residuals included.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from convexport.export.passes.describe import INPUT, OUTPUT
+from convexport.export.passes.names import subgraphs
+from convexport.runtime.devices import import_library
 
 FP16_MAX = 65504.0
 FP16_SMALLEST_NORMAL = 2.0**-14
+_BATCH = 64
+_LARGEST = ".largest"
 
 
 @dataclass(frozen=True)
@@ -27,48 +34,112 @@ class WeightStorage:
     underflowed: float
 
 
-def weight_storage(values: Tensor) -> WeightStorage:
+def weight_storage(values: NDArray[np.float32]) -> WeightStorage:
     """What storing float32 `values` in FP16 does to them."""
-    size, stored = values.abs(), values.half().abs().float()
+    size = np.abs(values)
+    with np.errstate(over="ignore"):
+        stored = size.astype(np.float16).astype(np.float32)
     nonzero = int((size > 0).sum()) or 1
     subnormal = (stored > 0) & (stored < FP16_SMALLEST_NORMAL)
     return WeightStorage(
-        overflowed=int((~torch.isfinite(stored)).sum()),
+        overflowed=int((~np.isfinite(stored)).sum()),
         subnormal=int(subnormal.sum()) / nonzero,
         underflowed=int(((size > 0) & (stored == 0)).sum()) / nonzero,
     )
 
 
+def emulate_storage(model: onnx.ModelProto) -> list[str]:
+    """A `GraphPass` on a graph in float16: it computes in float32, and every value that was float16 is rounded to it.
+
+    Returns:
+        The names of the rounded values. The graph gives the largest |value| of each before it was rounded, as one more
+        output of its name and `.largest`.
+    """
+    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    half = {
+        value.name
+        for value in (*inferred.value_info, *inferred.output)
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT16
+    }
+    graph = model.graph
+    widen(model)
+    nodes: list[onnx.NodeProto] = []
+    rounded: list[str] = []
+    for node in graph.node:
+        nodes.append(node)
+        for place, name in enumerate(node.output):
+            if name in half:
+                node.output[place] = f"{name}.raw"
+                nodes += _rounding(name)
+                rounded.append(name)
+    graph.ClearField("node")
+    graph.node.extend(nodes)
+    graph.ClearField("value_info")
+    for name in rounded:
+        graph.output.append(helper.make_tensor_value_info(f"{name}{_LARGEST}", TensorProto.FLOAT, []))
+    return rounded
+
+
+def _rounding(name: str) -> list[onnx.NodeProto]:
+    raw = f"{name}.raw"
+    return [
+        helper.make_node("Abs", [raw], [f"{name}.size"]),
+        helper.make_node("ReduceMax", [f"{name}.size"], [f"{name}{_LARGEST}"], keepdims=0),
+        helper.make_node("Cast", [raw], [f"{name}.stored"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", [f"{name}.stored"], [name], to=TensorProto.FLOAT),
+    ]
+
+
+def widen(model: onnx.ModelProto) -> None:
+    """A `GraphPass`: everything that is float16 becomes float32."""
+    graph = model.graph
+    for tensor in graph.initializer:
+        _widen(tensor)
+    for node in graph.node:
+        _widen_node(node)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+
+
+def _widen(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type == TensorProto.FLOAT16:
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
+
+
+def _widen_node(node: onnx.NodeProto) -> None:
+    assert not any(True for _ in subgraphs(node))  # the half pass takes none
+    for attribute in node.attribute:
+        if attribute.name in {"to", "dtype"} and attribute.i == TensorProto.FLOAT16:
+            attribute.i = TensorProto.FLOAT
+        elif attribute.type == onnx.AttributeProto.TENSOR:
+            _widen(attribute.t)
+
+
 @dataclass
 class Fp16Emulation:
-    """A network in float32 whose weights, inputs and every stored tensor are rounded through FP16.
+    """An FP16 graph that overflows where a GPU overflows, at the price of float32.
 
-    It overflows where a GPU overflows, at the price of float32. `network` should be folded, as it ships. `largest` maps
-    each tensor to its largest |value| before it was stored, over all pictures seen.
+    Attributes:
+        fp16: The bytes of the graph that ships.
+        fp32: Those of the float32 graph that it was made from: what its weights were.
+        largest: The largest |value| of each stored tensor before it was stored, over all pictures seen.
+        weights: What became of each weight tensor.
     """
 
-    network: nn.Sequential
+    fp16: bytes
+    fp32: bytes
     largest: dict[str, float] = field(default_factory=dict)
     weights: dict[str, WeightStorage] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.network = copy.deepcopy(self.network).eval()
-        for name, parameter in self.network.named_parameters():
-            self.weights[name] = weight_storage(parameter.data)
-            parameter.data = parameter.data.half().float()
-        for name, module in self.network.named_modules():
-            if not any(True for _ in module.children()):
-                module.register_forward_pre_hook(lambda _, inputs: tuple(value.half().float() for value in inputs))
-                module.register_forward_hook(self._store(name))
-
-    def _store(self, name: str) -> Callable[[nn.Module, Any, Tensor], Tensor]:
-        def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            size = float(output.abs().max())
-            # A NaN comes from an infinity before it; as the largest value it stays the largest.
-            self.largest[name] = max(self.largest.get(name, 0.0), size if size == size else float("inf"))
-            return output.half().float()
-
-        return hook
+        model = onnx.load_from_string(self.fp16)
+        half = {tensor.name for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT16}
+        for tensor in onnx.load_from_string(self.fp32).graph.initializer:
+            if tensor.name in half:
+                self.weights[tensor.name] = weight_storage(numpy_helper.to_array(tensor))
+        self._rounded = emulate_storage(model)
+        self._session = _session(model.SerializeToString())
 
     @property
     def headroom(self) -> float:
@@ -90,7 +161,24 @@ class Fp16Emulation:
             },
         }
 
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """Normalized float32 [N, C, H, W] -> logits float32 [N, K]."""
-        result: Tensor = self.network(pixels)
-        return result
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 [N, H, W, C] -> probabilities float32 [N, K]."""
+        names = [OUTPUT, *(f"{name}{_LARGEST}" for name in self._rounded)]
+        rows = []
+        for start in range(0, len(images), _BATCH):
+            found, *largest = self._session.run(names, {INPUT: images[start : start + _BATCH]})
+            rows.append(found)
+            for name, value in zip(self._rounded, largest, strict=True):
+                # A NaN comes from an infinity before it; as the largest value it stays the largest.
+                size = float(value) if value == value else float("inf")
+                self.largest[name] = max(self.largest.get(name, 0.0), size)
+        return np.concatenate(rows)
+
+
+def _session(data: bytes) -> Any:
+    """Without optimizations: they take a cast there and back for nothing."""
+    ort = import_library("onnxruntime")
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])

@@ -39,9 +39,8 @@ class Backend(ABC):
 
             def close(self) -> None: ...
 
-        classifier = Classifier("bundles/lenet5-mnist", backend=Mine())
-
-    Where the classifier is used by several threads, they call `run` and `stream` at once.
+    `Classifier(path, backend=Mine())` runs it. Where a classifier is used by several threads, they call `run` and
+    `stream` at once.
 
     Attributes:
         name: What options and records call it.

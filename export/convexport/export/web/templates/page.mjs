@@ -55,7 +55,7 @@ class Classifier {
     return { probabilities: Array.from(probabilities.data), pixels, inverted };
   }
 
-  // The golden images: no probability further away than the export allows. Within that another label is a tie.
+  // The golden images: no probability may be further away than the export allows. Near a tie the label may be the other.
   async prove() {
     let equal = 0, largest = 0;
     for (const golden of this.bundle.golden) {
@@ -73,10 +73,13 @@ function showProof({ total, equal, largest, passed }, seconds) {
   const box = $("proof");
   box.className = passed ? "good" : "bad";
   const distance = largest < 1e-6 ? "less than 0.000001" : largest.toPrecision(2);
+  const allowed = bundle().golden_tolerance.toPrecision(2);
+  const ties = total - equal ? ` ${total - equal} near a tie got the other label.` : "";
   box.textContent = passed
-    ? `Proved: ${equal} of ${total} golden images answered as at the export, probabilities within ${distance}. ${seconds.toFixed(1)} s.`
-    : `This browser computes other answers than the export: ${equal} of ${total} golden images agree, ` +
-      `probabilities differ by up to ${distance} (${bundle().golden_tolerance} is allowed). Do not trust what follows.`;
+    ? `Proved: ${total} golden images give the export's probabilities within ${distance} (allowed: ${allowed}).${ties} ` +
+      `${seconds.toFixed(1)} s.`
+    : `This browser computes other answers than the export: ${equal} of ${total} golden images get the same label, ` +
+      `and probabilities differ by up to ${distance} (allowed: ${allowed}). Do not trust what follows.`;
 }
 
 let classifier;

@@ -59,7 +59,7 @@
     const [truth, answer] = cell.dataset.cell.split(",").map(Number);
     const kept = cells[cell.dataset.cell], count = Number(cell.dataset.count), right = truth === answer;
     const heading = right ? `${classes[truth]}, named right` : `${classes[truth]} taken for ${classes[answer]}`;
-    let words = `${count.toLocaleString("en")} ${count === 1 ? "picture" : "pictures"}`;
+    let words = `${count.toLocaleString("en")} ${count === 1 ? "image" : "images"}`;
     if (kept.length < count) words += `; the ${kept.length} ${right ? "least" : "most"} sure are shown`;
     for (const other of buttons) other.setAttribute("aria-pressed", String(other === cell));
     find("behind").replaceChildren(

@@ -1,4 +1,4 @@
-"""Where an export starts: a checkpoint by name or path, or a state dict made elsewhere; and its data set."""
+"""Origin: a checkpoint of our own by name or path, or a state dict of one of our networks; and its data set."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+import onnx
 import torch
 from torch import Tensor
 
 from convexport.export import shipped
+from convexport.export.passes.fold_batch_norm import fold_batch_norm
+from convexport.export.sources.network import Facts
+from convexport.export.sources.stated import Foreign
+from convexport.export.sources.torch_module import TorchNetwork, trace
 from convexport.runtime.errors import CheckpointError, UsageError, first_line
 from convexport.runtime.manifest import Accuracy, Input, Normalization
 from convexport.runtime.manifest import Dataset as DatasetFacts
@@ -18,15 +23,6 @@ from convexport.training import datasets, models
 from convexport.training.checkpoint import FORMAT, Checkpoint, Header, load, load_foreign
 
 UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class Foreign:
-    """What a state dict made elsewhere does not say: its classes in order, and how its pixels were normalized."""
-
-    classes: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -40,11 +36,45 @@ class Source:
     folder: Path = Path("checkpoints")
 
 
+class CheckpointNetwork(TorchNetwork):
+    """One of our own networks, from its checkpoint."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        header = checkpoint.header
+        network = checkpoint.network()
+        facts = Facts(
+            name=header.name,
+            model=header.model,
+            arguments=header.arguments,
+            parameters=models.parameter_count(network),
+            classes=header.classes,
+            input=header.input,
+            normalization=header.normalization,
+            dataset=header.dataset,
+            accuracy=header.accuracy,
+            sha256=checkpoint.sha256,
+            recipe=header.recipe,
+            seed=header.seed,
+            git_commit=header.git_commit,
+            versions=header.versions,
+        )
+        super().__init__(network, facts, checkpoint.remarks)
+        self.checkpoint = checkpoint
+
+    def core(self) -> onnx.ModelProto:
+        # Folded before the trace, so that weights keep the names that the checkpoint gives them.
+        return trace(fold_batch_norm(self.checkpoint.network()), self.facts.input)
+
+    @property
+    def dead(self) -> int:
+        return sum(1 for value in self.checkpoint.state.values() if value.dim() > 1 and not value.any())
+
+
 def load_checkpoint(source: Source) -> Checkpoint:
     """The checkpoint to export. Raises `UsageError` and `CheckpointError`."""
     if source.model is not None:
         models.entry(source.model)
-    if source.foreign is not None:
+    if source.foreign is not None and (source.foreign.classes or source.foreign.mean or source.foreign.std):
         return _checked(_foreign(source, source.foreign))
     checkpoint = load(source.path if source.path is not None else _by_name(source))
     header = checkpoint.header
@@ -126,6 +156,11 @@ def _foreign(source: Source, facts: Foreign) -> Checkpoint:
     if source.path is None or source.model is None:
         raise UsageError("--classes, --mean and --std describe a state dict", "name it with --checkpoint and --model")
     entry = models.entry(source.model)
+    if not facts.classes or facts.mean is None or facts.std is None:
+        missing = [f"--{name}" for name in ("classes", "mean", "std") if not getattr(facts, name)]
+        raise UsageError(
+            f"a state dict made elsewhere needs --classes, --mean and --std, of which {', '.join(missing)} is missing"
+        )
     channels = len(facts.mean)
     numbers = (*facts.mean, *facts.std)
     if (
@@ -179,13 +214,13 @@ def _without_needless_biases(found: dict[str, Tensor], expected: dict[str, Tenso
     return state
 
 
-def labelled_set(header: Header, wanted: str | None, root: Path) -> datasets.Dataset | None:
-    """The data set by the name given, else the checkpoint's own; None where the checkpoint's is not one we can load.
+def labelled_set(facts: Facts, wanted: str | None, root: Path) -> datasets.Dataset | None:
+    """The data set by the name given, else the network's own; None where that is not one we can load.
 
     A checkpoint names no folder of this disk: its data set is one of ours, or the user names it. Nothing is read yet.
     Raises `UsageError` for an unknown name that was given.
     """
-    name = wanted or header.dataset.name
+    name = wanted or facts.dataset.name
     if wanted is None and name not in datasets.DATASETS:
         return None
-    return datasets.load(name, root, header.input)
+    return datasets.load(name, root, facts.input)

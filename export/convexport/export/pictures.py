@@ -1,0 +1,112 @@
+"""A person's own pictures: with labels for the gate, without for calibration."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convexport.export import labels
+from convexport.export.samples import Sample, stratified
+from convexport.export.sources.network import Facts
+from convexport.runtime.errors import DatasetError, InputError, first_line
+from convexport.runtime.images import load_image
+from convexport.runtime.inputs import find_images
+from convexport.runtime.manifest import Input
+
+_FIX = "give class folders, or a CSV file with the columns file and label, or file and index"
+
+
+def labelled(path: Path, facts: Facts, wanted: int) -> Sample:
+    """At most `wanted` pictures with their classes, brought to the network's size as the runtime does it.
+
+    Args:
+        path: A folder of class folders, matched with the network's labels by name; or a CSV file.
+        facts: Of the network.
+        wanted: How many pictures are taken at most, each class in proportion.
+
+    Raises:
+        DatasetError: They cannot be read, or their classes are not the network's.
+    """
+    files, truth = _from_folders(path, facts) if path.is_dir() else _from_csv(path, facts)
+    if not files:
+        raise DatasetError(f"{path} holds no labelled pictures", _FIX)
+    chosen = stratified(truth, wanted)
+    images = read([files[index] for index in chosen], facts.input)
+    count = f"all {len(files):,}" if len(chosen) == len(files) else f"{len(chosen):,} of {len(files):,}"
+    return Sample(
+        images=images,
+        truth=truth[chosen],
+        names=tuple(files[index].name for index in chosen),
+        kind=f"labelled pictures of {path.name}, {count}",
+        population=np.bincount(truth, minlength=len(facts.classes["en"])),
+    )
+
+
+def read(files: list[Path], size: Input) -> NDArray[np.uint8]:
+    """Pictures as the runtime reads them, uint8 [N, H, W, C]. Raises `DatasetError` where one cannot be read."""
+    try:
+        return np.stack([load_image(file, size)[0] for file in files])
+    except InputError as error:
+        raise DatasetError(error.message, "take it away, or put it right") from error
+
+
+def without_labels(path: Path, size: Input, count: int) -> NDArray[np.uint8]:
+    """`count` pictures of a folder at most, spread over it evenly, uint8 [N, H, W, C]."""
+    files = [Path(name) for name in find_images([path]) if isinstance(name, str)]
+    if not files:
+        raise DatasetError(f"{path} holds no pictures", "name a folder of pictures like those it was trained on")
+    places = np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int))
+    return read([files[place] for place in places], size)
+
+
+def _from_folders(path: Path, facts: Facts) -> tuple[list[Path], NDArray[np.int64]]:
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+    if len(folders) < 2:
+        raise DatasetError(f"{path} holds {len(folders)} class folders", _FIX)
+    own = facts.classes["en"]
+    names = [folder.name for folder in folders]
+    place = {label: index for index, label in enumerate(own) if own.count(label) == 1}
+    if set(names) < set(place):  # pictures of some classes only
+        indices = [place[name] for name in names]
+    else:
+        indices = [int(index) for index in labels.matched(path.name, names, own)]
+    files, truth = [], []
+    for folder, index in zip(folders, indices, strict=True):
+        found = [Path(name) for name in find_images([folder]) if isinstance(name, str)]
+        files += found
+        truth += [index] * len(found)
+    return files, np.array(truth, np.int64)
+
+
+def _from_csv(path: Path, facts: Facts) -> tuple[list[Path], NDArray[np.int64]]:
+    """Rows of a file and its class: by name where the header says `label`, by number where it says `index`."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"{path} cannot be read ({first_line(error)})", _FIX) from error
+    columns = set(rows[0]) if rows else set()
+    key = "index" if "index" in columns else "label"
+    if not {"file", key} <= columns:
+        raise DatasetError(f"{path} has the columns {', '.join(map(str, sorted(map(str, columns))))}", _FIX)
+    own = facts.classes["en"]
+    files, truth = [], []
+    for number, row in enumerate(rows, 2):
+        files.append(path.parent / row["file"])
+        truth.append(_class_of(row[key], own, key, f"{path} line {number}"))
+    return files, np.array(truth, np.int64)
+
+
+def _class_of(text: str, own: tuple[str, ...], key: str, where: str) -> int:
+    if key == "index":
+        if not text.isdecimal() or int(text) >= len(own):
+            raise DatasetError(f"{where}: index {text!r}, expected a number from 0 to {len(own) - 1}")
+        return int(text)
+    found = own.count(text)
+    if found != 1:
+        what = "is none of the network's labels" if not found else f"is the name of {found} of its classes"
+        raise DatasetError(f"{where}: {text!r} {what}", "give the column index in its place")
+    return own.index(text)

@@ -1,0 +1,91 @@
+"""A torch module of somebody else's, with its weights and what is known of it -> a `Network`."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from convexport.export.sources import stated as facts_stated
+from convexport.export.sources.network import Facts
+from convexport.export.sources.stated import Foreign, Known
+from convexport.export.sources.torch_module import OneAnswer, TorchNetwork, answers_of, classes_of
+from convexport.runtime.errors import CheckpointError
+from convexport.runtime.manifest import Accuracy, Dataset
+from convexport.training import models
+
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a module comes from.
+
+    Attributes:
+        model: What leads back to it: "torchvision:resnet18".
+        name: What its bundle is called after.
+        provenance: Where its weights come from, in a sentence.
+        sha256: Of the file of its weights; empty where it had none.
+        remarks: What was found when it was read.
+    """
+
+    model: str
+    name: str
+    provenance: str
+    sha256: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+def network_of(module: nn.Module, origin: Origin, stated: Foreign, known: Known) -> TorchNetwork:
+    """The module as a `Network`.
+
+    Raises:
+        UsageError: Something that has to be stated is not, or cannot be.
+        CheckpointError: The module is no classifier of such pictures.
+    """
+    where = origin.model
+    size = facts_stated.input_of(stated, known, where)
+    normalization = facts_stated.normalization_of(stated, known, size.channels, where)
+    whole = OneAnswer(module.float().cpu(), bgr=stated.bgr).eval()
+    for key, value in module.state_dict().items():
+        if not np.isfinite(value.numpy()).all():
+            raise CheckpointError(f"{where}: tensor {key!r} holds NaN or infinity", "train again")
+    outputs = classes_of(whole, size, where)
+    facts = Facts(
+        name=origin.name,
+        model=origin.model,
+        arguments=stated.arguments,
+        parameters=models.parameter_count(module),
+        classes=facts_stated.classes_of(stated, known, outputs, where),
+        input=size,
+        normalization=normalization,
+        answers=answers_of(whole, size, where),
+        dataset=data_of(origin.provenance),
+        accuracy=Accuracy(),
+        sha256=origin.sha256 or sha256_of(module),
+    )
+    return TorchNetwork(whole, facts, origin.remarks)
+
+
+def data_of(provenance: str) -> Dataset:
+    """The data set of a network that does not say what it was trained on."""
+    return Dataset(name=UNKNOWN, title="data not stated", provenance=provenance)
+
+
+def sha256_of(module: nn.Module) -> str:
+    """SHA-256 over a module's weights: names, then bytes."""
+    digest = hashlib.sha256()
+    for key, value in module.state_dict().items():
+        digest.update(key.encode())
+        digest.update(np.ascontiguousarray(value.numpy()).tobytes())
+    return digest.hexdigest()
+
+
+def name_of(model: str, path: Path | None) -> str:
+    """What a bundle is called after: the network's name, and the file of its weights."""
+    last = model.rpartition(":")[2].rpartition(".")[2] if ":" in model else Path(model).stem
+    name = last if path is None or path.stem == last else f"{last}-{path.stem}"
+    return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name).strip(".-") or "network"

@@ -1,0 +1,85 @@
+"""Origin `module:`: a function of the user's own code that gives a torch module. It runs that code."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from convexport.export.sources.foreign import Origin, name_of, network_of
+from convexport.export.sources.network import Network
+from convexport.export.sources.state_dict import load_into, read_state
+from convexport.export.sources.stated import Foreign, Known
+from convexport.runtime.errors import UsageError, first_line
+
+PREFIX = "module:"
+_EXPECTED = "name it as module:package.module:function, or module:path/to/file.py:function"
+
+
+def open_module(what: str, path: Path | None, stated: Foreign) -> Network:
+    """The network that a function of the user's gives.
+
+    Args:
+        what: `module:package.module:function` or `module:path/to/file.py:function`; a function may be `Class.method`.
+        path: A file with its weights; None where the function loads them itself.
+        stated: What else is known of it, and the function's arguments.
+
+    Raises:
+        UsageError: There is no such function, or it does not take the arguments or gives no module.
+        CheckpointError: Its weights do not fit.
+    """
+    place, _, function = what.removeprefix(PREFIX).rpartition(":")
+    if not place or not function:
+        raise UsageError(f"--model {what} names no function", _EXPECTED)
+    found: Any = _imported(place, what)
+    for name in function.split("."):
+        if not hasattr(found, name):
+            known = [one for one in vars(found) if callable(getattr(found, one, None)) and not one.startswith("_")]
+            raise UsageError.unknown(f"function in {place}", name, known)
+        found = getattr(found, name)
+    try:
+        module = found(**stated.arguments)
+    except TypeError as error:
+        raise UsageError(
+            f"--model {what} cannot be called with {stated.arguments} ({first_line(error)})",
+            """state its arguments as JSON, as in --arguments '{"classes": 7}'""",
+        ) from error
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"--model {what} gives a {type(module).__name__}, expected a torch.nn.Module")
+    provenance, sha256 = f"made by {place}:{function}", ""
+    remarks: tuple[str, ...] = ()
+    if path is not None:
+        weights = read_state(path, stated.state)
+        load_into(module, weights, what)
+        provenance, sha256, remarks = f"{provenance}, weights of {path.name}", weights.sha256, weights.remarks
+    origin = Origin(f"{PREFIX}{Path(place).name}:{function}", name_of(what, path), provenance, sha256, remarks)
+    return network_of(module, origin, stated, Known())
+
+
+def _imported(place: str, what: str) -> Any:
+    """The module at `place`: a file, or a name that Python finds from here."""
+    try:
+        if place.endswith(".py"):
+            return _from_file(Path(place))
+        if "" not in sys.path and str(Path.cwd()) not in sys.path:
+            sys.path.insert(0, str(Path.cwd()))  # as `python -m` has it; a console script does not
+        return importlib.import_module(place)
+    except (ImportError, FileNotFoundError) as error:
+        raise UsageError(f"--model {what} cannot be imported ({first_line(error)})", _EXPECTED) from error
+
+
+def _from_file(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    folder = str(path.parent.absolute())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # what stands beside it
+    spec.loader.exec_module(module)
+    return module

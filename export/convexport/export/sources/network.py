@@ -1,0 +1,91 @@
+"""`Network`: what an export starts from, whatever kind of thing it was. Every step after it is the same code."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalization
+
+Answers = Literal["logits", "probabilities"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of a network.
+
+    Attributes:
+        name: What the bundle is called after.
+        model: The architecture, in words that lead back to it: "lenet5", "torchvision:resnet18", "net.onnx".
+        arguments: What the architecture was built with.
+        parameters: How many values the network has learned.
+        classes: Labels by language, in the order of the outputs; `en` is always there.
+        input: The size that it takes, and how a picture is brought to that size.
+        normalization: `(pixel / 255 - mean) / std`, in the order red, green, blue.
+        answers: What its outputs are. Behind probabilities there is no second softmax.
+        dataset: What it was trained on, as far as that is known.
+        accuracy: What is said of its accuracy.
+        sha256: Of the file that holds its weights, or of the weights themselves.
+        recipe: How it was trained, where its own checkpoint says so.
+        seed: The seed of that training.
+        git_commit: The commit of that training.
+        versions: Versions of libraries at that training.
+    """
+
+    name: str
+    model: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+    parameters: int
+    classes: dict[str, tuple[str, ...]]
+    input: Input
+    normalization: Normalization
+    answers: Answers = "logits"
+    dataset: Dataset
+    accuracy: Accuracy = field(default_factory=Accuracy)
+    sha256: str
+    recipe: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    git_commit: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+class Network(ABC):
+    """An image classifier of any origin.
+
+    Attributes:
+        facts: What is known of it.
+        remarks: What a person should know of how it was read, each a line.
+        stated_accuracy: What it is said to reach on the pictures that it is verified with.
+    """
+
+    facts: Facts
+    remarks: tuple[str, ...] = ()
+    stated_accuracy: float | None = None
+
+    @abstractmethod
+    def reference(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The origin's own probabilities, computed in float32 by the origin itself.
+
+        Args:
+            images: uint8 [N, H, W, C], red first.
+
+        Returns:
+            Probabilities float32 [N, K].
+        """
+
+    @abstractmethod
+    def core(self) -> onnx.ModelProto:
+        """The float32 graph from normalized pixels [batch, C, H, W] to `facts.answers` [batch, K], of its own copy.
+
+        It has one input and one output, a dynamic batch, and no batch of another size in any of its constants.
+        """
+
+    @property
+    def dead(self) -> int:
+        """How many weight tensors are zeros that cannot be meant; 0 where that is not known."""
+        return 0

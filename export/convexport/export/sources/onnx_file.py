@@ -1,0 +1,391 @@
+"""Origin `FILE.onnx`: a graph that another tool wrote. It answers as it is, through ONNX Runtime, in its own type."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from convexport.export.passes.dynamic_batch import make_batch_dynamic
+from convexport.export.passes.names import rename_values
+from convexport.export.passes.storage import widen
+from convexport.export.sources import stated as facts_stated
+from convexport.export.sources.foreign import data_of, name_of
+from convexport.export.sources.network import Facts, Network
+from convexport.export.sources.state_dict import not_weights
+from convexport.export.sources.stated import Foreign, Known
+from convexport.export.sources.torch_module import kind_of_answers
+from convexport.runtime.devices import import_library
+from convexport.runtime.errors import CheckpointError, UsageError, first_line
+from convexport.runtime.manifest import Input
+from convexport.training import evaluate
+
+OLDEST_OPSET, UPGRADED_OPSET = 13, 17  # before 13, a softmax is another one, and weights have no scale per channel
+_TYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.UINT8: np.uint8}
+_PROOF = (1, 2, 3, 7)
+_LARGEST_FILE = 2 << 30
+_ALLOWED, _ALLOWED_HALF = 1e-4, 1e-2
+_ERRORS = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How the file takes pictures and gives answers.
+
+    Attributes:
+        input: The name of its input.
+        output: The name of the output that holds the answer.
+        layout: `NCHW` or `NHWC`.
+        dtype: The element type of its input.
+        size: Height and width; None where they are free.
+        channels: 1 or 3.
+        batch: The batch size that it was made for; None where it is free.
+        bgr: Whether it takes blue first.
+    """
+
+    input: str
+    output: str
+    layout: str
+    dtype: Any
+    size: tuple[int, int] | None
+    channels: int
+    batch: int | None
+    bgr: bool = False
+
+
+class OnnxNetwork(Network):
+    """A `Network` whose origin is an ONNX file."""
+
+    def __init__(self, data: bytes, core: onnx.ModelProto, signature: Signature, facts: Facts) -> None:
+        self.facts = facts
+        self._core = core.SerializeToString()
+        self._run = Runner(data, signature)
+
+    def reference(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        answers = self._run(normalized(images, self.facts))
+        if self.facts.answers == "probabilities":
+            return answers
+        with np.errstate(invalid="ignore", over="ignore"):  # infinities become NaN, which the gate looks for
+            return evaluate.softmax(answers, self.facts.normalization.temperature)
+
+    def core(self) -> onnx.ModelProto:
+        return onnx.load_from_string(self._core)
+
+
+def normalized(images: NDArray[np.uint8], facts: Facts) -> NDArray[np.float32]:
+    """uint8 [N, H, W, C] -> float32 [N, C, H, W], as the shell of the graph computes it."""
+    mean, std = (np.array(values, np.float64) for values in (facts.normalization.mean, facts.normalization.std))
+    offset, scale = (255 * mean).astype(np.float32), (1 / (255 * std)).astype(np.float32)
+    pixels = (images.astype(np.float32) - offset) * scale
+    return np.ascontiguousarray(pixels.transpose(0, 3, 1, 2))
+
+
+class Runner:
+    """The file as it is: normalized float32 [N, C, H, W] in, its answers float32 [N, K] out."""
+
+    def __init__(self, data: bytes, signature: Signature) -> None:
+        self.signature = signature
+        ort = import_library("onnxruntime")
+        options = ort.SessionOptions()
+        options.log_severity_level = 4  # what it has to say comes as an exception as well
+        state = import_library("onnxruntime.capi.onnxruntime_pybind11_state")
+        self._errors = tuple(getattr(state, name) for name in _ERRORS)
+        try:
+            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except self._errors as error:
+            raise CheckpointError(f"ONNX Runtime does not take it ({first_line(error)})") from error
+
+    def __call__(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        signature = self.signature
+        batch = signature.batch or 32
+        rows = [self._one(pixels[start : start + batch], batch) for start in range(0, len(pixels), batch)]
+        return np.concatenate(rows)
+
+    def _one(self, pixels: NDArray[np.float32], batch: int) -> NDArray[np.float32]:
+        signature, count = self.signature, len(pixels)
+        if signature.batch is not None and count < batch:
+            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], batch - count, axis=0)])
+        if signature.bgr:
+            pixels = pixels[:, ::-1]
+        if signature.layout == "NHWC":
+            pixels = pixels.transpose(0, 2, 3, 1)
+        if signature.dtype is np.uint8:
+            pixels = np.rint(pixels)
+        given = {signature.input: np.ascontiguousarray(pixels, signature.dtype)}
+        try:
+            found = self._session.run([signature.output], given)
+        except self._errors as error:
+            raise CheckpointError(first_line(error)) from error
+        return np.asarray(found[0], np.float32).reshape(batch if signature.batch else count, -1)[:count]
+
+
+def open_onnx(path: Path, stated: Foreign) -> Network:
+    """The network of an ONNX file.
+
+    Raises:
+        UsageError: Something that has to be stated is not, or cannot be.
+        CheckpointError: The file is damaged, or no classifier of images.
+    """
+    model, sha256 = _load(path)
+    return network_of_graph(model, path, sha256, stated)
+
+
+def network_of_graph(model: onnx.ModelProto, path: Path, sha256: str, stated: Foreign) -> Network:
+    """The network of a graph that was read from `path`, or made from it."""
+    where = path.name
+    signature = replace(_signature(model, stated, where), bgr=stated.bgr)
+    known = _known(model, signature)
+    size = facts_stated.input_of(stated, known, where)
+    normalization = facts_stated.normalization_of(stated, known, size.channels, where)
+    data = model.SerializeToString()
+    noise = _noise(size)
+    try:
+        run = Runner(data, signature)
+        answers = run(noise)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{where}: it takes no picture of {size.height} x {size.width} ({error.message})", "state another --size"
+        ) from error
+    if answers.shape[1] < 2:
+        raise CheckpointError(f"{where}: it gives one number for each picture", "export a network with two classes")
+    core = _core_of(model, signature, size, answers.shape[1])
+    kind = kind_of_answers(answers, where)
+    taken_off = kind == "probabilities" and _takes_softmax_off(core)
+    facts = Facts(
+        name=name_of(path.stem, None),
+        model=path.name,
+        parameters=sum(int(np.prod(tensor.dims)) for tensor in core.graph.initializer),
+        classes=facts_stated.classes_of(stated, known, answers.shape[1], where),
+        input=size,
+        normalization=normalization,
+        answers="logits" if taken_off else kind,
+        dataset=data_of(
+            f"ONNX file {path.name}, made elsewhere by {model.producer_name or 'a tool that is not named'}"
+        ),
+        sha256=sha256,
+    )
+    _prove(core, run, noise, taken_off=taken_off, where=where)
+    network = _BehindSoftmax if taken_off else OnnxNetwork
+    return network(data, core, signature, facts)
+
+
+class _BehindSoftmax(OnnxNetwork):
+    """A file that ends in a softmax: it answers with probabilities, while the core ends before it."""
+
+    def reference(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self._run(normalized(images, self.facts))
+
+
+def _load(path: Path) -> tuple[onnx.ModelProto, str]:
+    try:
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= _LARGEST_FILE else b""
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({first_line(error)})", "check the path") from error
+    if size > _LARGEST_FILE:
+        raise CheckpointError(
+            f"{path} has {size:,} bytes, and an ONNX file {_LARGEST_FILE:,} at most", "give one with external data"
+        )
+    what = not_weights(data)
+    if what is not None and what[0] != "it is an ONNX file":
+        raise CheckpointError(f"{path}: {what[0]}", what[1])
+    try:
+        model = onnx.load_from_string(data)
+        onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+        onnx.checker.check_model(model)
+    except DecodeError as error:
+        raise CheckpointError(f"{path} is no ONNX file, or a damaged one", "get it again") from error
+    except (onnx.checker.ValidationError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is no valid ONNX file ({first_line(error)})", "export it again") from error
+    if not model.graph.node:
+        raise CheckpointError(f"{path} is no ONNX file, or an empty one", "export it again")
+    return _recent(model, path), hashlib.sha256(data).hexdigest()
+
+
+def _recent(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """The model with an opset that the passes know."""
+    opset = next((one.version for one in model.opset_import if one.domain in {"", "ai.onnx"}), 0)
+    if opset >= OLDEST_OPSET:
+        return model
+    try:
+        return onnx.version_converter.convert_version(model, UPGRADED_OPSET)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{path}: opset {opset} cannot be brought to {UPGRADED_OPSET} ({first_line(error)})",
+            f"export it again with opset {OLDEST_OPSET} or later",
+        ) from error
+
+
+def _signature(model: onnx.ModelProto, stated: Foreign, where: str) -> Signature:
+    constants = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in constants]
+    shapes = {value.name: _shape(value) for value in inputs}
+    if len(inputs) != 1:
+        names = ", ".join(f"{name} {_words(shape)}" for name, shape in shapes.items()) or "none"
+        raise CheckpointError(f"{where}: it has {len(inputs)} inputs ({names}), expected one, of pictures")
+    (value,) = inputs
+    shape, kind = shapes[value.name], value.type.tensor_type.elem_type
+    if len(shape) != 4 or kind not in _TYPES:
+        raise CheckpointError(
+            f"{where}: its input {value.name} is {TensorProto.DataType.Name(kind).lower()} {_words(shape)}, expected "
+            "pictures: float32, float16 or uint8 [batch, channels, height, width] or [batch, height, width, channels]",
+            "export a network that classifies images",
+        )
+    layout, channels = ("NCHW", shape[1]) if shape[1] in (1, 3) else ("NHWC", shape[3])
+    if channels not in (1, 3):
+        raise CheckpointError(
+            f"{where}: its input {_words(shape)} has neither 1 nor 3 channels, in second or last place"
+        )
+    size = (shape[2], shape[3]) if layout == "NCHW" else (shape[1], shape[2])
+    fixed = (int(size[0]), int(size[1])) if all(isinstance(side, int) for side in size) else None
+    batch = shape[0] if isinstance(shape[0], int) else None
+    output = _output(model, stated, where)
+    return Signature(value.name, output, layout, _TYPES[kind], fixed, int(channels), batch)
+
+
+def _output(model: onnx.ModelProto, stated: Foreign, where: str) -> str:
+    outputs = {value.name: _shape(value) for value in model.graph.output}
+    if stated.output is not None and stated.output not in outputs:
+        raise UsageError.unknown("output", stated.output, outputs)
+    if stated.output is None and len(outputs) > 1:
+        names = ", ".join(f"{name} {_words(shape)}" for name, shape in outputs.items())
+        raise UsageError(f"{where}: it has {len(outputs)} outputs ({names})", "name the one with --output")
+    name = stated.output or next(iter(outputs))
+    shape = outputs[name]
+    if len(shape) != 2 and not (len(shape) == 4 and shape[2:] == [1, 1]):
+        raise CheckpointError(
+            f"{where}: its output {name} is {_words(shape)}, expected [batch, classes]; a detector gives boxes",
+            "export a network that classifies images",
+        )
+    return name
+
+
+def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
+    dims = value.type.tensor_type.shape.dim
+    return [dim.dim_value if dim.dim_value > 0 else (dim.dim_param or "?") for dim in dims]
+
+
+def _words(shape: list[int | str]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _known(model: onnx.ModelProto, signature: Signature) -> Known:
+    """What the file says itself: its size, and labels that tools leave in its metadata."""
+    from convexport.export.sources.onnx_labels import labels_in
+
+    pixels = np.uint8 is signature.dtype
+    return Known(
+        classes=labels_in({item.key: item.value for item in model.metadata_props}),
+        size=signature.size,
+        channels=1 if signature.channels == 1 else 3,
+        # A graph that takes bytes normalizes them itself: it gets pixels from 0 to 255 as they are.
+        mean=(0.0,) * signature.channels if pixels else None,
+        std=(1 / 255,) * signature.channels if pixels else None,
+    )
+
+
+def _noise(size: Input) -> NDArray[np.float32]:
+    shape = (max(_PROOF), size.channels, size.height, size.width)
+    return np.random.default_rng(0).integers(0, 2, shape).astype(np.float32)
+
+
+def _core_of(model: onnx.ModelProto, signature: Signature, size: Input, classes: int) -> onnx.ModelProto:
+    """float32 [batch, C, H, W] -> [batch, K], whatever the file takes and gives."""
+    import onnxscript.optimizer
+
+    core = onnx.ModelProto()
+    core.CopyFrom(model)
+    graph = core.graph
+    constants = {tensor.name for tensor in graph.initializer}
+    kept = [value for value in graph.output if value.name == signature.output]
+    own = [value for value in graph.input if value.name not in constants]
+    for field, values in (("output", kept), ("input", own)):
+        copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in values]
+        graph.ClearField(field)
+        getattr(graph, field).extend(copies)
+    if signature.dtype is np.float16:
+        widen(core)
+    make_batch_dynamic(core)
+    _adapt(graph, signature, size, classes)
+    core = onnxscript.optimizer.optimize(core)
+    return onnx.shape_inference.infer_shapes(core, data_prop=True)
+
+
+def _adapt(graph: onnx.GraphProto, signature: Signature, size: Input, classes: int) -> None:
+    """Nodes in front of a graph and behind it, for what it takes and gives in another form."""
+    front: list[onnx.NodeProto] = []
+    name = "core.pixels"
+
+    def add(kind: str, inputs: list[str], **attributes: Any) -> str:
+        output = f"core.front.{len(front)}"
+        front.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
+        return output
+
+    if signature.bgr:
+        graph.initializer.append(numpy_helper.from_array(np.array([2, 1, 0], np.int64), "core.bgr"))
+        name = add("Gather", [name, "core.bgr"], axis=1)
+    if signature.layout == "NHWC":
+        name = add("Transpose", [name], perm=[0, 2, 3, 1])
+    if signature.dtype is np.uint8:
+        name = add("Cast", [add("Round", [name])], to=TensorProto.UINT8)
+    if front:
+        rename_values(graph, {signature.input: front[-1].output[0]})
+    else:
+        rename_values(graph, {signature.input: name})
+    rename_values(graph, {signature.output: "core.given"})
+    nodes = list(graph.node)
+    graph.ClearField("node")
+    graph.node.extend(
+        [*front, *nodes, helper.make_node("Flatten", ["core.given"], ["core.answer"], name="core.answer")]
+    )
+    planes = ["batch", size.channels, size.height, size.width]
+    graph.input[0].CopyFrom(helper.make_tensor_value_info("core.pixels", TensorProto.FLOAT, planes))
+    graph.output[0].CopyFrom(helper.make_tensor_value_info("core.answer", TensorProto.FLOAT, ["batch", classes]))
+
+
+def _takes_softmax_off(core: onnx.ModelProto) -> bool:
+    """Takes a softmax off the end of a graph, where one is there: the shell has its own, in float32."""
+    graph = core.graph
+    made_by = {name: node for node in graph.node for name in node.output}
+    last = graph.output[0].name
+    while last in made_by and made_by[last].op_type in {"Flatten", "Identity", "Reshape"}:
+        last = made_by[last].input[0]
+    softmax = made_by.get(last)
+    if softmax is None or softmax.op_type != "Softmax":
+        return False
+    source = softmax.input[0]
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name == last:
+                node.input[place] = source
+    if graph.output[0].name == last:
+        node = helper.make_node("Identity", [source], [last], name="core.logits")
+        graph.node.append(node)
+    graph.node.remove(softmax)
+    return True
+
+
+def _prove(core: onnx.ModelProto, run: Runner, pixels: NDArray[np.float32], *, taken_off: bool, where: str) -> None:
+    """The core answers as the file does, in batches of 1, 2, 3 and 7. Raises `CheckpointError` where it does not."""
+    signature = Signature(core.graph.input[0].name, core.graph.output[0].name, "NCHW", np.float32, None, 3, None)
+    try:
+        ours = Runner(core.SerializeToString(), signature)
+        expected = run(pixels)
+        allowed = _ALLOWED_HALF if run.signature.dtype is np.float16 else _ALLOWED
+        for count in _PROOF:
+            found = ours(pixels[:count])
+            found = evaluate.softmax(found, 1.0) if taken_off else found
+            scale = max(float(np.abs(expected).max()), 1.0)
+            if found.shape != expected[:count].shape or np.abs(found - expected[:count]).max() > allowed * scale:
+                raise CheckpointError(f"batch {count} is answered otherwise than by the file")
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{where}: it takes no batch of another size ({error.message})", "export it again with a dynamic batch"
+        ) from error

@@ -1,0 +1,47 @@
+"""`open_network`: whatever a person names -> its `Network`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from convexport.export.sources import exported_program, module, onnx_file, recognized, torchvision
+from convexport.export.sources.checkpoint import CheckpointNetwork, Source, load_checkpoint
+from convexport.export.sources.network import Network
+from convexport.export.sources.state_dict import is_own, read_state
+from convexport.export.sources.stated import Foreign
+
+
+def open_network(source: Source) -> Network:
+    """The network to export. Raises `UsageError` and `CheckpointError`."""
+    network = _opened(source)
+    if source.foreign is not None:
+        network.stated_accuracy = source.foreign.accuracy
+    return network
+
+
+def _opened(source: Source) -> Network:
+    what, path, stated = source.model or "", source.path, source.foreign or Foreign()
+    if what.startswith(module.PREFIX):
+        return module.open_module(what, path, stated)
+    if what.startswith(torchvision.PREFIX):
+        return torchvision.open_torchvision(what, None if path is None else str(path), stated)
+    if what.endswith(".onnx"):
+        return onnx_file.open_onnx(Path(what), stated)
+    if what.endswith(".pt2"):
+        return exported_program.open_exported_program(Path(what), stated)
+    if not what and path is not None and not is_own(path):
+        return _recognized(path, stated, source)
+    return CheckpointNetwork(load_checkpoint(source))
+
+
+def _recognized(path: Path, stated: Foreign, source: Source) -> Network:
+    """A bare state dict, whose network its tensors tell."""
+    weights = read_state(path, stated.state)
+    what, classes = recognized.recognize(weights)
+    if what.startswith(torchvision.PREFIX):
+        network = torchvision.with_file(what, weights, stated, classes)
+    else:
+        network = CheckpointNetwork(load_checkpoint(replace(source, model=what)))
+    network.remarks = (f"recognized  {path.name} as the weights of {what}, {classes:,} classes", *network.remarks)
+    return network

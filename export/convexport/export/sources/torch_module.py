@@ -1,0 +1,148 @@
+"""A network that torch runs: how it answers, and how it becomes a graph. The origins made of modules share it."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from convexport.export.sources.network import Answers, Facts, Network
+from convexport.runtime.errors import CheckpointError, first_line
+from convexport.runtime.manifest import Input
+from convexport.training import evaluate
+
+# Low enough for ONNX Runtime 1.20 and TensorRT 10.
+OPSET = 20
+# Values of a batch of pictures that a network is asked at once: 64 pictures of 224 x 224.
+VALUES_AT_ONCE = 64 * 3 * 224 * 224
+MOST_AT_ONCE = 500
+
+
+class TorchNetwork(Network):
+    """A `Network` whose origin is a torch module from normalized float32 [N, C, H, W] to float32 [N, K]."""
+
+    def __init__(self, module: nn.Module, facts: Facts, remarks: tuple[str, ...] = ()) -> None:
+        self.module = module.eval()
+        self.facts = facts
+        self.remarks = remarks
+
+    def reference(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        size, normalization = self.facts.input, self.facts.normalization
+        batch = max(1, min(MOST_AT_ONCE, VALUES_AT_ONCE // (size.height * size.width * size.channels)))
+        answers = evaluate.predict(self.module, images, normalization, batch=batch)
+        if self.facts.answers == "probabilities":
+            return answers
+        with np.errstate(invalid="ignore", over="ignore"):  # infinities become NaN, which the gate looks for
+            return evaluate.softmax(answers, normalization.temperature)
+
+    def core(self) -> onnx.ModelProto:
+        return trace(self.module, self.facts.input)
+
+
+class OneAnswer(nn.Module):
+    """A module whose answer may be wrapped, and whose pixels may be blue first."""
+
+    def __init__(self, module: nn.Module, *, bgr: bool) -> None:
+        super().__init__()
+        self.module = module
+        self.bgr = bgr
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        answer: Any = self.module(pixels.flip(1) if self.bgr else pixels)
+        if isinstance(answer, Tensor):
+            return answer.flatten(1) if answer.dim() == 4 else answer
+        if hasattr(answer, "logits"):
+            answer = answer.logits
+        elif isinstance(answer, dict):
+            answer = answer["logits"] if "logits" in answer else next(iter(answer.values()))
+        elif isinstance(answer, (tuple, list)):
+            answer = answer[0]
+        result: Tensor = answer
+        return result
+
+
+def classes_of(module: nn.Module, size: Input, where: str) -> int:
+    """How many classes the module tells apart, found out on two black pictures.
+
+    Raises:
+        CheckpointError: It does not take such pictures, or does not answer with one row for each.
+    """
+    pixels = torch.zeros(2, size.channels, size.height, size.width)
+    try:
+        with torch.no_grad():
+            found = module.eval()(pixels)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"{where}: it takes no pixels {list(pixels.shape)} ({first_line(error)})",
+            "state the size of its pictures, and whether they are grey",
+        ) from error
+    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != 2 or found.shape[1] < 2:
+        shape = list(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+        raise CheckpointError(
+            f"{where}: for 2 pictures it gives {shape}, expected [2, classes] with 2 classes or more",
+            "export a network that classifies images",
+        )
+    return int(found.shape[1])
+
+
+def answers_of(module: nn.Module, size: Input, where: str) -> Answers:
+    """`logits` or `probabilities`, found out on noise: rows that are not negative and sum to 1.
+
+    Raises:
+        CheckpointError: Each answer lies between 0 and 1 and rows do not sum to 1: several labels for one image.
+    """
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(4, size.channels, size.height, size.width, generator=generator)
+    with torch.no_grad():
+        found = module.eval()(pixels).float().numpy()
+    return kind_of_answers(found, where)
+
+
+def kind_of_answers(found: NDArray[np.float32], where: str) -> Answers:
+    """`logits` or `probabilities`, by rows [N, K]. Raises `CheckpointError` where they come from a sigmoid."""
+    if found.min() < 0 or found.max() > 1:
+        return "logits"
+    if np.allclose(found.sum(axis=1), 1, atol=1e-3):
+        return "probabilities"
+    raise CheckpointError(
+        f"{where}: its answers lie between 0 and 1 and do not sum to 1, as behind a sigmoid; a network with several "
+        "labels for one image cannot be exported",
+        "export one that ends in logits or in a softmax",
+    )
+
+
+def trace(module: nn.Module, size: Input) -> onnx.ModelProto:
+    """torch's own export: normalized float32 [batch, C, H, W] -> the module's answer. Two traces give the same graph.
+
+    Raises:
+        CheckpointError: torch cannot export it.
+    """
+    # Two images: a batch of one would be taken for a constant.
+    example = torch.zeros(2, size.channels, size.height, size.width)
+    with torch.no_grad(), warnings.catch_warnings():
+        # torch's exporter calls parts of torch that torch itself has deprecated, and users' networks what they like.
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                module.eval(),
+                (example,),
+                dynamo=True,
+                external_data=False,
+                opset_version=OPSET,
+                input_names=["pixels"],
+                output_names=["answer"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+        except (torch.onnx.errors.OnnxExporterError, torch.onnx.OnnxExporterError) as error:
+            reason = first_line(error.__cause__ or error)
+            raise CheckpointError(f"torch cannot export this network as ONNX ({reason})") from error
+    assert program is not None
+    model = onnx.ModelProto()
+    model.CopyFrom(program.model_proto)
+    return model

@@ -1,0 +1,85 @@
+"""Every command's usual and failing calls, whole: tests/cli/snapshots has a file for each command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from convexport.cli import classify, convexport, convtrain
+from convexport.runtime.manifest import Input
+from helpers.bundles import make_bundle, pictures, png
+from helpers.snapshots import answer, compare
+
+INPUT = Input(height=12, width=12, channels=3)
+
+CLASSIFY: list[list[str]] = [
+    ["images/0.png"],
+    ["images", "--top", "2"],
+    ["images/0.png", "nope.png", "letter.png", "empty", "*.gif"],
+    ["images", "nope.png", "--format", "jsonl", "--top", "1"],
+    ["images", "nope.png", "--format", "csv", "--top", "1"],
+    ["images/0.png", "--lang", "fr", "--quiet"],
+    ["images", "--output", "out.txt"],
+    ["--verify"],
+    ["--version"],
+    [],
+    ["--tpo", "3"],
+    ["images", "--lang", "german"],
+    ["images", "--format", "xml"],
+    ["images", "--batch", "0"],
+    ["images", "--device", "gpu"],
+    ["images", "--backend", "onnx"],
+    ["images", "--bundle", "nowhere"],
+    ["images", "--precision", "int8"],
+    ["images", "--output", "no/such/folder"],
+    ["images", "--null"],
+    ["--print-completion", "fish"],
+]
+CONVTRAIN: list[list[str]] = [
+    ["--version"],
+    [],
+    ["--model", "lenet"],
+    ["--model", "lenet5", "--epochs", "0"],
+    ["--model", "lenet5", "--dataset", "minst"],
+    ["--model", "lenet5", "--dataset", "digits", "--recipe", "ful"],
+    ["--model", "lenet5", "--dataset", "digits", "--device", "gpu"],
+    ["--model", "lenet5", "--dataset", "digits", "--resume"],
+]
+CONVEXPORT: list[list[str]] = [
+    ["--version"],
+    [],
+    ["--model", "lenet"],
+    ["--model", "lenet5"],
+    ["--model", "lenet5", "--precision", "fp15"],
+    ["--model", "lenet5", "--calibration", "entropy"],
+    ["--checkpoint", "nope.pth", "--model", "vgg16", "--mean", "0.5"],
+    ["--model", "lenet5", "--no-tensorrt", "--compute-capability", "8.6"],
+]
+
+
+@pytest.fixture(autouse=True)
+def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_bundle(tmp_path / "bundles" / "tiny-noise-fp32", INPUT)
+    for name in ("images", "empty"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "letter.png").write_text("Dear Sir")
+    for number, picture in enumerate(pictures(3, INPUT)):
+        (tmp_path / "images" / f"{number}.png").write_bytes(png(picture))
+    for name in ("CONVEXPORT_BUNDLE", "CONVEXPORT_DEVICE", "CONVEXPORT_THREADS", "CONVEXPORT_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)
+
+
+def test_classify(capfd: pytest.CaptureFixture[str]) -> None:
+    compare("classify", [answer(classify.main, words, "classify", capfd) for words in CLASSIFY])
+
+
+def test_convtrain(capfd: pytest.CaptureFixture[str]) -> None:
+    compare("convtrain", [answer(convtrain.main, words, "convtrain", capfd) for words in CONVTRAIN])
+
+
+def test_convexport(capfd: pytest.CaptureFixture[str]) -> None:
+    compare("convexport", [answer(convexport.main, words, "convexport", capfd) for words in CONVEXPORT])

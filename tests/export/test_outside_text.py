@@ -1,0 +1,36 @@
+"""What a checkpoint's header says is shown and never obeyed: not by Markdown, not by this machine's disk."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from convexport.export.card import card
+from convexport.runtime.bundle import open_bundle
+from convexport.runtime.manifest import Dataset
+from helpers.bundles import make_bundle
+
+
+def test_the_card_takes_no_markup_from_a_data_set(tmp_path) -> None:
+    with open_bundle(make_bundle(tmp_path / "tiny")) as bundle:
+        manifest = bundle.manifest
+    title = "<img src=x>\x1b[2J\n# [click](http://evil) | a"
+    data = Dataset(name="x", title=title, provenance="a `b` *c*")
+    found = card(
+        msgspec.structs.replace(manifest, provenance=msgspec.structs.replace(manifest.provenance, dataset=data))
+    )
+    assert "\x1b" not in found
+    assert r"\<img src=x\>\\x1b\[2J\\n\# \[click\](http://evil) \| a" in found
+    assert r"a \`b\` \*c\*" in found
+    assert not any(line.startswith("# [") for line in found.splitlines())
+
+
+def test_a_checkpoint_names_no_folder_of_the_exporters_disk(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from convexport.export.source import labelled_set
+    from helpers.small_checkpoints import untrained
+
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    header = untrained("softmax").header
+    header = msgspec.structs.replace(header, dataset=msgspec.structs.replace(header.dataset, name="photos"))
+    assert labelled_set(header, None, tmp_path) is None
