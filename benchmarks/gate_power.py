@@ -252,9 +252,9 @@ def page(rows: list[Row], networks: list[Honest], options: argparse.Namespace) -
     lines = [
         *(f"| {name} | {count} |" for name, count in refused.items()),
         "",
-        f"{len(visible)} of the sabotages change an answer on the test images, or a probability of a witness by more than",
-        f"{VISIBLE}; the witnesses miss {missed or 'none of them'}. Sabotages that change neither and that nothing refuses:",
-        f"{nothing}.",
+        f"{len(visible)} of the sabotages change an answer on the test images, or a probability of a witness by",
+        f"more than {VISIBLE}; the witnesses miss {missed or 'none of them'}. So many change neither, and nothing",
+        f"refuses them: {nothing}.",
         "",
         r"| network | sabotage | max \|Δp\| | changed | accuracy | witness measure | with labels alone |",
         "| --- | --- | ---: | ---: | ---: | --- | --- |",
