@@ -98,9 +98,9 @@ def _from_json(found: Any, path: Path) -> list[str]:
                 "write a list, or a dictionary from each number to its label",
             )
         found = [numbered[index] for index in range(len(numbered))]
-    labels = [value[-1] if isinstance(value, list) and value else value for value in found]
-    if not all(isinstance(label, str) for label in labels):
-        wrong = next(label for label in labels if not isinstance(label, str))
+    labels: list[Any] = [value[-1] if isinstance(value, list) and value else value for value in found]
+    wrong = next((label for label in labels if not isinstance(label, str)), None)
+    if wrong is not None:
         raise UsageError(f"--classes {path}: {str(wrong)[:80]!r} is no label", "write a list of strings")
     return [label.strip() for label in labels]
 

@@ -12,6 +12,7 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_model
 
 from convexport.export.passes.dynamic_batch import make_batch_dynamic
 from convexport.export.passes.names import rename_values
@@ -28,7 +29,7 @@ from convexport.runtime.manifest import Input
 from convexport.training import evaluate
 
 OLDEST_OPSET, UPGRADED_OPSET = 13, 17  # before 13, a softmax is another one, and weights have no scale per channel
-_TYPES = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.UINT8: np.uint8}
+_TYPES: dict[int, Any] = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.UINT8: np.uint8}
 _PROOF = (1, 2, 3, 7)
 _LARGEST_FILE = 2 << 30
 _ALLOWED, _ALLOWED_HALF = 1e-4, 1e-2
@@ -198,7 +199,7 @@ def _load(path: Path) -> tuple[onnx.ModelProto, str]:
         raise CheckpointError(f"{path}: {what[0]}", what[1])
     try:
         model = onnx.load_from_string(data)
-        onnx.external_data_helper.load_external_data_for_model(model, str(path.parent))
+        load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
     except DecodeError as error:
         raise CheckpointError(f"{path} is no ONNX file, or a damaged one", "get it again") from error
