@@ -163,8 +163,8 @@ def _faults(facts: Facts) -> tuple[Fault, ...]:
         for library, packages in spec.packages.items():
             there = [f"{name} {facts.packages[name]}" for name in packages if name in facts.packages]
             error = facts.module(library).error
-            extra = spec.extras[_best_kind(spec, facts)] if len(packages) > 1 else packages[0]
             if len(there) > 1:
+                extra = spec.extras[_best_kind(spec, facts)]
                 what = f"{' and '.join(there)} share one folder, and removing one breaks the other"
                 faults.append(
                     Fault(what, f"pip uninstall -y {' '.join(packages)} && pip install 'convexport[{extra}]'")
