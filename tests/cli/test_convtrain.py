@@ -235,7 +235,7 @@ MISTAKES = [
         (*DIGITS, "--epochs", "1", "--out", "/proc/out"),
         4,
         (
-            "/proc/out/lenet5-digits.safetensors cannot be written (No such file or directory); "
+            "/proc/out/lenet5-digits.safetensors: cannot be written (No such file or directory); "
             "make room, or name another folder with --out"
         ),
     ),

@@ -61,7 +61,7 @@ def test_weights_have_a_scale_a_channel_and_excluded_nodes_stay_float(lenet5: Ch
     data = quantize(fp32, images(), Int8Options(exclude=("node_linear_1",), activations="int8"))
     assert element_types(data).compute == {"FLOAT": 1, "INT8": 4}
     scales = {value.name: list(value.dims) for value in onnx.load_from_string(data).graph.initializer}
-    assert scales["network.3.weight_scale"] == [16]
+    assert scales["3.weight_scale"] == [16]
 
 
 @pytest.mark.usefixtures("traced_once")

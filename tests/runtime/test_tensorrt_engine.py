@@ -288,7 +288,7 @@ def test_without_a_gpu_nothing_is_built(workshop: Workshop, monkeypatch: pytest.
 
 def test_without_tensorrt_the_message_names_the_extra(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(BackendError, match=r"pip install 'convexport\[tensorrt-rtx\]'"):
+    with pytest.raises(BackendError, match=r"pip install 'convexport\[tensorrt\]'$"):
         open_engine(workshop.request())
 
 

@@ -103,9 +103,7 @@ def test_the_networks_build_in_int8_for_any_batch(name: str, graph: Callable[[st
 
 def test_the_int8_graph_for_cpus_makes_no_engine(graph: Callable[[str, str], bytes]) -> None:
     for_cpus = quantize(graph("lenet5", "fp32"), pictures("lenet5"), Int8Options())
-    with pytest.raises(
-        EngineError, match=r"refuses node 'network\.\d+\.bias_DequantizeLinear' .* input has type Int32"
-    ):
+    with pytest.raises(EngineError, match=r"refuses node '\d+\.bias_DequantizeLinear' .* input has type Int32"):
         build_engine(for_cpus, BuildOptions("int8"))
 
 

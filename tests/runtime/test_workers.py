@@ -169,7 +169,8 @@ def test_remarks_that_nobody_hears_go_to_the_logger(
             heard.append(record)
 
     logger, handler = logging.getLogger("convexport"), Kept()
-    monkeypatch.setattr(logger, "level", logging.INFO)
+    before = logger.level
+    logger.setLevel(logging.INFO)
     monkeypatch.setattr(workers, "_start", lambda: (_ for _ in ()).throw(OSError("none")))
     logger.addHandler(handler)
     try:
@@ -177,6 +178,7 @@ def test_remarks_that_nobody_hears_go_to_the_logger(
             list(classifier.classify("0.png"))
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(before)
     message = "no processes can be started to read pictures (none); this one reads them"
     assert [(record.name, record.levelname, record.getMessage()) for record in heard] == [
         ("convexport", "INFO", message)
