@@ -33,10 +33,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=("convtrain", "convexport"), help="one of the two")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     bad = 0
     for name, one in (("two convtrain", _train), ("two convexport", _export)):
+        if options.only and not name.endswith(options.only):
+            continue
         outcomes: Counter[str] = Counter()
         for number in range(options.rounds):
             with tempfile.TemporaryDirectory() as folder:
