@@ -89,6 +89,9 @@ def test_another_back_end_serves_where_it_was_measured_faster(machine: Machine, 
     assert chosen(tmp_path / "tiny", device="cpu", backend="onnxruntime") == (
         "onnxruntime on cpu in int8, which the export measured faster than fp32"
     )
+    assert chosen(tmp_path / "tiny", device="cpu", precision="fp32") == (
+        "openvino on cpu in fp32, as asked, by the back end which the export measured faster than ONNX Runtime"
+    )
     machine.missing.add("openvino")
     assert chosen(tmp_path / "tiny", device="cpu") == (
         "onnxruntime on cpu in int8, which the export measured faster than fp32; openvino is not installed"

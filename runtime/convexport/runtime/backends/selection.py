@@ -159,7 +159,8 @@ def _by_rate(manifest: Manifest, plain: list[Candidate], options: Options) -> It
 def _explained(candidate: Candidate, base: Candidate) -> Candidate:
     theirs = [base.spec.title] if base.spec != candidate.spec else []
     theirs += [base.precision] if base.precision != candidate.precision else []
-    why = f"{candidate.why}, which the export measured faster than {' in '.join(theirs)}"
+    faster = f"which the export measured faster than {' in '.join(theirs)}"
+    why = f"{candidate.why}, by the back end {faster}" if candidate.why else f", {faster}"
     return Candidate(candidate.spec, candidate.device, candidate.precision, why)
 
 
