@@ -77,7 +77,7 @@ def test_what_the_bundle_says_is_what_the_export_gave(lenet5: Checkpoint, tmp_pa
     assert 3 <= len(result.manifest.golden) <= 5
     assert result.manifest.provenance.accuracy == lenet5.header.accuracy
     assert all(variant.verification.images_per_second for variant in result.manifest.variants.values())
-    with Classifier(result.path, device="cpu", precision="fp16") as classifier:
+    with Classifier(result.path, device="cpu", backend="onnxruntime", precision="fp16") as classifier:
         assert all(golden.passed for golden in classifier.self_test())
 
 

@@ -157,7 +157,7 @@ def test_an_honest_checkpoint_replays_its_witnesses_and_they_become_the_golden_i
         assert golden.expected == str(row.argmax())
         assert np.float32(golden.probabilities).tobytes() == row.tobytes()
     assert any(golden.label != golden.expected for golden in result.manifest.golden)
-    with Classifier(result.path) as classifier:
+    with Classifier(result.path, backend="onnxruntime", precision="fp32") as classifier:
         assert all(golden.passed for golden in classifier.self_test())
 
 
