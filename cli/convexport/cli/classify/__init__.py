@@ -1,0 +1,40 @@
+"""`classify`: images and a bundle in, one record for each image out."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Sequence
+
+from convexport.cli import signals, terminal
+from convexport.cli.classify.arguments import FORMATS, PROGRAM, parser, refuse_lonely
+from convexport.cli.classify.images import classify_images
+from convexport.cli.classify.modes import MODES
+from convexport.runtime.errors import UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point: arguments -> exit code."""
+    return terminal.guard(PROGRAM, lambda: run(parser().parse_args(argv)))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does what was asked -> exit code."""
+    warnings.filterwarnings("ignore", module="PIL")  # its remarks on odd files; ours follow
+    signals.import_numpy()
+    formats = (*FORMATS, "json") if options.check else FORMATS
+    if options.format not in formats:
+        raise UsageError.unknown("format", options.format, formats)
+    refuse_lonely(options)
+    if options.json and not options.doctor:
+        raise UsageError("--json goes with --doctor; for records as JSON lines take --format jsonl")
+    for name, mode in MODES.items():
+        if getattr(options, name):
+            if options.inputs:
+                raise UsageError(f"--{name.replace('_', '-')} takes no inputs, found {options.inputs[0]!r}")
+            if options.format == "csv":
+                raise UsageError(f"--{name.replace('_', '-')} has no form csv; leave --format out")
+            return mode(options)
+    if not options.inputs:
+        raise UsageError(f"no picture was named; name files, folders or globs, see {PROGRAM} --help")
+    return classify_images(options)

@@ -1,0 +1,92 @@
+"""The options of `classify`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+
+from convexport.cli import terminal
+from convexport.runtime.backends.registry import BACKENDS
+from convexport.runtime.errors import UsageError
+from convexport.runtime.precision import PRECISIONS
+
+PROGRAM = "classify"
+FORMATS = ("text", "jsonl", "csv")
+# The exit code where some inputs could not be read.
+SOME_FAILED = 3
+EXAMPLES = """\
+  classify cat.png                                       one picture, with the only bundle under bundles/
+  classify --bundle bundles/vgg19-cifar10-fp16 photos/   a folder, and those in it
+  classify 'images/*.png' --format jsonl --top 3         one JSON line a picture
+  find . -name '*.jpg' -print0 | classify - --null --format csv --output labels.csv
+  classify --lang fr plane.png                           labels in French
+  classify --device cuda --backend tensorrt images/      this device and back end, or exit code 5
+  classify photos/ --sure 0.98 --keep-unsure unsure/      mark the doubtful ones, and copy them to label them
+  classify --check labelled/ --page check.html           is it as good on these pictures as the export measured?
+  classify --self-test                                   does this machine compute what the export computed?
+  classify --info                                        what the bundle says of itself
+  classify --build-engine                                build this GPU's TensorRT engine ahead of time
+  classify --doctor                                      what can run on this machine, and what mends the rest
+
+exit codes: 0 done, 2 wrong use, 3 some inputs could not be read, 4 bundle missing or damaged,
+5 device, back end or library not there, 6 the self-test failed or the check is worse, 130 interrupted (129 hung up,
+143 terminated), 141 the reader of the results went away"""
+
+
+def parser() -> terminal.Parser:
+    """The options of the command."""
+    result = terminal.Parser(PROGRAM, "Classifies pictures with the network of a bundle.", EXAMPLES)
+    add = result.add_argument
+    add("inputs", nargs="*", metavar="INPUT", help="files, folders (searched through), globs; - reads names from stdin")
+    add("--null", action="store_true", help="names on stdin end with NUL, as find -print0 writes them")
+    add("--bundle", metavar="PATH", help="folder or zip of the bundle; default: the only one under bundles/")
+    add("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
+    add("--backend", default="auto", help=f"auto, {_or(BACKENDS)} (default: %(default)s)")
+    add("--precision", default="auto", help=f"auto, or one that the bundle holds: {', '.join(PRECISIONS)}")
+    add("--batch", type=int, metavar="N", help="pictures computed at once; default: 64 on a CPU, 256 on a GPU")
+    add("--threads", type=int, metavar="N", help="threads of the CPU; default: one a core")
+    add("--workers", type=int, default=0, metavar="N", help="processes that read pictures for a fast GPU (default: 0)")
+    add("--top", type=int, metavar="K", help="classes a record lists; default: 1 in text, 3 in jsonl and csv")
+    add(
+        "--lang",
+        dest="language",
+        default="en",
+        metavar="LANGUAGE",
+        help="language of the labels (default: %(default)s)",
+    )
+    add("--format", default="text", metavar="|".join(FORMATS), help="form of the results (default: %(default)s)")
+    add("--output", metavar="FILE", help="results go to this file, which appears when it is complete")
+    add(
+        "--sure",
+        type=float,
+        metavar="SHARE",
+        help="mark what is not sure, so that this share of the rest is right: 0.98",
+    )
+    add("--keep-unsure", metavar="DIR", help="with --sure: copy unsure pictures there, ready to be labeled")
+    add("--at-most", type=int, metavar="N", help="with --keep-unsure: copy no more than these (default: 100)")
+    add("--page", metavar="FILE", help="with --check: write the result as an HTML page too")
+    modes = result.add_mutually_exclusive_group()
+    modes.add_argument("--check", metavar="FOLDER", help="measure on class folders, or on a CSV of file and label")
+    modes.add_argument("--self-test", action="store_true", help="classify the bundle's golden images and compare")
+    modes.add_argument("--verify", action="store_true", help="compare every file of the bundle with its SHA-256")
+    modes.add_argument("--info", action="store_true", help="show what the bundle says of itself")
+    modes.add_argument("--build-engine", action="store_true", help="build this GPU's TensorRT engine ahead of time")
+    modes.add_argument("--doctor", action="store_true", help="what can run here, what cannot, and what mends it")
+    add("--json", action="store_true", help="with --doctor: the diagnosis as JSON")
+    return result
+
+
+def _or(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
+
+
+def refuse_lonely(options: argparse.Namespace) -> None:
+    """Options that mean something beside another one only."""
+    for name, needed in (("page", "check"), ("keep_unsure", "sure"), ("at_most", "keep_unsure")):
+        if getattr(options, name) is not None and getattr(options, needed) is None:
+            raise UsageError(f"--{name.replace('_', '-')} goes with --{needed.replace('_', '-')}")
+    if options.at_most is not None and options.at_most < 1:
+        raise UsageError(f"--at-most {options.at_most}: expected 1 or more")
+    if options.null and "-" not in options.inputs:
+        raise UsageError("--null is about names on standard input", "add -, or leave it out")

@@ -1,0 +1,123 @@
+"""Images in, one record for each out: what `classify` does where no other mode is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from convexport.cli import signals, terminal
+from convexport.cli.classify.arguments import SOME_FAILED
+from convexport.cli.classify.opening import open_classifier, remark, sink
+
+if TYPE_CHECKING:
+    from convexport.runtime.classifier import Classifier
+    from convexport.runtime.inputs import Pause
+    from convexport.runtime.keeping import Keeper
+    from convexport.runtime.records import Failure, Record
+
+# How long the inputs are counted before the first is read, where a bar is shown.
+COUNT_SECONDS = 0.3
+AT_MOST = 100
+
+
+def classify_images(options: argparse.Namespace) -> int:
+    """Classifies the inputs and writes their records -> exit code."""
+    from convexport.runtime.inputs import find_images
+    from convexport.runtime.records import Failure
+    from convexport.runtime.sure import stated
+
+    live = "-" in options.inputs
+    total = failed = 0
+    with signals.working(), open_classifier(options) as classifier, sink(options.output) as out:
+        remark(classifier.description)
+        keeper = _keeper(options)
+        if classifier.promise:
+            remark(stated(classifier.promise, classifier.labels))
+        shown = terminal.bars_are_shown() and not out.isatty()
+        names, count = _counted(find_images(_names(options, idle=out.flush), note=remark), count=shown and not live)
+        pace = terminal.Pace(count)
+        with terminal.bar("classifying", shown=shown) as update:
+            out.write(_header(options, classifier))
+            for record, line in _lines(classifier.classify(names), options, classifier, on_terminal=out.isatty()):
+                signals.check()
+                out.write(line)
+                total += 1
+                failed += isinstance(record, Failure)
+                if keeper and not isinstance(record, Failure):
+                    keeper.offer(record)
+                if out.isatty():
+                    out.flush()  # a terminal shows each answer as it comes
+                if shown:
+                    update(pace.share(total), pace.text(total))
+    if keeper:
+        remark(keeper.summary)
+    if not total:
+        remark("standard input named no picture")
+    if failed:
+        remark(f"{failed:,} of {total:,} inputs could not be read")
+    return SOME_FAILED if failed else 0
+
+
+def _counted(
+    names: Iterator[str | Failure | Pause], *, count: bool
+) -> tuple[Iterator[str | Failure | Pause], int | None]:
+    """The names, and how many they are, if that is wanted and known soon: to look through folders takes time too."""
+    if not count:
+        return names, None
+    first: list[str | Failure | Pause] = []
+    end = time.monotonic() + COUNT_SECONDS
+    for name in names:
+        first.append(name)
+        if time.monotonic() > end:
+            return chain(first, names), None
+    return iter(first), len(first)
+
+
+def _keeper(options: argparse.Namespace) -> Keeper | None:
+    from convexport.runtime.keeping import Keeper
+
+    if options.keep_unsure is None:
+        return None
+    return Keeper(options.keep_unsure, options.at_most or AT_MOST, tuple(options.inputs))
+
+
+def _names(options: argparse.Namespace, idle: Callable[[], None]) -> Iterator[str | Pause]:
+    """The inputs, with the names on standard input in the place of `-`. `idle` is called before a wait for one."""
+    from convexport.cli.classify.names import names_on_stdin
+
+    for name in options.inputs:
+        if name == "-":
+            yield from names_on_stdin(null=options.null, idle=idle)
+        else:
+            yield name
+
+
+def _header(options: argparse.Namespace, classifier: Classifier) -> bytes:
+    from convexport.runtime.records import csv_header
+
+    return csv_header(classifier.top, sure=bool(options.sure)) if options.format == "csv" else b""
+
+
+def _lines(
+    records: Iterator[Record], options: argparse.Namespace, classifier: Classifier, *, on_terminal: bool
+) -> Iterator[tuple[Record, bytes]]:
+    """Records with the bytes that show each. On a terminal, what it would obey in a name is escaped."""
+    from convexport.cli.classify.text_lines import text_lines
+    from convexport.runtime.records import csv_line, json_line
+    from convexport.runtime.text import json_printable, printable
+
+    def shown(line: bytes, escape: Callable[[str], str]) -> bytes:
+        return escape(line.decode().removesuffix("\n")).encode() + b"\n" if on_terminal else line
+
+    if options.format == "jsonl":
+        yield from ((record, shown(json_line(record), json_printable)) for record in records)
+    elif options.format == "csv":
+        sure = bool(options.sure)
+        yield from ((record, shown(csv_line(record, classifier.top, sure=sure), printable)) for record in records)
+    else:
+        live = "-" in options.inputs
+        for record, text in text_lines(records, classifier.labels, options.language, live=live):
+            yield record, text.encode()

@@ -1,0 +1,135 @@
+"""The other modes of `classify`: `--check`, `--self-test`, `--info`, `--verify`, `--build-engine` and `--doctor`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from convexport.cli import signals, terminal
+from convexport.cli.classify.arguments import PROGRAM, SOME_FAILED
+from convexport.cli.classify.golden_text import golden_json, golden_table
+from convexport.cli.classify.opening import bundle_asked_for, device_asked_for, open_classifier, remark, sink
+from convexport.runtime.errors import BundleError, GateRefused, UsageError
+
+
+def check_labelled(options: argparse.Namespace) -> int:
+    """Measures on labelled images, and compares with what the export measured."""
+    from convexport.cli.classify.check_page import check_page
+    from convexport.cli.classify.check_text import check_output
+    from convexport.runtime.check import check
+    from convexport.runtime.labelled import labelled
+
+    with signals.working(), open_classifier(options) as classifier:
+        remark(classifier.description)
+        found = check(classifier, labelled(options.check, classifier.manifest, options.language))
+        labels = classifier.labels
+    with sink(options.output) as out:
+        out.write(check_output(found, labels, options.format))
+    if options.page:
+        with sink(options.page) as out:
+            out.write(check_page(found, labels))
+    if found.failed:
+        remark(f"{found.failed:,} of {found.failed + found.images:,} images could not be read")
+    if found.verdict == "worse":
+        raise GateRefused(
+            f"{found.accuracy:.2%} of {found.images:,} images are right, significantly worse than the export measured",
+            f"look at the worst images, and see whether {PROGRAM} --self-test passes",
+        )
+    return SOME_FAILED if found.failed else 0
+
+
+def self_test(options: argparse.Namespace) -> int:
+    """Classifies the golden images, and compares with what the export computed."""
+    # What fails is to be shown and not passed over.
+    with signals.working(), open_classifier(options, prove=False) as classifier, sink(options.output) as out:
+        classifier.bundle.verify()
+        remark(classifier.description)
+        place, results = classifier.bundle.path, classifier.self_test()
+        if not results:
+            raise BundleError(f"{place}: no golden images to test with", "export the bundle again")
+        out.write(golden_json(results) if options.format == "jsonl" else golden_table(results))
+    wrong = sum(not result.passed for result in results)
+    if wrong:
+        raise GateRefused(
+            f"{wrong} of {len(results)} golden images differ from what the export computed",
+            "this device computes wrongly: try another --device, --backend or --precision",
+        )
+    remark(f"all {len(results)} golden images as at export; next: {PROGRAM} --bundle {place} PICTURE")
+    return 0
+
+
+def info(options: argparse.Namespace) -> int:
+    """Shows what the bundle says of itself."""
+    import msgspec
+
+    from convexport.cli.classify.describe import describe
+
+    with signals.working(), bundle_asked_for(options, verify=True) as bundle, sink(options.output) as out:
+        if options.format == "jsonl":
+            out.write(msgspec.json.encode(bundle.manifest, order="deterministic") + b"\n")
+        else:
+            out.writelines(f"{line}\n".encode() for line in describe(bundle))
+        remark(f"every file is as exported; next: {PROGRAM} --bundle {bundle.path} --self-test")
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Compares every file of the bundle with its SHA-256."""
+    with signals.working(), bundle_asked_for(options, verify=True) as bundle, sink(options.output) as out:
+        files = bundle.manifest.files.values()
+        size = sum(file.bytes for file in files)
+        out.write(f"{bundle.path}: {len(files)} files, {size:,} bytes, each as exported\n".encode())
+    return 0
+
+
+def build_engine(options: argparse.Namespace) -> int:
+    """Builds this GPU's TensorRT engine ahead of time."""
+    from convexport.runtime.backends.selection import choose_precision
+    from convexport.runtime.backends.tensorrt.search import EngineRequest, build_ahead
+    from convexport.runtime.devices import Device
+
+    if options.backend not in ("auto", "tensorrt"):
+        raise UsageError(f"--build-engine builds for TensorRT; leave out --backend {options.backend}")
+    wanted = device_asked_for(options)
+    device = Device.parse("cuda" if wanted == "auto" else wanted)
+    if device.kind == "cpu":
+        raise UsageError("--build-engine builds for a GPU; leave out --device cpu")
+    with signals.working(), bundle_asked_for(options) as bundle, terminal.bar("building") as update:
+
+        def progress(phase: str, done: int, steps: int) -> None:
+            update(done / steps, phase)
+
+        precision = choose_precision(bundle.manifest, device, options.precision)
+        request = EngineRequest(bundle, precision, device, options.batch, progress=progress, note=remark)
+        plan = build_ahead(request)
+        place = bundle.path
+    with sink(options.output) as out:
+        out.write(f"{plan.origin}: {len(plan.data):,} bytes, {precision}\n".encode())
+    remark(f"next: {PROGRAM} --bundle {place} --backend tensorrt PICTURE")
+    return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Says what can run on this machine, what cannot, and what fixes it."""
+    import msgspec
+
+    from convexport.runtime.doctor import as_text, diagnose
+
+    diagnosis = diagnose()
+    with signals.working(), sink(options.output) as out:
+        if options.json:
+            out.write(msgspec.json.format(msgspec.json.encode(diagnosis), indent=2) + b"\n")
+        else:
+            out.writelines(f"{line}\n".encode() for line in as_text(diagnosis))
+    return 0
+
+
+MODES: dict[str, Callable[[argparse.Namespace], int]] = {
+    "info": info,
+    "verify": verify,
+    "self_test": self_test,
+    "check": check_labelled,
+    "build_engine": build_engine,
+    "doctor": doctor,
+}
+"""Each mode by the name of its option."""

@@ -1,0 +1,51 @@
+"""`convexport`: a classifier of any origin -> a verified bundle."""
+
+from __future__ import annotations
+
+import argparse
+
+from convexport.cli import signals, terminal
+from convexport.cli.convexport.arguments import parser
+from convexport.cli.convexport.beside import add_to_triton, web_runtime_asked_for, write_web_page
+from convexport.cli.convexport.results import as_json, print_refusal, print_summary
+from convexport.cli.convexport.wanted import export_options
+from convexport.cli.importing import libraries
+
+# Parts of the extras `export` and `cpu`: without one of them nothing can be exported.
+NEEDED = {
+    *("torch", "torchvision", "onnx", "onnxscript", "onnx_ir", "safetensors", "sklearn", "scipy", "filelock"),
+    "onnxruntime",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command; gives its exit code."""
+    return terminal.guard("convexport", lambda: run(parser().parse_args(argv)))
+
+
+@libraries("exporting", NEEDED, "export,cpu")
+def run(options: argparse.Namespace) -> int:
+    """Exports. Raises errors of `convexport.runtime.errors`."""
+    from convexport.export.gate import Refusal
+    from convexport.export.pipeline import export_bundle
+
+    signals.import_numpy()
+    wanted = export_options(options)
+    runtime = web_runtime_asked_for(options)
+    try:
+        with signals.working():
+            result = export_bundle(wanted, terminal.remark)
+    except Refusal as refusal:
+        print_refusal(refusal.result, in_json=options.json)
+        raise
+    if options.json:
+        terminal.result(as_json({"bundle": str(result.path), "seconds": result.seconds, "manifest": result.manifest}))
+    else:
+        print_summary(result)
+    if options.triton:  # last: the bundle stands, whatever becomes of the repository
+        with signals.working():
+            add_to_triton(result.path, options.triton)
+    if runtime is not None:
+        with signals.working():
+            write_web_page(result.path, options, runtime)
+    return 0

@@ -1,0 +1,138 @@
+"""The options of `convexport` -> what the export is asked for. What excludes each other is refused here."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from convexport.cli.convexport.arguments import ACTIVATIONS, METHODS, OPTIONAL, parser
+from convexport.runtime.errors import UsageError, first_line
+from convexport.runtime.precision import PRECISIONS, Precision
+
+if TYPE_CHECKING:
+    from convexport.export.engines import EngineOptions
+    from convexport.export.passes.quantize import Int8Options
+    from convexport.export.pipeline import ExportOptions
+    from convexport.export.sources.stated import Foreign
+
+# Options that describe a network made elsewhere.
+STATED = (
+    "classes",
+    "mean",
+    "std",
+    "pixels",
+    "channels",
+    "size",
+    "framing",
+    "crop",
+    "filter",
+    "arguments",
+    "output",
+    "state",
+    "accuracy",
+)
+
+
+def export_options(options: argparse.Namespace) -> ExportOptions:
+    """What the export is asked for. Raises `UsageError` for what is unknown, or goes with nothing else given."""
+    from convexport.export.pipeline import VERIFY_IMAGES, ExportOptions
+    from convexport.export.sources.checkpoint import Source
+    from convexport.training.datasets import data_root
+
+    precisions = precisions_asked_for(options)
+    return ExportOptions(
+        source=Source(options.model, options.dataset, options.checkpoint, _foreign(options)),
+        precisions=precisions,
+        calibration=_calibration(options, precisions),
+        engines=_engines(options),
+        verify_images=options.verify_images or VERIFY_IMAGES,
+        require_labels=options.verify_images is not None,
+        data=data_root(options.data),
+        verify_data=options.verify_data,
+        calibration_data=options.calibration_data,
+        out=options.out,
+        force=options.force,
+    )
+
+
+def precisions_asked_for(options: argparse.Namespace) -> tuple[Precision, ...]:
+    """The precisions in the table's order, however they were named. Raises `UsageError`."""
+    wanted = {*options.precision, *(options.named or ())}
+    for name in wanted:
+        if name not in PRECISIONS:
+            raise UsageError.unknown("precision", name, OPTIONAL)
+    return tuple(name for name in PRECISIONS if name in wanted)
+
+
+def _engines(options: argparse.Namespace) -> EngineOptions | None:
+    from convexport.export.engines import EngineOptions
+
+    named = bool(options.tensorrt_flavour or options.compute_capability)
+    if options.tensorrt is False:
+        if named:
+            raise UsageError("--no-tensorrt with --tensorrt-flavour or --compute-capability", "leave one of them out")
+        return None
+    for text in options.compute_capability:
+        if not all(part.isdecimal() for part in text.split(".")) or text.count(".") != 1:
+            raise UsageError(f"compute capability {text!r} is none", "expected one like 8.6")
+    return EngineOptions(
+        required=bool(options.tensorrt) or named,
+        flavour=options.tensorrt_flavour,
+        compute_capabilities=tuple(options.compute_capability),
+    )
+
+
+def _calibration(options: argparse.Namespace, precisions: tuple[Precision, ...]) -> Int8Options:
+    from convexport.export.passes.quantize import Int8Options
+
+    if "int8" not in precisions:
+        for name in ("calibration", "calibration_images", "activations", "keep_float"):
+            if getattr(options, name) != parser().get_default(name):
+                raise UsageError(f"--{name.replace('_', '-')} does nothing without --int8", "add it, or leave this out")
+    if options.calibration not in METHODS:
+        raise UsageError.unknown("calibration", options.calibration, METHODS)
+    if options.activations not in ACTIVATIONS:
+        raise UsageError.unknown("activation type", options.activations, ACTIVATIONS)
+    return Int8Options(
+        method=options.calibration,
+        images=options.calibration_images,
+        activations=options.activations,
+        exclude=tuple(options.keep_float),
+    )
+
+
+def _foreign(options: argparse.Namespace) -> Foreign | None:
+    from convexport.export.sources.labels_file import read_labels
+    from convexport.export.sources.stated import Foreign
+
+    given = {name: getattr(options, name) for name in STATED if getattr(options, name) is not None}
+    if not given:
+        return None
+    if options.accuracy is not None and options.verify_data is None:
+        raise UsageError("--accuracy without --verify-data", "name the labelled pictures that it was measured on")
+    if options.size is not None and len(options.size) > 2:
+        raise UsageError(f"--size {' '.join(map(str, options.size))}: expected one number, or height and width")
+    if options.classes is not None:
+        given["classes"] = read_labels(options.classes)
+    for name in ("mean", "std"):
+        if name in given:
+            given[name] = tuple(value for part in given[name] for value in part)
+    if options.size is not None:
+        given["size"] = (options.size[0], options.size[-1])
+    if options.arguments is not None:
+        given["arguments"] = _json_object(options.arguments)
+    return Foreign(**given)
+
+
+def _json_object(text: str) -> dict[str, object]:
+    try:
+        found = msgspec.json.decode(text)
+    except msgspec.DecodeError as error:
+        raise UsageError(
+            f"--arguments {text} is no JSON ({first_line(error)})", "quote it, as '{\"classes\": 7}'"
+        ) from error
+    if not isinstance(found, dict):
+        raise UsageError(f"--arguments {text}: expected an object", "write it as '{\"classes\": 7}'")
+    return found
