@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,31 @@ from convexport.export.samples import Sample, stratified
 from convexport.export.sources.network import Facts
 from convexport.runtime.errors import DatasetError, InputError, first_line
 from convexport.runtime.images import load_image
-from convexport.runtime.inputs import find_images
+from convexport.runtime.inputs import Plain, find_images
 from convexport.runtime.manifest import Input
 
 _FIX = "give class folders, or a CSV file with the columns file and label, or file and index"
 
 
-def labelled(path: Path, facts: Facts, wanted: int) -> Sample:
-    """At most `wanted` pictures with their classes, brought to the network's size as the runtime does it.
+@dataclass(frozen=True)
+class Files:
+    """Labelled files, chosen from all that are there.
+
+    Attributes:
+        files: Where they are.
+        truth: The network's index of each one's class, int64 [N].
+        kind: What they are, in words.
+        population: How many of each class there are in all, int64 [K].
+    """
+
+    files: tuple[Path, ...]
+    truth: NDArray[np.int64]
+    kind: str
+    population: NDArray[np.int64]
+
+
+def labelled_files(path: Path, facts: Facts, wanted: int) -> Files:
+    """At most `wanted` files with their classes.
 
     Args:
         path: A folder of class folders, matched with the network's labels by name; or a CSV file.
@@ -34,18 +53,22 @@ def labelled(path: Path, facts: Facts, wanted: int) -> Sample:
     if not files:
         raise DatasetError(f"{path} holds no labelled pictures", _FIX)
     chosen = stratified(truth, wanted)
-    images = read([files[index] for index in chosen], facts.input)
     count = f"all {len(files):,}" if len(chosen) == len(files) else f"{len(chosen):,} of {len(files):,}"
-    return Sample(
-        images=images,
-        truth=truth[chosen],
-        names=tuple(files[index].name for index in chosen),
-        kind=f"labelled pictures of {path.name}, {count}",
-        population=np.bincount(truth, minlength=len(facts.classes["en"])),
+    return Files(
+        tuple(files[index] for index in chosen),
+        truth[chosen],
+        f"labelled pictures of {path.name}, {count}",
+        np.bincount(truth, minlength=len(facts.classes["en"])),
     )
 
 
-def read(files: list[Path], size: Input) -> NDArray[np.uint8]:
+def sample_of(found: Files, size: Input) -> Sample:
+    """The files, brought to the network's size as the runtime does it."""
+    names = tuple(file.name for file in found.files)
+    return Sample(read(found.files, size), found.truth, names, found.kind, found.population)
+
+
+def read(files: Sequence[Plain], size: Input) -> NDArray[np.uint8]:
     """Pictures as the runtime reads them, uint8 [N, H, W, C]. Raises `DatasetError` where one cannot be read."""
     try:
         return np.stack([load_image(file, size)[0] for file in files])

@@ -86,6 +86,11 @@ class Network(ABC):
         """
 
     @property
+    def takes_bytes(self) -> bool:
+        """Whether the origin itself normalizes: it takes pixels from 0 to 255 as they are."""
+        return False
+
+    @property
     def dead(self) -> int:
         """How many weight tensors are zeros that cannot be meant; 0 where that is not known."""
         return 0

@@ -79,6 +79,10 @@ class OnnxNetwork(Network):
     def core(self) -> onnx.ModelProto:
         return onnx.load_from_string(self._core)
 
+    @property
+    def takes_bytes(self) -> bool:
+        return self._run.signature.dtype is np.uint8
+
 
 def normalized(images: NDArray[np.uint8], facts: Facts) -> NDArray[np.float32]:
     """uint8 [N, H, W, C] -> float32 [N, C, H, W], as the shell of the graph computes it."""
