@@ -11,13 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
+from convexport.export.diagnosis import Diagnosis
 from convexport.export.gate import Refusal
-from convexport.export.pipeline import ExportOptions, ExportResult, export_bundle
+from convexport.export.options import ExportOptions
+from convexport.export.pipeline import ExportResult, export_bundle
 from convexport.export.sources.checkpoint import Source
 from convexport.export.sources.labels_file import read_labels
 from convexport.export.sources.recognized import recognize
 from convexport.export.sources.state_dict import StateDict
 from convexport.export.sources.stated import Foreign
+from convexport.export.verifying import diagnose
 from convexport.runtime.errors import CheckpointError, DatasetError, UsageError
 from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Input
@@ -77,8 +80,12 @@ def test_the_folders_order_on_the_same_network_is_refused(place: Path, tmp_path:
     with pytest.raises(Refusal) as caught:
         exported(place, tmp_path / "out", "abc")
     assert {measure.name for _, measure in caught.value.result.failures} == {"torch accuracy, above chance"}
-    assert "compare the order of the classes, and mean and std, with those it was trained with" in str(caught.value)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert caught.value.fix is not None
+    assert caught.value.fix.startswith(
+        "labels one place on, as behind a class for the background (c, a, b): 60 of 60 right in place of 0, "
+    )
+    assert caught.value.fix.endswith("; state --classes in that order")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_network_that_does_not_reach_what_is_said_of_it_is_refused(place: Path, tmp_path: Path) -> None:
@@ -196,3 +203,36 @@ def test_the_share_that_is_cropped_and_the_filter_are_torchvisions() -> None:
         assert np.abs(found - resized[16:240, 16:240]).max() <= 2
         whole = load_image(picture, Input(height=224, width=224, channels=3, filter=name))[0]  # type: ignore[arg-type]
         assert np.abs(found - whole).mean() > 5
+
+
+def diagnosed(place: Path, classes: str, **stated: Any) -> Diagnosis:
+    foreign = Foreign(classes=tuple(classes), size=(12, 12), **({"pixels": "0..1"} | stated))
+    source = Source(f"module:{place / 'colors.py'}:Colors", foreign=foreign)
+    return diagnose(ExportOptions(source, verify_data=place / "pictures"))
+
+
+def test_nothing_is_said_against_what_is_right(place: Path) -> None:
+    found = diagnosed(place, "cab")
+    assert (found.rows[0].causes, found.fix) == ((), "")
+    assert found.verdict == "nothing that was tried fits better than what is stated"
+
+
+def test_exchanged_channels_are_named(place: Path) -> None:
+    found = diagnosed(place, "cab", channels="bgr")
+    assert found.rows[0].causes == ("red first",)
+    assert (found.rows[0].right, found.stated.right, found.fix) == (60, 20, "state --channels rgb")
+
+
+def test_an_order_that_only_the_answers_show_is_named(place: Path) -> None:
+    found = diagnosed(place, "acb")
+    assert found.rows[0].causes == ("labels in another order (c, a, b)",)
+    assert (found.rows[0].right, found.stated.right) == (60, 20)
+
+
+def test_causes_are_told_apart_by_labelled_images_alone(place: Path) -> None:
+    foreign = Foreign(classes=tuple("cab"), size=(12, 12), pixels="0..1")
+    with pytest.raises(DatasetError) as caught:
+        diagnose(ExportOptions(Source(f"module:{place / 'colors.py'}:Colors", foreign=foreign)))
+    assert str(caught.value) == (
+        "causes are told apart by labelled images, and there are none; name some --verify-data"
+    )

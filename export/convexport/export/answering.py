@@ -1,4 +1,4 @@
-"""`Answering`: a network's answers to pictures that are normalized in any way, fast: its float32 graph on ONNX Runtime."""
+"""`Answering`: a network's answers to pictures normalized in any way, fast: its float32 graph on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ALLOWED = 1e-3
 class Answering:
     """Asks a network many times, each time with other facts.
 
-    Its graph is several times as fast as torch. Where the graph does not answer as the origin does, the origin is asked.
+    Its graph is faster than torch. Where the graph does not answer as the origin does, the origin is asked.
 
     Args:
         network: The network.

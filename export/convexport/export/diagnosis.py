@@ -241,7 +241,8 @@ def _table(ranked: list[_Trial]) -> Diagnosis:
         if first.p_value <= LEVEL
         else f"as to right answers alone that may be chance (p = {first.p_value:.2g})"
     )
-    alike = [row.cause for row in rows[1:] if not row.told_apart]
+    others = [row for row in rows[1:] if not set(first.causes) <= set(row.causes)]
+    alike = [row.cause for row in others if not row.told_apart]
     doubt = f"; these pictures do not tell it from: {', '.join(alike[:3])}" if alike else ""
     fix = f"state {first.options}" if first.options else "compare with how it was trained"
     return Diagnosis(rows=rows, verdict=f"{first.cause}: {gain}, {chance}{doubt}", fix=fix)
@@ -254,7 +255,7 @@ def _row(trial: _Trial, as_stated: _Trial, first: _Trial) -> Row:
     spread = float(differences.std()) * np.sqrt(len(differences))
     return Row(
         causes=trial.causes,
-        options=" ".join([*trial.hypothesis.options, *(["--classes"] if trial.order else [])]),
+        options=" ".join([*trial.hypothesis.options, *(["--classes in that order"] if trial.order else [])]),
         images=len(trial.right),
         right=int(trial.right.sum()),
         log_loss=float(trial.losses.mean()),

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from convexport.export import measures, record, replay
+from convexport.export.diagnosis import Diagnosis
 from convexport.export.element_types import ElementTypes
 from convexport.export.measures import MAX_BATCH, Reference
 from convexport.export.passes.storage import Fp16Emulation
@@ -41,11 +42,12 @@ FIXES = replay.FIXES | {record.ABOVE_CHANCE: _COMPARE, record.STATED: _COMPARE}
 
 
 class Refusal(GateRefused):
-    """The gate refused an export; `result` holds every measurement."""
+    """The gate refused an export; `result` holds every measurement, `diagnosis` the causes that were tried, if any."""
 
-    def __init__(self, message: str, fix: str | None, result: GateResult) -> None:
+    def __init__(self, message: str, fix: str | None, result: GateResult, diagnosis: Diagnosis | None = None) -> None:
         super().__init__(message, fix)
         self.result = result
+        self.diagnosis = diagnosis
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ class GateResult:
             if not measure.passed
         ]
 
-    def refuse(self) -> None:
-        """Raises `Refusal` where a measure lies beyond its limit."""
+    def refuse(self, diagnosis: Diagnosis | None = None) -> None:
+        """Raises `Refusal` where a measure lies beyond its limit, with the causes that were tried, if any were."""
         if not self.failures:
             return
         name, first = self.failures[0]
@@ -94,8 +96,9 @@ class GateResult:
         raise Refusal(
             f"the gate refused {name}: {first.name} is {first.value:.6g}, expected {first.relation} "
             f"{first.limit:.6g}{more}; no bundle was written",
-            FIXES.get(first.name),
+            f"{diagnosis.verdict}; {diagnosis.fix}" if diagnosis and diagnosis.fix else FIXES.get(first.name),
             self,
+            diagnosis,
         )
 
 

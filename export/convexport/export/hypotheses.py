@@ -1,4 +1,4 @@
-"""What may be wrong with what is stated of a network: hypotheses on normalization, colors, framing and order of labels."""
+"""What may be wrong with what is stated of a network: hypotheses on normalization, colors, framing, order of labels."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ _CROPS = (1.0, 0.95, 0.9, 0.875, 0.8)
 # A change is believed where it makes the labels more likely by a factor of e to the power of this.
 PRIOR = 3.0
 _PRIOR_FOUND = 6.0
-FOUND = "found"
 # Fewer pictures of each class, or more classes, say nothing of an order that only they show.
 _FOUND_CLASSES, _FOUND_IMAGES = 100, 4
+# An order of so many labels is written out.
+_LISTED = 12
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,7 @@ class Hypothesis:
         """This one with one more change."""
         found: Hypothesis = replace(self, **changes)  # type: ignore[arg-type]
         given = (options,) if options else ()
-        return replace(
-            found, causes=(*self.causes, cause), options=(*self.options, *given), cost=self.cost + cost
-        )
+        return replace(found, causes=(*self.causes, cause), options=(*self.options, *given), cost=self.cost + cost)
 
     def colored(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Pictures uint8 [N, H, W, C] as this hypothesis has their colors."""
@@ -152,9 +151,7 @@ def framings(base: Hypothesis) -> Iterator[Hypothesis]:
         if framing != input.framing:
             changed = msgspec.structs.replace(input, framing=framing, crop=1.0)
             yield base.but(f"framing {framing}", f"--framing {framing}", input=changed)
-    yield base.but(
-        f"filter {other}", f"--filter {other}", input=msgspec.structs.replace(input, filter=other)
-    )
+    yield base.but(f"filter {other}", f"--filter {other}", input=msgspec.structs.replace(input, filter=other))
 
 
 @dataclass(frozen=True)
@@ -180,8 +177,13 @@ def orders(labels: Sequence[str]) -> list[Order]:
     distinct: list[Order] = []
     for one in found:
         if not any(np.array_equal(one.output, other) for other in (places, *(o.output for o in distinct))):
-            distinct.append(one)
+            distinct.append(replace(one, cause=f"{one.cause}{_listed(labels, one.output)}"))
     return distinct
+
+
+def _listed(labels: Sequence[str], output: NDArray[np.int64]) -> str:
+    """What the outputs then stand for, where that is short."""
+    return f" ({', '.join(labels[index] for index in np.argsort(output))})" if len(labels) <= _LISTED else ""
 
 
 def _number(label: str) -> tuple[int, str]:
@@ -204,6 +206,5 @@ def order_shown(logs: NDArray[np.float64], truth: NDArray[np.int64], labels: Seq
         return None
     fit = np.stack([logs[truth == index].sum(axis=0) for index in range(count)])
     _, output = linear_sum_assignment(-fit)
-    named = [labels[index] for index in np.argsort(output)]
-    shown = ", ".join(named[:12]) + (", ..." if count > 12 else "")
-    return Order(f"labels in the order {shown}", np.asarray(output, np.int64), _PRIOR_FOUND)
+    places = np.asarray(output, np.int64)
+    return Order(f"labels in another order{_listed(labels, places)}", places, _PRIOR_FOUND)

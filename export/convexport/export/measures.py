@@ -113,6 +113,23 @@ def verify(precision: Precision, served: Classifier, expected: Reference, types:
     )
 
 
+def of_origin(expected: Reference, measured: Sequence[Measure]) -> Verification:
+    """What was measured of the origin alone, where no file was made."""
+    accuracy = expected.accuracy(expected.probabilities)
+    return Verification(
+        method=("origin",),
+        backend="origin",
+        device="cpu",
+        images=len(expected.sample),
+        images_kind=expected.sample.kind,
+        accuracy=accuracy,
+        torch_accuracy=accuracy,
+        agreement=1.0,
+        max_abs_difference=0.0,
+        measures=tuple(measured),
+    )
+
+
 def with_fp16_storage(
     precision: Precision, found: Verification, emulation: Fp16Emulation, expected: Reference
 ) -> Verification:

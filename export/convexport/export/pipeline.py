@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,18 +13,17 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from convexport.export import gate, golden, labels, measures, pictures, precisions, samples, writer
+from convexport.export import gate, golden, measures, precisions, verifying, writer
 from convexport.export.card import card
-from convexport.export.engines import EngineOptions, build_engines
+from convexport.export.engines import build_engines
 from convexport.export.measures import Reference
+from convexport.export.options import ExportOptions
 from convexport.export.origin import check_origin
-from convexport.export.passes.quantize import Int8Options
 from convexport.export.precisions import EXPORTS, Built, Material
-from convexport.export.sources.checkpoint import Source, labelled_set
+from convexport.export.sources.checkpoint import labelled_set
 from convexport.export.sources.network import Network
 from convexport.export.sources.opening import open_network
 from convexport.runtime.bundle import open_bundle
-from convexport.runtime.errors import DatasetError
 from convexport.runtime.manifest import (
     FORMAT,
     EngineGraph,
@@ -35,41 +34,8 @@ from convexport.runtime.manifest import (
     Verification,
 )
 from convexport.runtime.precision import Precision
-from convexport.training.datasets import Dataset
 
 Progress = Callable[[str], None]
-VERIFY_IMAGES = 2000
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What is exported, from where, to where.
-
-    Attributes:
-        source: The checkpoint.
-        precisions: The variants beside fp32, which every bundle holds.
-        calibration: How a precision of 8 bits is calibrated.
-        engines: Which TensorRT engines are built; None builds none.
-        verify_images: How many images of the labelled test set the gate takes at most.
-        require_labels: Whether the export ends where there are no labelled images, in place of using photographs.
-        data: The root of the data sets.
-        verify_data: A folder of class folders or a CSV file of labelled pictures, in place of a data set.
-        calibration_data: A folder of pictures that int8 is calibrated on, in place of a data set's training images.
-        out: The folder that the bundle's folder goes into.
-        force: Whether a bundle that was exported from another checkpoint is replaced.
-    """
-
-    source: Source
-    precisions: tuple[Precision, ...] = ()
-    calibration: Int8Options = field(default_factory=Int8Options)
-    engines: EngineOptions | None = None
-    verify_images: int = VERIFY_IMAGES
-    require_labels: bool = False
-    data: Path = Path("data")
-    verify_data: Path | None = None
-    calibration_data: Path | None = None
-    out: Path = Path("bundles")
-    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,11 +56,12 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
     for remark in network.remarks:
         progress(remark)
     dataset = labelled_set(facts, options.source.dataset, options.data)
-    sample, dataset = _sample(network, dataset, options, progress)
+    sample, dataset = verifying.sample(network, dataset, options, progress)
     expected = measures.reference(network, sample)
+    verifying.check_labels(network, expected, options, progress)
 
     def calibration_images(count: int) -> tuple[NDArray[np.uint8], str]:
-        return _calibration_images(network, dataset, options, count)
+        return verifying.calibration_images(network, dataset, options, count)
 
     target = options.out / f"{facts.name}-{_suffix(options.precisions)}"
     with writer.drafting(target) as draft:  # before the work that another export into the same place would waste
@@ -135,53 +102,6 @@ def _recorded_line(network: Network) -> str:
 def _at_training(network: Network) -> str:
     accuracy = network.facts.accuracy
     return "no accuracy stated" if accuracy.test is None else f"{accuracy.test:.2%} at training"
-
-
-def _sample(
-    network: Network, dataset: Dataset | None, options: ExportOptions, progress: Progress
-) -> tuple[samples.Sample, Dataset | None]:
-    """The images the gate looks at, and the data set if its test split could be read."""
-    facts = network.facts
-    if options.verify_data is not None:
-        sample = pictures.labelled(options.verify_data, facts, options.verify_images)
-        progress(f"images      {sample.kind}")
-        return sample, dataset
-    reason = f"no data set is known for {facts.name}"
-    if dataset is not None:
-        own = facts.classes["en"]
-        if options.source.dataset is not None:  # one that was named and does not fit is no reason to look elsewhere
-            labels.matched(dataset.name, dataset.classes["en"], own)
-        try:
-            classes = labels.matched(dataset.name, dataset.classes["en"], own)
-            sample = samples.from_test_set(dataset.test, classes, dataset.title, options.verify_images)
-        except DatasetError as error:
-            if options.require_labels:
-                raise
-            reason = str(error)
-        else:
-            progress(f"images      {sample.kind}")
-            return sample, dataset
-    if options.require_labels:
-        raise DatasetError(reason, "leave out --verify-images to compare on photographs without labels")
-    sample = samples.from_photographs(facts.input)
-    progress(f"images      {sample.kind}; accuracy is not measured: {reason}")
-    return sample, None
-
-
-def _calibration_images(
-    network: Network, dataset: Dataset | None, options: ExportOptions, count: int
-) -> tuple[NDArray[np.uint8], str]:
-    """What int8 is calibrated on. Raises `DatasetError` where there is nothing."""
-    if options.calibration_data is not None:
-        images = pictures.without_labels(options.calibration_data, network.facts.input, count)
-        return images, f"{len(images)} pictures of {options.calibration_data.name}"
-    if dataset is None:
-        raise DatasetError(
-            "int8 is calibrated on training images, and there are none",
-            "name their folder with --data, or any folder of such pictures with --calibration-data",
-        )
-    train = dataset.train
-    return train.images[samples.stratified(train.labels, count)], f"{dataset.title} training set"
 
 
 def _build(material: Material, options: ExportOptions, progress: Progress) -> dict[Precision, Built]:

@@ -7,7 +7,7 @@ import argparse
 from convexport.cli import signals, terminal
 from convexport.cli.convexport.arguments import parser
 from convexport.cli.convexport.beside import add_to_triton, web_runtime_asked_for, write_web_page
-from convexport.cli.convexport.results import as_json, print_refusal, print_summary
+from convexport.cli.convexport.results import as_json, print_diagnosis, print_refusal, print_summary
 from convexport.cli.convexport.wanted import export_options
 from convexport.cli.importing import libraries
 
@@ -28,15 +28,20 @@ def run(options: argparse.Namespace) -> int:
     """Exports. Raises errors of `convexport.runtime.errors`."""
     from convexport.export.gate import Refusal
     from convexport.export.pipeline import export_bundle
+    from convexport.export.verifying import diagnose
 
     signals.import_numpy()
     wanted = export_options(options)
+    if options.diagnose:
+        with signals.working():
+            print_diagnosis(diagnose(wanted, terminal.remark), in_json=options.json)
+        return 0
     runtime = web_runtime_asked_for(options)
     try:
         with signals.working():
             result = export_bundle(wanted, terminal.remark)
     except Refusal as refusal:
-        print_refusal(refusal.result, in_json=options.json)
+        print_refusal(refusal, in_json=options.json)
         raise
     if options.json:
         terminal.result(as_json({"bundle": str(result.path), "seconds": result.seconds, "manifest": result.manifest}))

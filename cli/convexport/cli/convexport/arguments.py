@@ -54,7 +54,7 @@ def parser() -> terminal.Parser:
     add("--precision", nargs="+", default=[], metavar="NAME", help=f"variants beside fp32: {', '.join(OPTIONAL)}")
     for name in OPTIONAL:
         add(f"--{name}", action="append_const", const=name, dest="named", help=f"short for --precision {name}")
-    add("--verify-images", type=_count, metavar="N|all", help="labelled test images the gate measures (2000)")
+    add("--verify-images", type=_count, metavar="N|all", help="images the gate measures (2000, fewer if slow)")
     add("--out", type=Path, default=Path("bundles"), metavar="DIR", help="where the bundle goes (bundles)")
     add("--data", metavar="DIR", help="root of the data sets ($CONVEXPORT_DATA, else data)")
     add("--force", action="store_true", help="replace a bundle that was exported from another checkpoint")
@@ -99,6 +99,7 @@ def parser() -> terminal.Parser:
         help="labelled pictures: class folders, or a CSV of file and label or index",
     )
     group("--accuracy", type=float, metavar="X", help="what it reaches on them, as 0.846; less is refused")
+    group("--diagnose", action="store_true", help="export nothing: say which preprocessing fits the labelled pictures")
     group("--calibration-data", type=Path, metavar="DIR", help="pictures that int8 is calibrated on")
     group = found.add_argument_group("calibration of INT8").add_argument
     group("--calibration", default="minmax", metavar="METHOD", help=f"{', '.join(METHODS)} (minmax)")

@@ -9,7 +9,8 @@ import msgspec
 from convexport.cli import terminal
 
 if TYPE_CHECKING:
-    from convexport.export.gate import GateResult
+    from convexport.export.diagnosis import Diagnosis
+    from convexport.export.gate import Refusal
     from convexport.export.pipeline import ExportResult
     from convexport.runtime.manifest import Verification
 
@@ -64,10 +65,12 @@ def _share(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.2%}"
 
 
-def print_refusal(result: GateResult, *, in_json: bool) -> None:
-    """What the gate measured, the failed measures marked."""
+def print_refusal(refusal: Refusal, *, in_json: bool) -> None:
+    """What the gate measured, the failed measures marked, and the causes that were tried."""
+    result, diagnosis = refusal.result, refusal.diagnosis
     if in_json:
-        terminal.result(as_json({"refused": True, "variants": result.everything}))
+        causes = {} if diagnosis is None else {"diagnosis": diagnosis}
+        terminal.result(as_json({"refused": True, "variants": result.everything, **causes}))
         return
     rows = [
         (
@@ -82,6 +85,30 @@ def print_refusal(result: GateResult, *, in_json: bool) -> None:
     ]
     for line in terminal.table(("variant", "measure", "value", "limit", ""), rows):
         terminal.result(line, "red" if line.endswith("FAILED") else None)
+    if diagnosis is not None:
+        print_diagnosis(diagnosis, in_json=False)
+
+
+def print_diagnosis(diagnosis: Diagnosis, *, in_json: bool) -> None:
+    """What was tried, the likeliest first, and what follows from it."""
+    if in_json:
+        terminal.result(as_json(diagnosis))
+        return
+    rows = [
+        (
+            row.cause,
+            f"{row.right / row.images:.1%}",
+            f"{row.right:,} of {row.images:,}",
+            f"{row.log_loss:.3f}",
+            f"+{row.better} -{row.worse}",
+            f"{row.p_value:.2g}",
+            "" if row.told_apart else "not told from the first",
+        )
+        for row in diagnosis.rows
+    ]
+    for line in terminal.table(("tried", "accuracy", "right", "log loss", "against stated", "p", ""), rows):
+        terminal.result(line)
+    terminal.result(f"verdict     {diagnosis.verdict}" + (f"; {diagnosis.fix}" if diagnosis.fix else ""))
 
 
 def as_json(value: object) -> str:

@@ -13,8 +13,8 @@ from convexport.runtime.precision import PRECISIONS, Precision
 
 if TYPE_CHECKING:
     from convexport.export.engines import EngineOptions
+    from convexport.export.options import ExportOptions
     from convexport.export.passes.quantize import Int8Options
-    from convexport.export.pipeline import ExportOptions
     from convexport.export.sources.stated import Foreign
 
 # Options that describe a network made elsewhere.
@@ -37,7 +37,7 @@ STATED = (
 
 def export_options(options: argparse.Namespace) -> ExportOptions:
     """What the export is asked for. Raises `UsageError` for what is unknown, or goes with nothing else given."""
-    from convexport.export.pipeline import VERIFY_IMAGES, ExportOptions
+    from convexport.export.options import ExportOptions
     from convexport.export.sources.checkpoint import Source
     from convexport.training.datasets import data_root
 
@@ -47,7 +47,7 @@ def export_options(options: argparse.Namespace) -> ExportOptions:
         precisions=precisions,
         calibration=_calibration(options, precisions),
         engines=_engines(options),
-        verify_images=options.verify_images or VERIFY_IMAGES,
+        verify_images=options.verify_images,
         require_labels=options.verify_images is not None,
         data=data_root(options.data),
         verify_data=options.verify_data,

