@@ -4,14 +4,18 @@ python benchmarks/mutations.py --count 60 --seed 1                        runtim
 python benchmarks/mutations.py --count 8 --paths runtime/convexport/runtime/bundle.py --tests tests/runtime
 
 A fault is a comparison that is another one, a constant that is another one, a boolean turned round, or a call left out.
-It is put into a copy of the tree, where the fast tests run that concern the module: the files under tests/ that are
-named after it or import it, else all of them. A survivor is either a gap in the tests or no fault at all: read it.
+It is put into a copy of the tree, where the fast tests run that concern the module, up to the first that fails: the
+files under tests/ that are named after it, then those that import it, directly before by way of others, as many as
+`--seconds` allow. A file that fails without any fault is left out, with a remark. A survivor is either a gap in the
+tests or no fault at all: read it. Every outcome goes to a log, and what the log holds is not tried again, as long as
+the module is the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import json
 import os
 import random
@@ -24,7 +28,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -50,14 +55,20 @@ class Mutation:
     after: str
     start: int
     end: int
+    sha256: str
+    """Of the file without the fault."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a fault: `killed` by a failing test, `hung` until the tests were stopped, or `survived`."""
+    """What became of a fault: `killed` by a failing test, `hung` until the tests were stopped, or `survived`.
+
+    `left_out` are the test files for which there was no time, or which fail without any fault.
+    """
 
     mutation: Mutation
     tests: tuple[str, ...]
+    left_out: tuple[str, ...]
     fate: str
     seconds: float
 
@@ -67,6 +78,7 @@ class _Finder(ast.NodeVisitor):
 
     def __init__(self, file: str, source: bytes) -> None:
         self.file, self.source = file, source
+        self.sha256 = hashlib.sha256(source).hexdigest()
         self.starts = [0]
         for line in source.splitlines(keepends=True):
             self.starts.append(self.starts[-1] + len(line))
@@ -81,7 +93,7 @@ class _Finder(ast.NodeVisitor):
     def _add(self, kind: str, start: int, end: int, after: str) -> None:
         line = self.source.count(b"\n", 0, start) + 1
         before = self.source[start:end].decode()
-        self.found.append(Mutation(self.file, line, kind, before, after, start, end))
+        self.found.append(Mutation(self.file, line, kind, before, after, start, end, self.sha256))
 
     def _between(self, kind: str, operands: list[ast.expr], tokens: re.Pattern[str], other: dict[str, str]) -> None:
         for left, right in pairwise(operands):
@@ -171,17 +183,54 @@ def chosen(candidates: list[Mutation], count: int, seed: int) -> list[Mutation]:
     return turns[:count]
 
 
+def _module(path: Path) -> str:
+    """`convexport/runtime/bundle.py` -> `convexport.runtime.bundle`."""
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+@cache
+def _imported(file: Path) -> set[str]:
+    """Every name that a file imports, and what it is imported from."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
 def tests_of(root: Path, file: str) -> tuple[str, ...]:
-    """The test files that are named after a module, then those that import it; maybe none."""
-    module = file.partition("/")[2].removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    parent, _, name = module.rpartition(".")
-    imports = re.compile(
-        rf"\b{re.escape(module)}\b(?!\.)|from {re.escape(parent)} import (?:\([^)]*|[^\n(]*)\b{re.escape(name)}\b"
-    )
-    files = sorted((root / "tests").rglob("test_*.py"))
-    named = [test for test in files if re.fullmatch(rf"test_{name}(_\w+)?\.py", test.name)]
-    importing = [test for test in files if test not in named and imports.search(test.read_text(encoding="utf-8"))]
-    return tuple(test.relative_to(root).as_posix() for test in named + importing)
+    """The test files of a module, nearest first: those named after it, then those that import it, in few steps first.
+
+    Of several that are as near as each other, those of the module's own portion come first, then those that import
+    less.
+    """
+    folders = [root / portion for portion in PORTIONS] + [root / "tests"]
+    imports = {
+        _module(path.relative_to(folder)): _imported(path)
+        for folder in folders
+        for path in folder.rglob("*.py")
+        if not path.name.startswith("test_")
+    }
+    portion, _, path = file.partition("/")
+    module = _module(Path(path))
+    steps, reached = {module: 1}, [module]
+    for name in reached:  # grows meanwhile
+        for other, names in imports.items():
+            if other not in steps and name in names:
+                steps[other] = steps[name] + 1
+                reached.append(other)
+    name = module.rpartition(".")[2]
+    order: list[tuple[int, bool, int, str]] = []
+    for test in sorted((root / "tests").rglob("test_*.py")):
+        place, names = test.relative_to(root), _imported(test)
+        near = [steps[one] for one in names if one in steps]
+        if re.fullmatch(rf"test_{name}(_\w+)?\.py", test.name):
+            near.append(0)
+        if near:
+            order.append((min(near), portion not in place.parts, len(names), place.as_posix()))
+    return tuple(test for *_, test in sorted(order))
 
 
 class Copy:
@@ -203,7 +252,7 @@ class Copy:
             "PYTHONPATH": os.pathsep.join(str(root / portion) for portion in PORTIONS),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        self.healthy: dict[tuple[str, ...], float] = {}
+        self.healthy: dict[str, float | None] = {}
 
     def test(self, tests: tuple[str, ...], limit: float | None) -> int | None:
         """pytest's exit code, up to the first failure; none where it was stopped after `limit` seconds."""
@@ -221,44 +270,83 @@ class Copy:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def seconds_when_healthy(self, tests: tuple[str, ...]) -> float:
-        """How long the tests take without a fault; the program ends where they fail."""
-        if tests not in self.healthy:
+    def seconds_when_healthy(self, test: str) -> float | None:
+        """How long a test file takes without a fault; none, and a remark, where it fails."""
+        if test not in self.healthy:
             started = time.monotonic()
-            code = self.test(tests, None)
-            if code not in (0, _NO_TESTS):
-                raise SystemExit(f"mutations: {' '.join(tests) or 'the tests'} fail without any fault (exit {code})")
-            self.healthy[tests] = time.monotonic() - started
-        return self.healthy[tests]
+            code = self.test((test,), None)
+            fine = code in (0, _NO_TESTS)
+            self.healthy[test] = time.monotonic() - started if fine else None
+            if not fine:
+                _remark(f"{test} fails without any fault (exit {code}) and is left out")
+        return self.healthy[test]
 
-    def outcome(self, mutation: Mutation, tests: tuple[str, ...]) -> Outcome:
+    def within(self, tests: tuple[str, ...], seconds: float) -> tuple[tuple[str, ...], float]:
+        """The first of the test files that are healthy and take so long in all, but at least one; how long."""
+        taken: list[str] = []
+        total = 0.0
+        for test in tests:
+            if taken and total >= seconds:
+                break
+            needed = self.seconds_when_healthy(test)
+            if needed is not None and (not taken or total + needed <= seconds):
+                taken.append(test)
+                total += needed
+        return tuple(taken), total
+
+    def outcome(self, mutation: Mutation, tests: tuple[str, ...], seconds: float) -> Outcome:
         """What the tests make of a fault."""
-        limit = 60 + 5 * self.seconds_when_healthy(tests)
+        taken, healthy = self.within(tests, seconds)
         file = self.root / mutation.file
         source = file.read_bytes()
         started = time.monotonic()
-        file.write_bytes(mutated(source, mutation))
-        try:
-            code = self.test(tests, limit)
-        finally:
-            file.write_bytes(source)
-        fate = "hung" if code is None else "survived" if code in (0, _NO_TESTS) else "killed"
-        return Outcome(mutation, tests, fate, time.monotonic() - started)
+        fate = "survived"
+        if taken:
+            file.write_bytes(mutated(source, mutation))
+            try:
+                code = self.test(taken, 60 + 3 * healthy)
+            finally:
+                file.write_bytes(source)
+            fate = "hung" if code is None else "survived" if code in (0, _NO_TESTS) else "killed"
+        left_out = tuple(test for test in tests if test not in taken)
+        return Outcome(mutation, taken, left_out, fate, time.monotonic() - started)
 
 
 def _git(folder: Path, *words: str) -> str:
     return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
+def _remark(text: str) -> None:
+    print(f"mutations: {text}", file=sys.stderr, flush=True)
+
+
+def logged(log: Path) -> dict[Mutation, Outcome]:
+    """The outcomes of earlier runs."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    found = {}
+    for line in lines:
+        values = json.loads(line)
+        mutation = Mutation(**values["mutation"])
+        tests, left_out = tuple(values["tests"]), tuple(values["left_out"])
+        found[mutation] = Outcome(mutation, tests, left_out, values["fate"], values["seconds"])
+    return found
+
+
 def outcomes(options: argparse.Namespace) -> Iterator[Outcome]:
-    """The faults that were asked for, one after the other."""
+    """The faults that were asked for, one after the other; those in the log as they were."""
     picked = chosen(mutations(REPOSITORY, options.paths), options.count, options.seed)
+    known = logged(options.log)
+    options.log.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
         copy = Copy(Path(folder))
         for mutation in picked:
-            found = copy.outcome(mutation, tuple(options.tests or tests_of(REPOSITORY, mutation.file)))
-            if found.fate == "survived" and found.tests and options.confirm:
-                found = replace(copy.outcome(mutation, ()), seconds=found.seconds)
+            if mutation in known:
+                yield known[mutation]
+                continue
+            tests = tuple(options.tests or tests_of(REPOSITORY, mutation.file))
+            found = copy.outcome(mutation, tests, options.seconds)
+            with options.log.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(asdict(found)) + "\n")
             yield found
 
 
@@ -270,7 +358,7 @@ def line_of(outcome: Outcome) -> str:
 
 
 def main() -> int:
-    """Prints the survivors and writes every outcome as JSON -> exit code."""
+    """Prints the survivors, and writes every outcome to the log as a JSON line -> exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=60, metavar="N", help="faults to try (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="which ones (%(default)s)")
@@ -278,20 +366,21 @@ def main() -> int:
     parser.add_argument(
         "--tests", nargs="+", metavar="PATH", help="tests for every fault; default: those of its module"
     )
-    parser.add_argument("--confirm", action="store_true", help="survivors of their module's tests meet all fast tests")
-    parser.add_argument("--json", type=Path, default=REPOSITORY / "build/mutations.json", metavar="FILE")
+    parser.add_argument(
+        "--seconds", type=float, default=60, metavar="S", help="of tests without a fault, for each (%(default)s)"
+    )
+    parser.add_argument("--log", type=Path, default=REPOSITORY / "build/mutations.jsonl", metavar="FILE")
     options = parser.parse_args()
     found: list[Outcome] = []
     for outcome in outcomes(options):
         found.append(outcome)
         print(f"{len(found):>3} {line_of(outcome)}  ({outcome.seconds:.0f} s)", file=sys.stderr, flush=True)
-    survivors = [outcome for outcome in found if outcome.fate == "survived"]
     counts = Counter(outcome.fate for outcome in found)
     print(f"{len(found)} faults, seed {options.seed}: {', '.join(f'{counts[fate]} {fate}' for fate in sorted(counts))}")
-    print("\n".join(line_of(outcome) for outcome in survivors))
-    options.json.parent.mkdir(parents=True, exist_ok=True)
-    report = {"seed": options.seed, "counts": counts, "outcomes": [asdict(outcome) for outcome in found]}
-    options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for outcome in found:
+        if outcome.fate == "survived":
+            rest = f"  (not tried: {', '.join(outcome.left_out)})" if outcome.left_out else ""
+            print(f"{line_of(outcome)}{rest}")
     return 0
 
 

@@ -48,7 +48,9 @@ def test_every_generated_part_of_a_page_is_one_we_know() -> None:
 def test_the_module_table_holds_every_module_of_the_tree_and_says_what_each_holds() -> None:
     rows = table(section(ARCHITECTURE, "## The modules"), "module")
     assert [row[0] for row in rows] == list(modules())
-    assert {"training/loop.py", "export/gate.py", "runtime/backends/base.py", "cli/classify/__init__.py"} <= set(modules())
+    assert {"training/loop.py", "export/gate.py", "runtime/backends/base.py", "cli/classify/__init__.py"} <= set(
+        modules()
+    )
     assert [path for path, words in rows if len(words) < 20] == []
 
 
