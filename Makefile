@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 DEVICE := build/device
 DEMO := build/demo
 
-.PHONY: demo test test-runtime check constraints bench aarch64 clean
+.PHONY: demo test test-runtime test-examples check constraints bench aarch64 clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(if $(PYTHON),,$(error no Python from 3.11 to 3.13 was found; install one, or name it: make PYTHON=/path/to/python))
@@ -38,6 +38,11 @@ test-runtime:
 	$(DEVICE)/bin/python -m pip install --quiet --constraint constraints.txt '.[cpu]' --group test-runtime
 	$(DEVICE)/bin/python -c 'from importlib.util import find_spec; raise SystemExit("torch is there" if find_spec("torch") else 0)'
 	$(DEVICE)/bin/python -m pytest tests/runtime tests/cli/test_classify.py tests/cli/test_classify_engines.py
+
+# The programs and readers of examples/, with the libraries that they are written for.
+test-examples: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group examples
+	$(BIN)/python -m pytest tests/examples
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .
