@@ -324,7 +324,7 @@ def subjects(data: Path) -> list[Subject]:
     """The networks with their pictures."""
     found = []
     for name, framing, crop in (
-        ("vgg19-cifar10", "crop", 0.8),
+        ("cnn-mnist-mnist", "stretch", 1.0),
         ("cnn-keras-cifar10", "stretch", 1.0),
         ("cnn-cifar10-cifar10", "crop", 0.9),
         ("lenet5-mnist", "crop", 0.8),
@@ -335,9 +335,7 @@ def subjects(data: Path) -> list[Subject]:
         test = datasets.load(network.facts.dataset.name, data).test
         rows = stratified(test.labels, PICTURES)
         pictures = [composed(image, size) for image in test.images[rows]]
-        found.append(
-            Subject(name.removesuffix("-cifar10"), traced_once(network), Labelled(pictures, test.labels[rows]))
-        )
+        found.append(Subject(name.rpartition("-")[0], traced_once(network), Labelled(pictures, test.labels[rows])))
     return [*found, _lite0(data)]
 
 

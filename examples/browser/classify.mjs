@@ -69,6 +69,7 @@ async function replay(manifest, answer) {
 async function start() {
   const manifest = await (await fetched(new URL("bundle.json", folder))).json();
   if (!/^3\./.test(manifest.format)) throw new Error(`bundle.json has format ${manifest.format}, this reads 3`);
+  if ((manifest.activation ?? "softmax") !== "softmax") throw new Error("several labels for one image are not read here");
   const answer = await classifier(manifest);
   const proof = await replay(manifest, answer);
   out.textContent = JSON.stringify(proof) + "\n";

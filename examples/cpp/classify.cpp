@@ -35,6 +35,7 @@ class Classifier {
     manifest_ = json::parse(read(folder + "/bundle.json"));
     const std::string format = manifest_["format"];
     if (format.rfind("3.", 0) != 0) throw std::runtime_error("bundle.json has format " + format + ", this reads 3");
+    if (manifest_.value("activation", "softmax") != "softmax") throw std::runtime_error("several labels for one image are not read here");
     if (!manifest_["variants"].contains(precision)) throw std::runtime_error("no " + precision + " in this bundle");
     const json& input = manifest_["input"];
     input_ = {input["height"], input["width"], input["channels"], input.value("framing", "crop"),

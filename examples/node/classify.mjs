@@ -17,6 +17,7 @@ import { frame } from "../framing.mjs";
 function openBundle(folder) {
   const manifest = JSON.parse(readFileSync(join(folder, "bundle.json"), "utf8"));
   if (!/^3\./.test(manifest.format)) throw new Error(`bundle.json has format ${manifest.format}, this reads 3`);
+  if ((manifest.activation ?? "softmax") !== "softmax") throw new Error("several labels for one image are not read here");
   const read = (name) => {
     const bytes = readFileSync(join(folder, name));
     const found = createHash("sha256").update(bytes).digest("hex");

@@ -39,6 +39,7 @@ class Answering:
         ort = import_library("onnxruntime")
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others may use this machine, too
         return ort.InferenceSession(
             self._network.core().SerializeToString(), options, providers=["CPUExecutionProvider"]
         )

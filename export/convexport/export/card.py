@@ -49,7 +49,7 @@ def card(manifest: Manifest) -> str:
             "",
             "## What it cannot do",
             "",
-            "It answers with one of its classes whatever the picture shows, also when it shows none of them.",
+            _answers(manifest),
             "Its probabilities are meant for pictures like those it was trained on.",
             "",
             "## Where it comes from",
@@ -61,6 +61,13 @@ def card(manifest: Manifest) -> str:
             "",
         ]
     )
+
+
+def _answers(manifest: Manifest) -> str:
+    """What it answers where nothing fits."""
+    if manifest.activation == "sigmoid":
+        return "An image has each label whose probability reaches its threshold, several of them or none."
+    return "It answers with one of its classes whatever the picture shows, also when it shows none of them."
 
 
 def _versions(manifest: Manifest) -> str:
@@ -89,6 +96,8 @@ def _purpose(name: str) -> str:
 
 def accuracy_text(found: Verification) -> str:
     """`98.61 %`, or that it was not measured."""
+    if found.mean_average_precision is not None:
+        return f"mean average precision {found.mean_average_precision:.4f}"
     return "not measured" if found.accuracy is None else f"{found.accuracy:.2%}"
 
 

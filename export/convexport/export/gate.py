@@ -38,7 +38,7 @@ from convexport.runtime.precision import PRECISIONS, Precision
 Progress = Callable[[str], None]
 # What to look at first, where a measure tells that.
 _COMPARE = "compare the order of the classes, and mean and std, with those it was trained with"
-FIXES = replay.FIXES | {record.ABOVE_CHANCE: _COMPARE, record.STATED: _COMPARE}
+FIXES = replay.FIXES | {record.ABOVE_CHANCE: _COMPARE, record.STATED: _COMPARE, record.STATED_PRECISION: _COMPARE}
 
 
 class Refusal(GateRefused):
@@ -155,6 +155,8 @@ def _file(case: Case, precision: Precision) -> bytes:
 def summary(found: Verification) -> str:
     """One line of a verification: accuracy, agreement, difference, and where it ran."""
     accuracy = "accuracy not measured" if found.accuracy is None else f"accuracy {found.accuracy:.2%}"
+    if found.mean_average_precision is not None:
+        accuracy = f"mean average precision {found.mean_average_precision:.4f}"
     failed = [measure.name for measure in found.measures if not measure.passed]
     return (
         f"{accuracy}, agreement {found.agreement:.2%}, max |Δp| {found.max_abs_difference:.2g} "

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from convexport.export import several
 from convexport.export.element_types import ElementTypes
 from convexport.export.limits import FP16_HEADROOM, Limits
 from convexport.export.passes.storage import Fp16Emulation
@@ -54,6 +55,11 @@ class Reference:
     @property
     def classes(self) -> tuple[str, ...]:
         return self.facts.classes["en"]
+
+    def mean_average_precision(self, probabilities: Probabilities) -> float | None:
+        """That of the sample, where an image may have several labels and they are known."""
+        labels = self.sample.labels
+        return None if labels is None else several.mean_average_precision(probabilities, labels)
 
     def accuracy(self, probabilities: Probabilities) -> float | None:
         """Share of the sample that `probabilities` get right; None where it has no labels."""
@@ -104,6 +110,8 @@ def verify(precision: Precision, served: Classifier, expected: Reference, types:
         images_kind=sample.kind,
         accuracy=expected.accuracy(found),
         torch_accuracy=expected.accuracy(expected.probabilities),
+        mean_average_precision=expected.mean_average_precision(found),
+        torch_mean_average_precision=expected.mean_average_precision(expected.probabilities),
         agreement=1 - len(flips) / len(sample),
         max_abs_difference=_largest(found, expected.probabilities),
         measures=tuple(measures),
@@ -178,6 +186,11 @@ def _agreement(found: Probabilities, expected: Reference, limits: Limits) -> lis
     if right is not None and torch_right is not None:
         lowest = int(torch_right.sum()) - max(int(limits.accuracy_loss * count), 1)
         measures.append(measure("accuracy", int(right.sum()) / count, ">=", lowest / count))
+    precision = expected.mean_average_precision(found)
+    if precision is not None:
+        torch_precision = expected.mean_average_precision(expected.probabilities) or 0.0
+        lost = max(limits.accuracy_loss, 1 / count)
+        measures.append(measure("mean average precision", precision, ">=", torch_precision - lost))
     allowed = max(int(limits.disagreement * count), 1)
     agreeing = count - len(flipped(found, expected))
     return [
@@ -195,7 +208,9 @@ def predicted(probabilities: Probabilities) -> NDArray[np.int64]:
 
 
 def flipped(found: Probabilities, expected: Reference) -> list[Flip]:
-    """The images on which a variant and torch float32 disagree."""
+    """The images on which a variant and torch float32 disagree: on the label, or on one of several."""
+    if expected.facts.activation == "sigmoid":
+        return _decided_differently(found, expected)
     classes = expected.classes
     ours, theirs = predicted(expected.probabilities), predicted(found)
     lost = np.atleast_1d(~np.isfinite(found).all(axis=1))
@@ -206,6 +221,20 @@ def flipped(found: Probabilities, expected: Reference) -> list[Flip]:
             variant="NaN" if lost[row] else classes[theirs[row]],
         )
         for row in np.flatnonzero((ours != theirs) | lost)
+    ]
+
+
+def _decided_differently(found: Probabilities, expected: Reference) -> list[Flip]:
+    thresholds, classes = expected.facts.thresholds, expected.classes
+    ours, theirs = (several.decided(one, thresholds) for one in (expected.probabilities, found))
+    lost = np.atleast_1d(~np.isfinite(found).all(axis=1))
+    return [
+        Flip(
+            image=expected.sample.names[row],
+            torch=several.named(ours[row], classes),
+            variant="NaN" if lost[row] else several.named(theirs[row], classes),
+        )
+        for row in np.flatnonzero((ours != theirs).any(axis=1) | lost)
     ]
 
 

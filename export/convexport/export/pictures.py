@@ -18,7 +18,8 @@ from convexport.runtime.images import load_image
 from convexport.runtime.inputs import Plain, find_images
 from convexport.runtime.manifest import Input
 
-_FIX = "give class folders, or a CSV file with the columns file and label, or file and index"
+_FIX = "give class folders, or a CSV file with the columns file and label, file and index, or file and labels"
+_BETWEEN = ";"
 
 
 @dataclass(frozen=True)
@@ -27,15 +28,17 @@ class Files:
 
     Attributes:
         files: Where they are.
-        truth: The network's index of each one's class, int64 [N].
+        truth: The network's index of each one's class, int64 [N]; of one of its labels where it may have several.
         kind: What they are, in words.
         population: How many of each class there are in all, int64 [K].
+        labels: Which file has which label, bool [N, K], where it may have several.
     """
 
     files: tuple[Path, ...]
     truth: NDArray[np.int64]
     kind: str
     population: NDArray[np.int64]
+    labels: NDArray[np.bool_] | None = None
 
 
 def labelled_files(path: Path, facts: Facts, wanted: int) -> Files:
@@ -49,7 +52,19 @@ def labelled_files(path: Path, facts: Facts, wanted: int) -> Files:
     Raises:
         DatasetError: They cannot be read, or their classes are not the network's.
     """
-    files, truth = _from_folders(path, facts) if path.is_dir() else _from_csv(path, facts)
+    labels: NDArray[np.bool_] | None = None
+    if path.is_dir():
+        files, truth = _from_folders(path, facts)
+    else:
+        files, labels, several = _from_csv(path, facts)
+        truth = labels.argmax(axis=1)
+        if several and facts.activation == "softmax":
+            raise DatasetError(
+                f"{path} gives an image several labels, and {facts.name} ends in a softmax, which gives it one",
+                "state --activation sigmoid for a network that ends in logits, or export one without the softmax",
+            )
+    if facts.activation == "sigmoid" and labels is None:
+        labels = np.asarray(np.eye(len(facts.classes["en"]), dtype=np.bool_)[truth])
     if not files:
         raise DatasetError(f"{path} holds no labelled pictures", _FIX)
     chosen = stratified(truth, wanted)
@@ -59,13 +74,15 @@ def labelled_files(path: Path, facts: Facts, wanted: int) -> Files:
         truth[chosen],
         f"labelled pictures of {path.name}, {count}",
         np.bincount(truth, minlength=len(facts.classes["en"])),
+        None if labels is None or facts.activation == "softmax" else labels[chosen],
     )
 
 
 def sample_of(found: Files, size: Input) -> Sample:
     """The files, brought to the network's size as the runtime does it."""
     names = tuple(file.name for file in found.files)
-    return Sample(read(found.files, size), found.truth, names, found.kind, found.population)
+    truth = found.truth if found.labels is None else None
+    return Sample(read(found.files, size), truth, names, found.kind, found.population, found.labels)
 
 
 def read(files: Sequence[Plain], size: Input) -> NDArray[np.uint8]:
@@ -104,23 +121,26 @@ def _from_folders(path: Path, facts: Facts) -> tuple[list[Path], NDArray[np.int6
     return files, np.array(truth, np.int64)
 
 
-def _from_csv(path: Path, facts: Facts) -> tuple[list[Path], NDArray[np.int64]]:
-    """Rows of a file and its class: by name where the header says `label`, by number where it says `index`."""
+def _from_csv(path: Path, facts: Facts) -> tuple[list[Path], NDArray[np.bool_], bool]:
+    """Rows of a file and its classes, bool [N, K]: one by name where the header says `label`, by number where it says
+    `index`, several names with ";" between them where it says `labels`. And whether it says that."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path} cannot be read ({first_line(error)})", _FIX) from error
     columns = set(rows[0]) if rows else set()
-    key = "index" if "index" in columns else "label"
+    key = next((one for one in ("labels", "index") if one in columns), "label")
     if not {"file", key} <= columns:
         raise DatasetError(f"{path} has the columns {', '.join(map(str, sorted(map(str, columns))))}", _FIX)
     own = facts.classes["en"]
-    files, truth = [], []
-    for number, row in enumerate(rows, 2):
-        files.append(path.parent / row["file"])
-        truth.append(_class_of(row[key], own, key, f"{path} line {number}"))
-    return files, np.array(truth, np.int64)
+    found = np.zeros((len(rows), len(own)), np.bool_)
+    for number, row in enumerate(rows):
+        text = row[key] or ""
+        names = [name.strip() for name in text.split(_BETWEEN) if name.strip()] if key == "labels" else [text]
+        for name in names:
+            found[number, _class_of(name, own, key, f"{path} line {number + 2}")] = True
+    return [path.parent / row["file"] for row in rows], found, key == "labels"
 
 
 def _class_of(text: str, own: tuple[str, ...], key: str, where: str) -> int:

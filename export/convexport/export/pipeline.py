@@ -55,6 +55,8 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
     progress(f"network     {facts.name}: {facts.model}, {_recorded_line(network)}")
     for remark in network.remarks:
         progress(remark)
+    if facts.activation == "sigmoid":
+        progress("activation  sigmoid: an image may have several labels")
     dataset = labelled_set(facts, options.source.dataset, options.data)
     sample, dataset = verifying.sample(network, dataset, options, progress)
     expected = measures.reference(network, sample)
@@ -146,6 +148,8 @@ def _draft(
         model=Model(name=facts.model, arguments=facts.arguments, parameters=facts.parameters),
         input=facts.input,
         normalization=facts.normalization,
+        activation=facts.activation,
+        thresholds=facts.thresholds,
         labels=facts.classes,
         variants={kind: _unverified(kind, variant) for kind, variant in built.items()},
         golden=images.entries,

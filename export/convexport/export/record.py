@@ -15,6 +15,7 @@ from convexport.runtime.manifest import Measure
 
 ABOVE_CHANCE = "torch accuracy, above chance"
 STATED = "torch accuracy, as stated"
+STATED_PRECISION = "torch mean average precision, as stated"
 
 
 def verify_network(network: Network, expected: Reference, title: str) -> list[Measure]:
@@ -31,6 +32,10 @@ def verify_network(network: Network, expected: Reference, title: str) -> list[Me
     """
     facts, sample = network.facts, expected.sample
     measures = [measure("weight tensors of zeros", network.dead, "==", 0)]
+    precision = expected.mean_average_precision(expected.probabilities)
+    if precision is not None and network.stated_accuracy is not None:
+        lowest = network.stated_accuracy - 1 / len(sample)
+        measures.append(measure(STATED_PRECISION, precision, ">=", lowest))
     correct = expected.correct(expected.probabilities)
     if sample.truth is None or correct is None:
         return measures

@@ -27,6 +27,7 @@ class Sample:
         truth: The network's index of each image's class, int64 [N]; None where the images have no labels.
         names: How an image is called in a list of flips.
         kind: What the images are, in words.
+        labels: Which image has which of several labels, bool [N, K]; None where each has one, or none are known.
         population: How many images of each class the set has that they were drawn from, int64 [K].
     """
 
@@ -35,6 +36,7 @@ class Sample:
     names: tuple[str, ...]
     kind: str
     population: NDArray[np.int64]
+    labels: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.images)

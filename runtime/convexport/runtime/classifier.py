@@ -10,7 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from convexport.runtime.backends.answers import checked_stream
 from convexport.runtime.backends.base import Backend, Images, Probabilities
@@ -82,6 +82,8 @@ class Classifier:
         self.manifest = self._holder.last.bundle.manifest
         self.labels = self.manifest.labels[self.options.language]
         self.top = min(self.options.top, len(self.labels))
+        self._several = self.manifest.activation == "sigmoid"
+        self._cutoffs = self.manifest.cutoffs
         self.batch = self.options.batch or BATCHES[self._holder.last.backend.device.kind]
         self.promise = self._promise()
 
@@ -181,7 +183,7 @@ class Classifier:
             images: uint8 [N, H, W, C] of the model's size.
 
         Returns:
-            float32 [N, K] in the order of `labels`, each row summing to 1.
+            float32 [N, K] in the order of `labels`, each row summing to 1 unless an image may have several labels.
 
         Raises:
             BackendError: The back end gives no probabilities.
@@ -264,7 +266,8 @@ class Classifier:
 
     def _records(self, chunk: list[Decoded], answer: Probabilities) -> Iterator[Record]:
         """Answers float32 [pictures in chunk, K] -> records of the whole chunk."""
-        order = np.argsort(-answer, axis=1, kind="stable")[:, : self.top]
+        order = np.argsort(-answer, axis=1, kind="stable")
+        order = order if self._several else order[:, : self.top]
         ranked = np.round(np.take_along_axis(answer, order, axis=1).astype(np.float64), 6)
         finite = np.isfinite(answer.sum(axis=1))
         rows = zip(order.tolist(), ranked.tolist(), finite.tolist(), strict=True)
@@ -277,9 +280,14 @@ class Classifier:
             message = f"{picture.name}: the network gave no finite number in {where}"
             return Failure.of(picture.name, InputError(message, "try another precision", kind="not-finite"))
         top = tuple([Candidate(self.labels[i], i, p) for i, p in zip(order, probabilities, strict=True)])
+        labels: tuple[Candidate, ...] | UnsetType = UNSET
+        if self._several:
+            labels = tuple([one for one in top if one.probability >= self._cutoffs[one.index]])
+            top = top[: self.top]
         # By the number that the record shows, so that its reader comes to the same.
         sure = UNSET if self.promise is None else top[0].probability >= self.promise.threshold
-        return Prediction(picture.name, top[0].label, top[0].index, top[0].probability, top, picture.notes, sure)
+        first = top[0]
+        return Prediction(picture.name, first.label, first.index, first.probability, top, picture.notes, sure, labels)
 
     def _promise(self) -> Promise | None:
         """The bundle's promise that was asked for; where there is none, a back end of our own is closed again."""

@@ -39,6 +39,11 @@ def labelled(path: str | os.PathLike[str], manifest: Manifest, language: str = "
     Raises:
         UsageError: There is nothing at `path`, or it names a class that the bundle lacks.
     """
+    if manifest.activation == "sigmoid":
+        raise UsageError(
+            f"{manifest.name} gives an image several labels, and a check counts right answers of one",
+            "compare the labels of its records with yours",
+        )
     place = Path(path)
     if not place.exists():
         raise UsageError(f"{place}: no such folder or CSV", "name a folder of class folders, or a CSV")

@@ -20,6 +20,7 @@ FORMAT = "3.1"
 Framing = Literal["crop", "pad", "stretch"]
 Ink = Literal["any", "light-on-dark"]
 Filter = Literal["bilinear", "bicubic"]
+Activation = Literal["softmax", "sigmoid"]
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 Size = Annotated[int, msgspec.Meta(ge=1, le=16384)]
@@ -114,7 +115,8 @@ class Verification(Part, frozen=True, kw_only=True):
     `not-run` says that the file could not be executed on the exporting machine. `machine` is the kind of processor,
     such as "x86_64 avx512_vnni". `images_kind` says what the images were; `accuracy` is None where they had no
     labels, `images_per_second` where the rate was not measured. `promises` holds a row for each share that the labelled
-    images suffice for (since 3.1).
+    images suffice for (since 3.1). Where an image may have several labels, `mean_average_precision` takes the place of
+    `accuracy`.
     """
 
     method: tuple[str, ...]
@@ -128,6 +130,8 @@ class Verification(Part, frozen=True, kw_only=True):
     torch_accuracy: Probability | None
     agreement: Probability
     max_abs_difference: float
+    mean_average_precision: Probability | None = None
+    torch_mean_average_precision: Probability | None = None
     images_per_second: float | None = None
     fp16_headroom: float | None = None
     measures: tuple[Measure, ...]
@@ -264,7 +268,7 @@ class Manifest(Part, frozen=True, kw_only=True):
     """A whole bundle. `files` lists every file but the manifest itself; keys are paths with forward slashes.
 
     `activation` is what the graph ends in: `softmax`, whose probabilities sum to 1, or `sigmoid`, where an image may
-    have several labels; the export writes `softmax` alone today.
+    have several labels: each whose probability reaches its one of `thresholds`, which are 0.5 where there are none.
     """
 
     format: Annotated[str, msgspec.Meta(pattern=r"^3\.[0-9]+$")]
@@ -272,7 +276,8 @@ class Manifest(Part, frozen=True, kw_only=True):
     model: Model
     input: Input
     normalization: Normalization
-    activation: Literal["softmax", "sigmoid"] = "softmax"
+    activation: Activation = "softmax"
+    thresholds: tuple[Probability, ...] = ()
     labels: dict[str, tuple[str, ...]]
     variants: dict[Precision, Variant]
     engines: tuple[Engine, ...] = ()
@@ -285,6 +290,11 @@ class Manifest(Part, frozen=True, kw_only=True):
     def classes(self) -> tuple[str, ...]:
         """The model's own (English) label of every class."""
         return self.labels["en"]
+
+    @property
+    def cutoffs(self) -> tuple[float, ...]:
+        """From which probability an image has each label, where it may have several."""
+        return self.thresholds or (0.5,) * len(self.classes)
 
     @property
     def graphs(self) -> dict[str, Variant | EngineGraph]:

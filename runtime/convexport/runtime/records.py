@@ -5,7 +5,8 @@
 
 The CSV holds the same columns, flat, and the same ones on every line: `input, label, index, probability`, then
 `top_1_label, top_1_index, top_1_probability` and so on up to `--top`, then `notes, error_kind, error_message`. Where a
-share of right answers was asked for, `sure` stands behind the notes: as a key, and as a column.
+share of right answers was asked for, `sure` stands behind the notes: as a key, and as a column. Where an image may have
+several labels, `labels` stands there: as a list of candidates, and as a column of names with "; " between them.
 
 For programs, `to_dict` gives the object of the JSON line and `to_table` columns of plain values.
 """
@@ -53,6 +54,8 @@ class Prediction(msgspec.Struct, frozen=True):
         top: The most probable classes, the first being the prediction itself.
         notes: What was done to the image beyond scaling, as in "inverted: dark ink on light paper".
         sure: Whether the probability keeps the promise; there only where a share of right answers was asked for.
+        labels: Every class whose probability reaches its threshold, the most probable first, perhaps none; there only
+            where the network gives an image several labels.
         ok: True, which tells a prediction from a failure.
         error: None, where a failure has its reason.
     """
@@ -64,6 +67,7 @@ class Prediction(msgspec.Struct, frozen=True):
     top: tuple[Candidate, ...]
     notes: tuple[str, ...] = ()
     sure: bool | msgspec.UnsetType = msgspec.UNSET
+    labels: tuple[Candidate, ...] | msgspec.UnsetType = msgspec.UNSET
     ok: ClassVar[Literal[True]] = True
     error: ClassVar[None] = None
 
@@ -116,7 +120,7 @@ _encoder = msgspec.json.Encoder()
 _LAST_COLUMNS = ("notes", "error_kind", "error_message")
 
 
-def to_table(records: Iterable[Record], top: int = 0) -> dict[str, list[Any]]:
+def to_table(records: Iterable[Record], top: int = 0, *, several: bool = False) -> dict[str, list[Any]]:
     """Records -> columns of plain values, for `pandas.DataFrame`, `pyarrow.table` and `json.dumps`.
 
         frame = pandas.DataFrame(to_table(classifier.classify(paths)))
@@ -129,16 +133,19 @@ def to_table(records: Iterable[Record], top: int = 0) -> dict[str, list[Any]]:
     Args:
         records: What `Classifier.classify` gives.
         top: How many of a record's candidates get columns of their own.
+        several: Whether an image may have several labels: the column `labels`, before the notes, has their names.
 
     Returns:
         A list of equal length for each column, by its name, in this order.
     """
-    names = ["input", "ok", "label", "index", "probability", *_top_columns(top), *_LAST_COLUMNS]
+    own = ["labels"] * several
+    names = ["input", "ok", "label", "index", "probability", *_top_columns(top), *own, *_LAST_COLUMNS]
     columns: dict[str, list[Any]] = {name: [] for name in names}
     for record in records:
         candidates = () if isinstance(record, Failure) else record.top[:top]
         ranked = [value for c in candidates for value in (c.label, c.index, c.probability)]
         ranked += ["", -1, 0.0] * (top - len(candidates))
+        ranked += [_names(record)] * several
         if isinstance(record, Failure):
             row = [record.input, False, "", -1, 0.0, *ranked, "", record.error.kind, record.error.message]
         else:
@@ -154,24 +161,33 @@ def json_line(record: Record) -> bytes:
     return _encoder.encode(record) + b"\n"
 
 
-def csv_header(top: int, *, sure: bool = False) -> bytes:
-    """The line that names the columns, for `top` candidates a record; `sure` adds the column of that name."""
+def csv_header(top: int, *, sure: bool = False, several: bool = False) -> bytes:
+    """The line that names the columns, for `top` candidates a record; `sure` and `several` labels add a column each."""
     notes, *errors = _LAST_COLUMNS
-    last = [notes, *["sure"] * sure, *errors]
+    last = [notes, *["sure"] * sure, *["labels"] * several, *errors]
     return _csv_line(["input", "label", "index", "probability", *_top_columns(top), *last])
 
 
-def csv_line(record: Record, top: int, *, sure: bool = False) -> bytes:
+def csv_line(record: Record, top: int, *, sure: bool = False, several: bool = False) -> bytes:
     """One record -> one CSV row (RFC 4180 quoting, `\\n` at its end) with the columns of `csv_header`."""
     if isinstance(record, Failure):
-        return _csv_line([record.input, *[""] * (4 + 3 * top + sure), record.error.kind, record.error.message])
+        empty = [""] * (4 + 3 * top + sure + several)
+        return _csv_line([record.input, *empty, record.error.kind, record.error.message])
     cells: list[object] = [record.input, record.label, record.index, record.probability]
     for candidate in record.top[:top]:
         cells += [candidate.label, candidate.index, candidate.probability]
     cells += [""] * (3 * (top - len(record.top)))
     # In the words of JSON, as the other form has them.
-    cells += ["; ".join(record.notes), *["true" if record.sure is True else "false"] * sure, "", ""]
+    cells += ["; ".join(record.notes), *["true" if record.sure is True else "false"] * sure]
+    cells += [*[_names(record)] * several, "", ""]
     return _csv_line(cells)
+
+
+def _names(record: Record) -> str:
+    """The labels of an image that may have several."""
+    if isinstance(record, Failure) or isinstance(record.labels, msgspec.UnsetType):
+        return ""
+    return "; ".join(one.label for one in record.labels)
 
 
 def _top_columns(top: int) -> list[str]:

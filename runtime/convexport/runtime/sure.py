@@ -27,6 +27,11 @@ def promise(manifest: Manifest, backend: Backend, share: float) -> Promise:
         BundleError: The export promised nothing: it had no labelled images, too few, or was an older one.
         UsageError: There are promises, and none of this share.
     """
+    if manifest.activation == "sigmoid":
+        raise UsageError(
+            f"{manifest.name} gives an image several labels, and a share of right answers is promised for one alone",
+            "leave out the share, and read the labels above their thresholds",
+        )
     found = measured(manifest, backend)
     rows = found.promises if found else ()
     what = f"{manifest.name} in {backend.precision}"

@@ -98,7 +98,8 @@ def _names(options: argparse.Namespace, idle: Callable[[], None]) -> Iterator[st
 def _header(options: argparse.Namespace, classifier: Classifier) -> bytes:
     from convexport.runtime.records import csv_header
 
-    return csv_header(classifier.top, sure=bool(options.sure)) if options.format == "csv" else b""
+    several = classifier.manifest.activation == "sigmoid"
+    return csv_header(classifier.top, sure=bool(options.sure), several=several) if options.format == "csv" else b""
 
 
 def _lines(
@@ -115,8 +116,9 @@ def _lines(
     if options.format == "jsonl":
         yield from ((record, shown(json_line(record), json_printable)) for record in records)
     elif options.format == "csv":
-        sure = bool(options.sure)
-        yield from ((record, shown(csv_line(record, classifier.top, sure=sure), printable)) for record in records)
+        sure, several = bool(options.sure), classifier.manifest.activation == "sigmoid"
+        for record in records:
+            yield record, shown(csv_line(record, classifier.top, sure=sure, several=several), printable)
     else:
         live = "-" in options.inputs
         for record, text in text_lines(records, classifier.labels, options.language, live=live):

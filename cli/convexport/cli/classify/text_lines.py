@@ -6,11 +6,14 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
+from msgspec import UnsetType
+
 from convexport.runtime.records import Candidate, Failure, Record
 from convexport.runtime.text import printable
 
 WORDS = {"en": "Prediction", "fr": "Prédiction"}
 UNSURE = {"en": "Not sure, perhaps", "fr": "Pas sûr, peut-être"}
+NONE = {"en": "no label", "fr": "aucune étiquette"}
 MARK = {"en": "not sure", "fr": "pas sûr"}
 _WIDEST = 60
 
@@ -31,13 +34,16 @@ def text_lines(
         if isinstance(record, Failure):
             yield record, printable(record.error.message) + "\n"
             continue
-        answer = "  ".join(_candidate(candidate, label_width) for candidate in record.top)
+        shown = record.top if isinstance(record.labels, UnsetType) else record.labels
+        none = NONE.get(language, NONE["en"])
+        answer = "  ".join(_candidate(candidate, label_width) for candidate in shown) or none
         unsure = record.sure is False
         remarks = [*[MARK.get(language, MARK["en"])] * unsure, *record.notes]
         notes = f"  ({'; '.join(remarks)})" if remarks else ""
         line = f"{_padded(printable(record.input), path_width)}  {answer}{notes}\n"
         if len(head) == 1:
-            label = printable(record.label)
+            several = [] if isinstance(record.labels, UnsetType) else [one.label for one in record.labels] or [none]
+            label = printable(", ".join(several) or record.label)
             words = UNSURE if unsure else WORDS
             line = f"{words.get(language, words['en'])}: {label[:1].upper()}{label[1:]}\n{line}"
         yield record, line

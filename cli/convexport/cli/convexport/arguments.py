@@ -16,6 +16,7 @@ ACTIVATIONS = ("uint8", "int8")
 PIXELS = ("0..1", "0..255", "-1..1")
 CHANNELS = ("rgb", "bgr", "grey")
 FRAMINGS = ("crop", "pad", "stretch")
+HEADS = ("softmax", "sigmoid")
 FILTERS = ("bilinear", "bicubic")
 EXAMPLES = """\
   convexport --model lenet5 --fp16                       checkpoints/lenet5-mnist.safetensors -> bundles/
@@ -92,13 +93,15 @@ def parser() -> terminal.Parser:
     group("--arguments", metavar="JSON", help="what the function of module: is called with")
     group("--output", metavar="NAME", help="which of several outputs of an ONNX file holds the answer")
     group("--state", metavar="KEY", help="which of several state dicts in a file, such as ema")
+    group("--activation", choices=HEADS, help="sigmoid if an image may have several labels (softmax)")
+    group("--thresholds", type=_numbers, nargs="+", metavar="X", help="from which probability it has each label (0.5)")
     group(
         "--verify-data",
         type=Path,
         metavar="PATH",
-        help="labelled pictures: class folders, or a CSV of file and label or index",
+        help="labelled pictures: class folders, or a CSV of file and label, index or labels",
     )
-    group("--accuracy", type=float, metavar="X", help="what it reaches on them, as 0.846; less is refused")
+    group("--accuracy", type=float, metavar="X", help="what it reaches on them, as 0.846; sigmoid: its mAP")
     group("--diagnose", action="store_true", help="export nothing: say which preprocessing fits the labelled pictures")
     group("--calibration-data", type=Path, metavar="DIR", help="pictures that int8 is calibrated on")
     group = found.add_argument_group("calibration of INT8").add_argument

@@ -25,7 +25,7 @@ def print_summary(result: ExportResult) -> None:
             name,
             f"{manifest.files[graph.file].bytes:,}",
             f"{check.backend} on {check.device}",
-            _share(check.accuracy),
+            _accuracy(check),
             _share(check.agreement),
             f"{check.max_abs_difference:.2g}",
             "" if check.images_per_second is None else f"{check.images_per_second:,.0f}",
@@ -46,7 +46,7 @@ def print_summary(result: ExportResult) -> None:
     for name, graph in manifest.graphs.items():
         for check in graph.verifications:
             _flips(f"{name} by {check.backend}", check)
-    if found.accuracy is None:
+    if found.accuracy is None and found.mean_average_precision is None:
         from convexport.export.card import recorded
 
         terminal.result(f"accuracy    {recorded(manifest.provenance.accuracy)}")
@@ -59,6 +59,11 @@ def _flips(name: str, found: Verification) -> None:
     if shown:
         more = f", and {found.flips_total - len(shown)} more in the manifest" if found.flips_total > len(shown) else ""
         terminal.result(f"flips       {name}: {', '.join(shown)}{more}")
+
+
+def _accuracy(found: Verification) -> str:
+    precision = found.mean_average_precision
+    return _share(found.accuracy) if precision is None else f"mAP {precision:.4f}"
 
 
 def _share(value: float | None) -> str:

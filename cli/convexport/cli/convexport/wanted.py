@@ -31,6 +31,8 @@ STATED = (
     "arguments",
     "output",
     "state",
+    "activation",
+    "thresholds",
     "accuracy",
 )
 
@@ -116,7 +118,7 @@ def _foreign(options: argparse.Namespace) -> Foreign | None:
         raise UsageError(f"--size {' '.join(map(str, options.size))}: expected one number, or height and width")
     if options.classes is not None:
         given["classes"] = read_labels(options.classes)
-    for name in ("mean", "std"):
+    for name in ("mean", "std", "thresholds"):
         if name in given:
             given[name] = tuple(value for part in given[name] for value in part)
     if options.size is not None:

@@ -1,4 +1,4 @@
-"""Wraps a graph in the shell: uint8 images in front, temperature and softmax behind."""
+"""Wraps a graph in the shell: uint8 images in front, softmax or sigmoid behind."""
 
 from __future__ import annotations
 
@@ -60,6 +60,8 @@ class Shell:
     def _behind(self, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         if self.facts.answers == "probabilities":
             return [_node("Identity", [ANSWER], OUTPUT)]
+        if self.facts.activation == "sigmoid":
+            return [_node("Sigmoid", [ANSWER], OUTPUT)]
         temperature = self.facts.normalization.temperature
         if temperature == 1.0:
             return [_node("Softmax", [ANSWER], OUTPUT, axis=1)]

@@ -54,6 +54,7 @@ def network_of(module: nn.Module, origin: Origin, stated: Foreign, known: Known)
         if not np.isfinite(value.numpy()).all():
             raise CheckpointError(f"{where}: tensor {key!r} holds NaN or infinity", "train again")
     outputs = classes_of(whole, size, where)
+    answers, activation = answers_of(whole, size, stated.activation, where)
     facts = Facts(
         name=origin.name,
         model=origin.model,
@@ -62,7 +63,9 @@ def network_of(module: nn.Module, origin: Origin, stated: Foreign, known: Known)
         classes=facts_stated.classes_of(stated, known, outputs, where),
         input=size,
         normalization=normalization,
-        answers=answers_of(whole, size, where),
+        answers=answers,
+        activation=activation,
+        thresholds=facts_stated.thresholds_of(stated, activation, outputs),
         dataset=data_of(origin.provenance),
         accuracy=Accuracy(),
         sha256=origin.sha256 or sha256_of(module),

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalization
+from convexport.runtime.manifest import Accuracy, Activation, Dataset, Input, Normalization
+from convexport.training import evaluate
 
 Answers = Literal["logits", "probabilities"]
 
@@ -27,7 +28,9 @@ class Facts:
         classes: Labels by language, in the order of the outputs; `en` is always there.
         input: The size that it takes, and how a picture is brought to that size.
         normalization: `(pixel / 255 - mean) / std`, in the order red, green, blue.
-        answers: What its outputs are. Behind probabilities there is no second softmax.
+        answers: What its outputs are. Behind probabilities there is no second softmax, and no second sigmoid.
+        activation: What makes probabilities of its logits: `sigmoid` where an image may have several labels.
+        thresholds: From which probability an image has each label; empty where that is 0.5 for all, or one label wins.
         dataset: What it was trained on, as far as that is known.
         accuracy: What is said of its accuracy.
         sha256: Of the file that holds its weights, or of the weights themselves.
@@ -45,6 +48,8 @@ class Facts:
     input: Input
     normalization: Normalization
     answers: Answers = "logits"
+    activation: Activation = "softmax"
+    thresholds: tuple[float, ...] = ()
     dataset: Dataset
     accuracy: Accuracy = field(default_factory=Accuracy)
     sha256: str
@@ -52,6 +57,16 @@ class Facts:
     seed: int | None = None
     git_commit: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
+
+
+def probabilities_of(answers: NDArray[np.float32], facts: Facts) -> NDArray[np.float32]:
+    """A network's answers [N, K] as probabilities, as the shell of its graph makes them."""
+    if facts.answers == "probabilities":
+        return answers
+    with np.errstate(invalid="ignore", over="ignore"):  # infinities become NaN, which the gate looks for
+        if facts.activation == "sigmoid":
+            return np.asarray(1 / (1 + np.exp(-answers.astype(np.float64))), np.float32)
+        return evaluate.softmax(answers, facts.normalization.temperature)
 
 
 class Network(ABC):

@@ -19,7 +19,7 @@ from convexport.export.passes.names import rename_values
 from convexport.export.passes.storage import widen
 from convexport.export.sources import stated as facts_stated
 from convexport.export.sources.foreign import data_of, name_of
-from convexport.export.sources.network import Facts, Network
+from convexport.export.sources.network import Facts, Network, probabilities_of
 from convexport.export.sources.state_dict import not_weights
 from convexport.export.sources.stated import Foreign, Known
 from convexport.export.sources.torch_module import kind_of_answers
@@ -70,11 +70,7 @@ class OnnxNetwork(Network):
         self._run = Runner(data, signature)
 
     def reference(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        answers = self._run(normalized(images, self.facts))
-        if self.facts.answers == "probabilities":
-            return answers
-        with np.errstate(invalid="ignore", over="ignore"):  # infinities become NaN, which the gate looks for
-            return evaluate.softmax(answers, self.facts.normalization.temperature)
+        return probabilities_of(self._run(normalized(images, self.facts)), self.facts)
 
     def core(self) -> onnx.ModelProto:
         return onnx.load_from_string(self._core)
@@ -161,8 +157,8 @@ def network_of_graph(model: onnx.ModelProto, path: Path, sha256: str, stated: Fo
     if answers.shape[1] < 2:
         raise CheckpointError(f"{where}: it gives one number for each picture", "export a network with two classes")
     core = _core_of(model, signature, size, answers.shape[1])
-    kind = kind_of_answers(answers, where)
-    taken_off = kind == "probabilities" and _takes_softmax_off(core)
+    kind, activation = kind_of_answers(answers, stated.activation, where)
+    taken_off = kind == "probabilities" and activation == "softmax" and _takes_softmax_off(core)
     facts = Facts(
         name=name_of(path.stem, None),
         model=path.name,
@@ -171,6 +167,8 @@ def network_of_graph(model: onnx.ModelProto, path: Path, sha256: str, stated: Fo
         input=size,
         normalization=normalization,
         answers="logits" if taken_off else kind,
+        activation=activation,
+        thresholds=facts_stated.thresholds_of(stated, activation, answers.shape[1]),
         dataset=data_of(
             f"ONNX file {path.name}, made elsewhere by {model.producer_name or 'a tool that is not named'}"
         ),

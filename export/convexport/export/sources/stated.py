@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from convexport.runtime.errors import UsageError
-from convexport.runtime.manifest import Filter, Framing, Input, Normalization
+from convexport.runtime.manifest import Activation, Filter, Framing, Input, Normalization
 
 Pixels = Literal["0..1", "0..255", "-1..1"]
 Channels = Literal["rgb", "bgr", "grey"]
@@ -32,6 +32,8 @@ class Foreign:
         output: Which of several outputs holds the answer.
         accuracy: What it is said to reach on the images it is verified with.
         state: Which of several state dicts in a file.
+        activation: What makes probabilities of its logits: `sigmoid` where an image may have several labels.
+        thresholds: From which probability an image has each of several labels: a value for all, or one for each.
     """
 
     classes: tuple[str, ...] = ()
@@ -47,6 +49,8 @@ class Foreign:
     output: str | None = None
     accuracy: float | None = None
     state: str | None = None
+    activation: Activation | None = None
+    thresholds: tuple[float, ...] = ()
 
     @property
     def bgr(self) -> bool:
@@ -128,6 +132,20 @@ def normalization_of(stated: Foreign, known: Known, channels: int, where: str) -
     if stated.bgr:
         mean, std = mean[::-1], std[::-1]
     return Normalization(mean=mean, std=std)
+
+
+def thresholds_of(stated: Foreign, activation: Activation, outputs: int) -> tuple[float, ...]:
+    """A threshold for each label, or none where 0.5 holds for all. Raises `UsageError` for another number of them."""
+    values = stated.thresholds
+    if not values:
+        return ()
+    if activation == "softmax":
+        raise UsageError("--thresholds: the network gives each image one label", "state --activation sigmoid, or none")
+    if len(values) not in {1, outputs}:
+        raise UsageError(f"--thresholds: {len(values)} values, expected one, or one for each of {outputs} labels")
+    if not all(0 < value < 1 for value in values):
+        raise UsageError(f"--thresholds {_words(values)}: expected numbers between 0 and 1")
+    return values * outputs if len(values) == 1 else values
 
 
 def _in_units(

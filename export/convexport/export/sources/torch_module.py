@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from convexport.export.sources.network import Answers, Facts, Network
-from convexport.runtime.errors import CheckpointError, first_line
-from convexport.runtime.manifest import Input
+from convexport.export.sources.network import Answers, Facts, Network, probabilities_of
+from convexport.runtime.errors import CheckpointError, UsageError, first_line
+from convexport.runtime.manifest import Activation, Input
 from convexport.training import evaluate
 
 # Low enough for ONNX Runtime 1.20 and TensorRT 10.
@@ -34,11 +34,7 @@ class TorchNetwork(Network):
     def reference(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         size, normalization = self.facts.input, self.facts.normalization
         batch = max(1, min(MOST_AT_ONCE, VALUES_AT_ONCE // (size.height * size.width * size.channels)))
-        answers = evaluate.predict(self.module, images, normalization, batch=batch)
-        if self.facts.answers == "probabilities":
-            return answers
-        with np.errstate(invalid="ignore", over="ignore"):  # infinities become NaN, which the gate looks for
-            return evaluate.softmax(answers, normalization.temperature)
+        return probabilities_of(evaluate.predict(self.module, images, normalization, batch=batch), self.facts)
 
     def core(self) -> onnx.ModelProto:
         return trace(self.module, self.facts.input)
@@ -90,30 +86,31 @@ def classes_of(module: nn.Module, size: Input, where: str) -> int:
     return int(found.shape[1])
 
 
-def answers_of(module: nn.Module, size: Input, where: str) -> Answers:
-    """`logits` or `probabilities`, found out on noise: rows that are not negative and sum to 1.
-
-    Raises:
-        CheckpointError: Each answer lies between 0 and 1 and rows do not sum to 1: several labels for one image.
-    """
+def answers_of(module: nn.Module, size: Input, stated: Activation | None, where: str) -> tuple[Answers, Activation]:
+    """What its outputs are, found out on noise. Raises `UsageError` where another activation is stated."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(4, size.channels, size.height, size.width, generator=generator)
     with torch.no_grad():
         found = module.eval()(pixels).float().numpy()
-    return kind_of_answers(found, where)
+    return kind_of_answers(found, stated, where)
 
 
-def kind_of_answers(found: NDArray[np.float32], where: str) -> Answers:
-    """`logits` or `probabilities`, by rows [N, K]. Raises `CheckpointError` where they come from a sigmoid."""
+def kind_of_answers(found: NDArray[np.float32], stated: Activation | None, where: str) -> tuple[Answers, Activation]:
+    """What rows [N, K] are: logits, or the probabilities of a softmax, which sum to 1, or of a sigmoid.
+
+    Raises:
+        UsageError: They show another activation than is stated.
+    """
     if found.min() < 0 or found.max() > 1:
-        return "logits"
-    if np.allclose(found.sum(axis=1), 1, atol=1e-3):
-        return "probabilities"
-    raise CheckpointError(
-        f"{where}: its answers lie between 0 and 1 and do not sum to 1, as behind a sigmoid; a network with several "
-        "labels for one image cannot be exported",
-        "export one that ends in logits or in a softmax",
-    )
+        return "logits", stated or "softmax"
+    seen: Activation = "softmax" if np.allclose(found.sum(axis=1), 1, atol=1e-3) else "sigmoid"
+    if stated not in (None, seen):
+        sums = "sum to 1, as behind a softmax" if seen == "softmax" else "do not sum to 1, as behind a sigmoid"
+        raise UsageError(
+            f"--activation {stated}: the answers of {where} lie between 0 and 1 and {sums}",
+            "export a network that ends in logits, or leave --activation out",
+        )
+    return "probabilities", seen
 
 
 def trace(module: nn.Module, size: Input) -> onnx.ModelProto:

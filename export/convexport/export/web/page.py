@@ -66,11 +66,15 @@ def write_page(bundle: Path, out: Path, runtime: WebRuntime, precision: Precisio
 
     Raises:
         BundleError: The bundle is damaged.
-        UsageError: The bundle has no such variant.
+        UsageError: The bundle has no such variant, or gives an image several labels.
         StorageError: The page cannot be written.
     """
     with open_bundle(bundle, verify=True) as opened:
         manifest = opened.manifest
+        if manifest.activation != "softmax":
+            raise UsageError(
+                f"{manifest.name} gives an image several labels, which the page does not show", "leave out the page"
+            )
         sizes = {name: manifest.files[variant.file].bytes for name, variant in manifest.variants.items()}
         chosen = precision or min(sizes, key=sizes.__getitem__)
         if chosen not in manifest.variants:

@@ -27,6 +27,8 @@ def _check_labels(manifest: Manifest) -> None:
     for language, labels in manifest.labels.items():
         if len(labels) != count:
             _refuse(f"$.labels.{language}", f"{len(labels)} labels", f"{count}")
+    if len(manifest.thresholds) not in {0, count}:
+        _refuse("$.thresholds", f"{len(manifest.thresholds)} values", f"{count}, or none")
     if not manifest.variants:
         _refuse("$.variants", "empty", "at least one precision")
     channels = manifest.input.channels
