@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 DEVICE := build/device
 DEMO := build/demo
 
-.PHONY: demo test test-runtime test-examples check constraints bench aarch64 clean
+.PHONY: demo test test-runtime test-examples check constraints bench aarch64 everywhere clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(if $(PYTHON),,$(error no Python from 3.11 to 3.13 was found; install one, or name it: make PYTHON=/path/to/python))
@@ -64,6 +64,9 @@ bench: $(VENV)/.installed
 
 aarch64: $(VENV)/.installed
 	$(BIN)/python benchmarks/aarch64.py
+
+everywhere: $(VENV)/.installed
+	$(BIN)/python benchmarks/everywhere.py
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -29,7 +29,8 @@ WHEELS = (
 )
 GLIBCS = ("manylinux2014", "manylinux_2_17", "manylinux_2_27", "manylinux_2_28")
 # The nearest to a Jetson Orin's Cortex-A78AE that qemu 7.2 has: Armv8.2 with half precision and dot products as well.
-EMULATOR, PROCESSOR = "qemu-aarch64-static", "cortex-a76"
+EMULATOR = next(filter(shutil.which, ("qemu-aarch64-static", "qemu-aarch64")), "qemu-aarch64-static")
+PROCESSOR = "cortex-a76"
 TOOLS = {"debootstrap": "debootstrap", "dpkg-deb": "dpkg", EMULATOR: "qemu-user-static"}
 STEP_SECONDS = 3600
 

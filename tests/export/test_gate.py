@@ -241,7 +241,9 @@ def test_an_order_of_classes_other_than_the_data_sets_is_as_honest(lenet5: Check
     assert found.accuracy > 0.9
     test = datasets.load("digits", Path()).test
     true = {image[..., 0].tobytes(): str(label) for image, label in zip(test.images, test.labels, strict=True)}
-    for golden in result.manifest.golden:
+    of_its_size = [golden for golden in result.manifest.golden if golden.file[7].isdigit()]
+    assert of_its_size
+    for golden in of_its_size:
         assert golden.label == true[np.asarray(Image.open(result.path / golden.file)).tobytes()]
 
 

@@ -1,10 +1,13 @@
-"""A bundle's golden images: the checkpoint's witnesses where it has them, else some of the images the gate looks at."""
+"""A bundle's golden images: the checkpoint's witnesses or a person's own images, else some that the gate looks at.
+
+They have the network's size. A few of them come again in other sizes, so that framing is proved as well.
+"""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +16,13 @@ from PIL import Image
 
 from convexport.export.limits import GOLDEN_FACTOR, Limits
 from convexport.export.measures import GOLDEN, STORED_DIFFERENCE, Reference
+from convexport.export.reshaped import reshaped
+from convexport.export.samples import Sample
 from convexport.export.sources.checkpoint import CheckpointNetwork
 from convexport.export.sources.network import Network
 from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Golden, Input, Verification
+from convexport.training import witnesses
 
 # How many, where there are no witnesses.
 COUNT = 5
@@ -30,7 +36,7 @@ class GoldenImages:
 
     Attributes:
         entries: What the manifest says of each.
-        files: Each one's PNG, by its place in the bundle.
+        files: Each one's PNG or JPEG, by its place in the bundle.
         source: What they are, in words.
     """
 
@@ -39,36 +45,61 @@ class GoldenImages:
     source: str
 
 
-def golden_images(network: Network, expected: Reference) -> GoldenImages:
-    """The witnesses of the checkpoint, else a few clear images of the gate's sample, with torch's answers."""
+def golden_images(network: Network, expected: Reference, own: Sample | None = None) -> GoldenImages:
+    """The golden images and the origin's own answers to them in float32; some of them come again in other sizes.
+
+    They are the checkpoint's witnesses, or chosen from `own`, the images that a person has given: those without labels
+    always, those with labels where the checkpoint has no witnesses. Else they are a few clear ones of the sample.
+    """
+    chosen = _chosen(network, expected, own)
+    images, truth, probabilities = chosen.sample.images, chosen.sample.truth, chosen.probabilities
+    files = [(f"{number}.png", row, png(images[row]), probabilities[row]) for number, row in enumerate(chosen.rows)]
+    others = reshaped(images, probabilities, network, CLEAR_MARGIN)
+    files += [(one.name, one.row, one.data, one.probabilities) for one in others]
     classes = network.facts.classes["en"]
+    entries = tuple(
+        Golden(
+            file=f"golden/{name}",
+            label=None if truth is None else classes[int(truth[row])],
+            expected=classes[int(answer.argmax())],
+            probabilities=tuple(map(float, answer)),
+        )
+        for name, row, _, answer in files
+    )
+    source = chosen.source
+    if others:
+        source += f"; and {len(others)} of other sizes, made of such images"
+    return GoldenImages(entries, {f"golden/{name}": data for name, _, data, _ in files}, source)
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Images with the origin's answers, which of them are golden, and what these are, in words."""
+
+    sample: Sample
+    probabilities: NDArray[np.float32]
+    rows: list[int]
+    source: str
+
+
+def _chosen(network: Network, expected: Reference, own: Sample | None) -> _Chosen:
     found, record = None, None
     if isinstance(network, CheckpointNetwork):
         found, record = network.checkpoint.witnesses, network.checkpoint.header.witnesses
-    if found is not None and record is not None and len(found):
-        labels = [classes[label] for label in found.labels]
+    recorded = found is not None and record is not None and len(found) > 0
+    if own is not None and (own.truth is None or not recorded):
+        answers = expected.probabilities if own is expected.sample else network.reference(own.images)
+        truth = answers.argmax(axis=1) if own.truth is None else own.truth
+        rows = witnesses.chosen_rows(own.images, truth, answers, network.facts.input)
+        return _Chosen(own, answers, rows, f"{len(rows)} sure and unsure ones of these: {own.kind}")
+    if found is not None and record is not None and recorded:
+        sample = replace(expected.sample, images=found.images, truth=found.labels)
         source = f"{len(found)} witnesses of the checkpoint: {record.source}"
-        return _written(found.images, labels, found.probabilities, classes, source)
-    sample = expected.sample
-    rows = golden_rows(expected.probabilities, sample.images, network.facts.input)
-    known: list[str | None] = [None if sample.truth is None else classes[sample.truth[row]] for row in rows]
+        return _Chosen(sample, found.probabilities, list(range(len(found))), source)
+    sample, answers = expected.sample, expected.probabilities
+    rows = golden_rows(answers, sample.images, network.facts.input)
     source = f"{len(rows)} of the images that the gate compared (the checkpoint has no witnesses): {sample.kind}"
-    return _written(sample.images[rows], known, expected.probabilities[rows], classes, source)
-
-
-def _written(
-    images: NDArray[np.uint8],
-    labels: list[str] | list[str | None],
-    probabilities: NDArray[np.float32],
-    classes: tuple[str, ...],
-    source: str,
-) -> GoldenImages:
-    places = [f"golden/{number}.png" for number in range(len(images))]
-    entries = tuple(
-        Golden(file=file, label=label, expected=classes[int(row.argmax())], probabilities=tuple(map(float, row)))
-        for file, label, row in zip(places, labels, probabilities, strict=True)
-    )
-    return GoldenImages(entries, {file: png(image) for file, image in zip(places, images, strict=True)}, source)
+    return _Chosen(sample, answers, rows, source)
 
 
 def tolerance(limits: Limits, measured: Iterable[Verification]) -> tuple[float, dict[str, Any]]:

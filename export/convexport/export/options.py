@@ -24,6 +24,8 @@ class ExportOptions:
         require_labels: Whether the export ends where there are no labelled images, in place of using photographs.
         data: The root of the data sets.
         verify_data: A folder of class folders or a CSV file of labelled pictures, in place of a data set.
+        witnesses: A folder of pictures that the golden images are chosen from, in place of the checkpoint's witnesses
+            or of `verify_data`.
         calibration_data: A folder of pictures that int8 is calibrated on, in place of a data set's training images.
         out: The folder that the bundle's folder goes into.
         force: Whether a bundle that was exported from another checkpoint is replaced.
@@ -37,6 +39,7 @@ class ExportOptions:
     require_labels: bool = False
     data: Path = Path("data")
     verify_data: Path | None = None
+    witnesses: Path | None = None
     calibration_data: Path | None = None
     out: Path = Path("bundles")
     force: bool = False

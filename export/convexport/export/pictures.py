@@ -18,6 +18,8 @@ from convexport.runtime.images import load_image
 from convexport.runtime.inputs import Plain, find_images
 from convexport.runtime.manifest import Input
 
+# From so many pictures the golden images are chosen.
+MOST_UNLABELLED = 512
 _FIX = "give class folders, or a CSV file with the columns file and label, file and index, or file and labels"
 _BETWEEN = ";"
 
@@ -91,6 +93,14 @@ def read(files: Sequence[Plain], size: Input) -> NDArray[np.uint8]:
         return np.stack([load_image(file, size)[0] for file in files])
     except InputError as error:
         raise DatasetError(error.message, "take it away, or put it right") from error
+
+
+def unlabelled(path: Path, facts: Facts) -> Sample:
+    """Pictures of a folder that the network is asked about, without labels. Raises `DatasetError`."""
+    images = without_labels(path, facts.input, MOST_UNLABELLED)
+    names = tuple(f"{path.name}[{number}]" for number in range(len(images)))
+    kind = f"{len(images):,} pictures of {path.name}, without labels"
+    return Sample(images, None, names, kind, np.zeros(0, np.int64))
 
 
 def without_labels(path: Path, size: Input, count: int) -> NDArray[np.uint8]:

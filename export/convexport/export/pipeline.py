@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from convexport.export import gate, golden, measures, precisions, verifying, writer
 from convexport.export.card import card
 from convexport.export.engines import build_engines
-from convexport.export.measures import Reference
 from convexport.export.options import ExportOptions
 from convexport.export.origin import check_origin
 from convexport.export.precisions import EXPORTS, Built, Material
@@ -61,6 +60,7 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
     sample, dataset = verifying.sample(network, dataset, options, progress)
     expected = measures.reference(network, sample)
     verifying.check_labels(network, expected, options, progress)
+    images = golden.golden_images(network, expected, verifying.own_images(network, sample, options))
 
     def calibration_images(count: int) -> tuple[NDArray[np.uint8], str]:
         return verifying.calibration_images(network, dataset, options, count)
@@ -72,7 +72,7 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
         built = _build(
             Material(network, calibration_images, options.calibration, options.engines is not None), options, progress
         )
-        manifest = _draft(draft, target.name, network, built, expected)
+        manifest = _draft(draft, target.name, network, built, images)
         if options.engines is not None:
             engines = build_engines(draft, manifest.variants, options.engines, progress)
             manifest = msgspec.structs.replace(manifest, engines=engines, files=dict(draft.files))
@@ -132,14 +132,13 @@ def _engine_file(kind: Precision) -> str:
 
 
 def _draft(
-    draft: writer.Draft, name: str, network: Network, built: dict[Precision, Built], expected: Reference
+    draft: writer.Draft, name: str, network: Network, built: dict[Precision, Built], images: golden.GoldenImages
 ) -> Manifest:
     """Writes the graphs, labels and golden images -> a manifest without measurements, for the runtime to open."""
     facts = network.facts
     for file, found in _files(built).items():
         draft.write(file, found.data)
     draft.write("labels.txt", "".join(f"{label}\n" for label in facts.classes["en"]).encode())
-    images = golden.golden_images(network, expected)
     for file, data in images.files.items():
         draft.write(file, data)
     return Manifest(

@@ -58,6 +58,13 @@ def sample(
     return found, None
 
 
+def own_images(network: Network, sample: samples.Sample, options: ExportOptions) -> samples.Sample | None:
+    """What a person has given for golden images: a folder of pictures, else the labelled ones of the gate."""
+    if options.witnesses is not None:
+        return pictures.unlabelled(options.witnesses, network.facts)
+    return sample if options.verify_data is not None else None
+
+
 def affordable(network: Network, progress: Progress) -> int:
     """How many images the origin answers in the time that each variant has; a line says so where that limits them."""
     size = network.facts.input

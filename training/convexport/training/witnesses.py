@@ -84,7 +84,7 @@ def choose(
         probabilities: Torch's answers after temperature, float32 [N, K].
         wanted: What the network takes.
     """
-    rows = _chosen_rows(images, labels, probabilities, wanted)
+    rows = chosen_rows(images, labels, probabilities, wanted)
     chosen = images[rows]
     return Witnesses(chosen, labels[rows], probabilities[rows], framed(chosen, wanted))
 
@@ -135,9 +135,10 @@ def taken_out(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Witnesses | 
     return own, witnesses
 
 
-def _chosen_rows(
+def chosen_rows(
     images: NDArray[np.uint8], labels: NDArray[np.int64], probabilities: NDArray[np.float32], wanted: Input
 ) -> list[int]:
+    """Which images `choose` takes, as it says."""
     ordered = np.sort(probabilities, axis=1)
     margin = ordered[:, -1] - ordered[:, -2]
     right = probabilities.argmax(axis=1) == labels

@@ -103,6 +103,12 @@ def parser() -> terminal.Parser:
     )
     group("--accuracy", type=float, metavar="X", help="what it reaches on them, as 0.846; sigmoid: its mAP")
     group("--diagnose", action="store_true", help="export nothing: say which preprocessing fits the labelled pictures")
+    group(
+        "--witnesses",
+        type=Path,
+        metavar="DIR",
+        help="pictures that the golden images are chosen from, with the network's own answers",
+    )
     group("--calibration-data", type=Path, metavar="DIR", help="pictures that int8 is calibrated on")
     group = found.add_argument_group("calibration of INT8").add_argument
     group("--calibration", default="minmax", metavar="METHOD", help=f"{', '.join(METHODS)} (minmax)")

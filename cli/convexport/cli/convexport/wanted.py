@@ -53,6 +53,7 @@ def export_options(options: argparse.Namespace) -> ExportOptions:
         require_labels=options.verify_images is not None,
         data=data_root(options.data),
         verify_data=options.verify_data,
+        witnesses=options.witnesses,
         calibration_data=options.calibration_data,
         out=options.out,
         force=options.force,
