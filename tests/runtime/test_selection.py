@@ -19,6 +19,7 @@ from convexport.runtime.options import Options
 from helpers.bundles import make_bundle
 
 CPU, CUDA = Device("cpu"), Device("cuda")
+FIX = "choose another back end or precision by name"
 NO_GPU = "no GPU was found: the driver sees none"
 
 
@@ -108,7 +109,27 @@ def test_a_precision_that_fails_the_golden_images_is_left_for_the_next(machine: 
     machine.wrong.add(("onnxruntime", "int8"))
     failed = "onnxruntime on cpu in int8 gives other answers than the export on 2 of 2 golden images"
     assert chosen(folder, device="cpu") == f"onnxruntime on cpu in fp32; {failed}"
-    assert chosen(folder, device="cpu", precision="int8") == "onnxruntime on cpu in int8, as asked"
+
+
+def test_a_precision_asked_for_by_name_that_fails_the_golden_images_is_refused(
+    machine: Machine, tmp_path: Path
+) -> None:
+    folder = bundle(tmp_path, {})
+    machine.wrong = {("onnxruntime", "int8"), ("openvino", "int8")}
+    assert chosen(folder, device="cpu", precision="fp32") == "onnxruntime on cpu in fp32, as asked"
+    with open_bundle(folder) as opened, pytest.raises(GateRefused) as caught:
+        create(opened, Options("cpu", precision="int8"))
+    failed = "onnxruntime on cpu in int8 gives other answers than the export on 2 of 2 golden images"
+    assert str(caught.value) == f"tiny: {failed}; {FIX}"
+    assert caught.value.exit_code == 6
+    assert chosen(folder, device="cpu", precision="int8", prove=False) == "onnxruntime on cpu in int8, as asked"
+
+
+def test_a_precision_asked_for_by_name_is_served_by_the_back_end_that_passes(machine: Machine, tmp_path: Path) -> None:
+    folder = bundle(tmp_path, {("onnxruntime", "int8"): 100.0, ("openvino", "int8"): 300.0})
+    machine.wrong = {("openvino", "int8")}
+    failed = "openvino on cpu in int8 gives other answers than the export on 2 of 2 golden images"
+    assert chosen(folder, device="cpu", precision="int8") == f"onnxruntime on cpu in int8, as asked; {failed}"
 
 
 def test_where_every_precision_fails_nothing_is_classified(machine: Machine, tmp_path: Path) -> None:
@@ -117,7 +138,7 @@ def test_where_every_precision_fails_nothing_is_classified(machine: Machine, tmp
     with open_bundle(folder) as opened, pytest.raises(GateRefused) as caught:
         create(opened, Options("cpu"))
     failed = "onnxruntime on cpu in int8 gives other answers than the export on 2 of 2 golden images"
-    assert str(caught.value) == f"tiny: {failed}; choose another back end or precision by name"
+    assert str(caught.value) == f"tiny: {failed}; {FIX}"
 
 
 def test_a_proof_is_remembered_for_this_bundle_and_machine(

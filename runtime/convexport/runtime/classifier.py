@@ -69,7 +69,7 @@ class Classifier:
         BundleError: The bundle is missing, damaged, lacks the precision, or promises no share of right answers.
         UnavailableError: What was asked for by name is not there.
         UsageError: A value is out of its range, or contradicts another.
-        GateRefused: No precision gives the answers of the export on this machine.
+        GateRefused: No precision, or not the one asked for, gives the answers of the export on this machine.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ class Options:
         sure: The share of right answers, such as 0.98, that a record marked as sure must keep; one that the bundle
             promises. None marks nothing.
         note: Hears remarks for the user, one line each, as while an engine is built; None is the logger `convexport`.
-        prove: Whether what `auto` chooses must pass the golden images on this machine before it serves.
+        prove: Whether what serves must have passed the golden images on this machine, whoever chose it.
 
     Raises:
         UsageError: A value is out of its range, or two of them contradict each other.

@@ -1,7 +1,7 @@
 """Chooses back end and precision: `auto` takes the best that works and says why; a name is kept or refused.
 
-What was measured on one machine is the answer of another only when that machine has proved it: a precision that `auto`
-chooses has passed the golden images there (`proof`).
+What was measured on one machine is the answer of another only when that machine has proved it: whatever serves has
+passed the golden images there (`proof`), also where its precision was asked for by name.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from convexport.runtime.manifest import Manifest
 from convexport.runtime.options import Options
 from convexport.runtime.precision import PRECISIONS, Precision
 
+_FIX = "choose another back end or precision by name"
 MARGIN = 1.10
 """How much faster a choice must have been measured to replace the plain one: less is noise."""
 
@@ -44,7 +45,7 @@ def create(bundle: Bundle, options: Options) -> tuple[Backend, str]:
     """The best back end that fits the options and works here, and in words what was taken and why.
 
     Raises `UsageError` for an unknown name, `UnavailableError` where what was asked for is not there, `BundleError`
-    where the bundle lacks the precision, `GateRefused` where no precision gives the answers of the export here.
+    where the bundle lacks the precision, `GateRefused` where none of them gives the answers of the export here.
     """
     refusals: list[str] = []
     broken: set[tuple[str, Device]] = set()
@@ -60,12 +61,11 @@ def create(bundle: Bundle, options: Options) -> tuple[Backend, str]:
             refusals.append(error.message)
             last = error
             continue
-        must_prove = options.prove and options.precision == "auto"
-        failure = proof.failure(bundle, backend) if must_prove else None
+        failure = proof.failure(bundle, backend) if options.prove else None
         if failure:
             backend.close()
             refusals.append(failure)
-            last = GateRefused(f"{bundle.manifest.name}: {failure}", "choose another back end or precision by name")
+            last = GateRefused(f"{bundle.manifest.name}: {failure}", _FIX)
             continue
         taken = f"{spec.name} on {device} in {backend.precision}{candidate.why}"
         return backend, "; ".join([taken, *filter(None, [origin]), *refusals])
