@@ -220,7 +220,7 @@ def test_the_self_test_passes_on_what_was_exported_and_fails_on_other_numbers(tm
     golden[0]["probabilities"] = [p - 0.001 * (i == largest) for i, p in enumerate(golden[0]["probabilities"])]
     golden[1]["probabilities"] = golden[1]["probabilities"][::-1]
     change_manifest(folder, golden=golden)
-    with Classifier(folder, precision="fp32") as classifier:
+    with Classifier(folder, precision="fp32", prove=False) as classifier:
         near, far = classifier.self_test()
     assert (near.passed, far.passed) == (False, False)
     assert near.label == near.expected
