@@ -28,8 +28,9 @@ demo: $(VENV)/.installed
 	$(BIN)/classify --bundle $(DEMO)/bundles/vgg19-cifar10-fp16 --self-test
 	$(BIN)/classify --bundle $(DEMO)/bundles/vgg19-cifar10-fp16 --info
 
+# A file's tests stay together, since they share what is made once for the file.
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 # What a device installs, and no more: base and `cpu`, without torch. `make test-runtime PYTHON=python3.10`.
 test-runtime:
