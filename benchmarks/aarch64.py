@@ -2,7 +2,7 @@
 
 An arm64 Debian (debootstrap downloads it, its packages are only unpacked), aarch64 wheels of what a device installs,
 and this tree's `runtime/` and `cli/` run under qemu's user-mode emulation. For each bundle `classify --self-test` runs
-there, then `classify` on real pictures, there and here, and labels and probabilities are compared. Everything is kept
+there, then `classify` on real images, there and here, and labels and probabilities are compared. Everything is kept
 under build/aarch64: a second run downloads nothing. Root is not needed. See docs/aarch64.md.
 """
 
@@ -32,8 +32,8 @@ from convexport.runtime.manifest import Manifest
 PROGRAM = "aarch64"
 EXAMPLES = """\
   aarch64.py                                          every bundle under bundles/
-  aarch64.py --images 20 bundles/vgg19-cifar10-fp16   one bundle, fewer pictures
-  aarch64.py --pictures photos/ BUNDLE                pictures of your own
+  aarch64.py --images 20 bundles/vgg19-cifar10-fp16   one bundle, fewer images
+  aarch64.py --folder photos/ BUNDLE                  images of your own
 
 exit codes: 0 the same everywhere, 2 wrong use, 4 bundle or data set missing or damaged,
 5 a tool, a download or the emulated machine failed, 6 self-test or labels differ, 130 interrupted"""
@@ -66,7 +66,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Task:
-    """What is compared: up to `images` pictures a bundle, from the folder `pictures` or from its own data set."""
+    """What is compared: up to `images` images a bundle, from the folder that is named or from its own data set."""
 
     precision: str
     images: int
@@ -80,8 +80,13 @@ def parser() -> terminal.Parser:
     result = terminal.Parser(PROGRAM, "Compares bundles on an emulated Arm processor with this one.", EXAMPLES)
     add = result.add_argument
     add("bundles", nargs="*", metavar="BUNDLE", help="folders or zips; default: every bundle under bundles/")
-    add("--images", type=int, default=100, metavar="N", help="pictures a bundle (default: %(default)s)")
-    add("--pictures", metavar="DIR", help="folder of pictures; default: test pictures of the bundle's own data set")
+    add("--images", type=int, default=100, metavar="N", help="images per bundle (default: %(default)s)")
+    add(
+        "--folder",
+        dest="pictures",
+        metavar="DIR",
+        help="folder of images; default: test images of the bundle's own data set",
+    )
     add("--precision", default="fp32", help="variant that runs, there and here (default: %(default)s)")
     add("--data", metavar="DIR", help="where data sets lie; default: $CONVEXPORT_DATA, else data/")
     add("--work", metavar="DIR", default=REPOSITORY / "build" / "aarch64", help="what is kept (default: build/aarch64)")
@@ -134,7 +139,7 @@ def _failure(bundle: Path, result: Comparison | Failed) -> Failed | None:
 
 
 def compare(bundle: Path, task: Task, here: Machine, there: Machine) -> Comparison:
-    """The pictures here, then the self-test and the same pictures there."""
+    """The images here, then the self-test and the same images there."""
     with open_bundle(bundle) as opened:
         manifest = opened.manifest
         choose_precision(manifest, Device.parse("cpu"), task.precision)
@@ -142,11 +147,11 @@ def compare(bundle: Path, task: Task, here: Machine, there: Machine) -> Comparis
     options: tuple[str, ...] = ("--bundle", str(bundle), "--device", "cpu", "--backend", "onnxruntime")
     options += ("--precision", task.precision, "--format", "jsonl")
     listed, asked = "\n".join(names), ("--top", str(len(manifest.classes)), "-")
-    say(f"{bundle.name}: {len(names)} pictures in {task.precision} here")
+    say(f"{bundle.name}: {len(names)} images in {task.precision} here")
     expected, here_s = here.run(CLASSIFY, *options, *asked, stdin=listed)
     say(f"{bundle.name}: self-test under emulation")
     golden, self_test_s = there.run(CLASSIFY, *options, "--self-test")
-    say(f"{bundle.name}: {len(names)} pictures under emulation (a LeNet5 takes seconds, a VGG19 many minutes)")
+    say(f"{bundle.name}: {len(names)} images under emulation (a LeNet5 takes seconds, a VGG19 many minutes)")
     found, there_s = there.run(CLASSIFY, *options, *asked, stdin=listed)
     differing, difference = _differences(_records(expected), _records(found))
     times = (self_test_s, there_s, here_s)
@@ -154,11 +159,11 @@ def compare(bundle: Path, task: Task, here: Machine, there: Machine) -> Comparis
 
 
 def _pictures(manifest: Manifest, task: Task) -> list[str]:
-    """Names of up to `task.images` pictures, evenly spread over the folder given or over the data set's test split."""
+    """Names of up to `task.images` images, evenly spread over the folder given or over the data set's test split."""
     if task.pictures is not None:
         found = [name for name in find_images([task.pictures]) if isinstance(name, str)]
         if not found or not Path(task.pictures).is_dir():
-            raise DatasetError(f"--pictures {task.pictures}: no folder with pictures")
+            raise DatasetError(f"--folder {task.pictures}: no folder with images")
         return [str(Path(found[i]).resolve()) for i in _spread(len(found), task.images)]
     dataset, size = manifest.provenance.dataset, manifest.input
     folder = f"{dataset.name}-{size.height}x{size.width}x{size.channels}-{task.images}"
@@ -167,17 +172,17 @@ def _pictures(manifest: Manifest, task: Task) -> list[str]:
 
 
 def _export_pictures(manifest: Manifest, task: Task, folder: Path) -> None:
-    """Test pictures as PNG files, whose decoding is exact everywhere."""
+    """Test images as PNG files, whose decoding is exact everywhere."""
     from PIL import Image
 
     from convexport.training import datasets  # here, since it brings torch
 
     name = manifest.provenance.dataset.name
-    say(f"writing {task.images} test pictures of {name} as PNG")
+    say(f"writing {task.images} test images of {name} as PNG")
     try:
         split = datasets.load(name, datasets.data_root(task.data), manifest.input).test
     except (DatasetError, UsageError) as error:
-        raise DatasetError(f"{manifest.name} needs test pictures: {error}; or name a folder with --pictures") from error
+        raise DatasetError(f"{manifest.name} needs test images: {error}; or name a folder with --folder") from error
     for index in _spread(len(split), task.images):
         pixels = split.images[index]
         Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(folder / f"{index:06d}.png")
@@ -203,7 +208,7 @@ def _differences(expected: list[dict[str, Any]], found: list[dict[str, Any]]) ->
 
 
 def _show(rows: list[Comparison], here: Machine, there: Machine) -> None:
-    header = ("bundle", "self-test", "s", "pictures", "same label", "max |Δp|", "s emulated", "s here")
+    header = ("bundle", "self-test", "s", "images", "same label", "max |Δp|", "s emulated", "s here")
     cells = [
         (
             *(row.bundle, f"{row.golden} ok", f"{row.self_test_s:.1f}", str(row.pictures)),

@@ -1,4 +1,4 @@
-"""Makes docs/accuracy.md from the artefacts: every bundle's accuracy on full test sets, and what lies beyond them.
+"""Makes docs/accuracy.md from the artifacts: every bundle's accuracy on full test sets, and what lies beyond them.
 
     python benchmarks/accuracy.py --photos path/to/photos
 
@@ -29,7 +29,7 @@ from convexport.runtime.manifest import Framing
 from convexport.runtime.records import Failure
 from convexport.training import checkpoint, datasets, evaluate
 
-# What each network is shown to see how it answers to pictures of nothing it knows.
+# What each network is shown to see how it answers to images of nothing it knows.
 FOREIGN = {"mnist": "fashion-mnist", "fashion-mnist": "mnist", "cifar10": "mnist", "digits": "fashion-mnist"}
 
 
@@ -38,7 +38,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundles", type=Path, default=Path("bundles"))
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
-    parser.add_argument("--data", help="root of the data sets ($CONVEXPORT_DATA, else data)")
+    parser.add_argument("--data", help="folder of the data sets ($CONVEXPORT_DATA, else data)")
     parser.add_argument("--photos", type=Path, help="folder of class folders of photographs")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=int, help="the first N test images only, for a trial (all)")
@@ -136,7 +136,7 @@ def sklearn_digits(classifier: Classifier) -> tuple[float, int] | None:
 
 
 def strangers(classifier: Classifier, root: Path) -> Iterator[tuple[str, tuple[float, int]]]:
-    """The share of answers at `SURE` or more to pictures of nothing that the network knows."""
+    """The share of answers at `SURE` or more to images of nothing that the network knows."""
     wanted = classifier.manifest.input
     shape = (1000, wanted.height, wanted.width, wanted.channels)
     sets: dict[str, Callable[[], NDArray[np.uint8]]] = {

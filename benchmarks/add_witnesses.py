@@ -30,7 +30,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoints", type=Path, nargs="+")
-    parser.add_argument("--data", help="root of the data sets ($CONVEXPORT_DATA, else data)")
+    parser.add_argument("--data", help="folder of the data sets ($CONVEXPORT_DATA, else data)")
     return parser.parse_args()
 
 
@@ -57,7 +57,7 @@ def add(path: Path, root: Path) -> str:
     for name, value in kept.items():
         if value.dtype != after[name].dtype or not torch.equal(value, after[name]):
             path.write_bytes(before)
-            raise CheckpointError(f"{path}: tensor {name!r} would change", "report this")
+            raise CheckpointError(f"{path}: tensor {name!r} would change", "report this as a bug")
     record = witnessed.header.witnesses
     assert record is not None
     return (

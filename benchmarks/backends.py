@@ -29,7 +29,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--dataset", required=True)
-    parser.add_argument("--data", help="root of the data sets ($CONVEXPORT_DATA, else data)")
+    parser.add_argument("--data", help="folder of the data sets ($CONVEXPORT_DATA, else data)")
     parser.add_argument("--images", type=int, default=10_000, help="test images (10000)")
     parser.add_argument("--precisions", nargs="+", help="those of the bundle by default")
     return parser.parse_args()

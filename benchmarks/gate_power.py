@@ -3,7 +3,7 @@
     python benchmarks/gate_power.py --data data
 
 Each sabotage is saved through `checkpoint.save`, so that the file's digest is right, loaded again, and held against its
-witnesses, and against its own record on labelled test images. The comparison of the files with torch is left out: it
+witnesses, and against its own record on labeled test images. The comparison of the files with torch is left out: it
 sees what happens after loading, and here both sides are damaged alike. Honest networks of other seeds, of which some
 are exported whole, show how often the gate is wrong about one. What was measured is appended to `--rows`, and a run
 that is started again goes on behind it.
@@ -51,7 +51,7 @@ PAGE = r"""# What the gate catches
 
 Made by `python benchmarks/gate_power.py`. A checkpoint is damaged and saved through `checkpoint.save`, so that its
 content digest is right. Damage to the file itself ends with exit code 4 before anything is measured; what follows is
-what happened to the network before it was saved, which no digest can see.
+what happened to the network before it was saved, which no digest can detect.
 
 {table}
 
@@ -104,7 +104,7 @@ class Row(msgspec.Struct, frozen=True):
     accuracy: float
     images: int
     witnesses: tuple[str, ...]
-    labelled: tuple[str, ...]
+    labeled: tuple[str, ...]
     before: tuple[str, ...]
 
     @property
@@ -116,8 +116,8 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
-    parser.add_argument("--data", help="root of the data sets ($CONVEXPORT_DATA, else data)")
-    parser.add_argument("--images", type=int, default=1000, help="labelled test images (1000)")
+    parser.add_argument("--data", help="folder of the data sets ($CONVEXPORT_DATA, else data)")
+    parser.add_argument("--images", type=int, default=1000, help="labeled test images (1000)")
     parser.add_argument("--honest", type=int, default=200, help="honest networks (200)")
     parser.add_argument("--exported", type=int, default=20, help="of which so many are exported whole (20)")
     parser.add_argument("--out", type=Path, default=Path("docs/gate.md"))
@@ -165,12 +165,12 @@ def measure_sabotages(name: str, options: argparse.Namespace) -> None:
     intact = load_checkpoint(Source(path=checkpoint_of(name, options)))
     header = intact.header
     dataset = datasets.load(header.dataset.name, datasets.data_root(options.data), header.input)
-    right = measures.reference(CheckpointNetwork(intact), labelled(intact, dataset, options.images))
+    right = measures.reference(CheckpointNetwork(intact), labeled(intact, dataset, options.images))
     for one in waiting:
         damaged = one.apply(intact)
         if damaged is not None:
             damaged = saved_and_loaded(damaged)
-            found = measures.reference(CheckpointNetwork(damaged), labelled(damaged, dataset, options.images))
+            found = measures.reference(CheckpointNetwork(damaged), labeled(damaged, dataset, options.images))
             keep(place, judged(NETWORKS[name], one.name, damaged, (right, found)))
             print(f"{name}: {one.name}", file=sys.stderr)
 
@@ -198,13 +198,13 @@ def labelled(of: Checkpoint, dataset: datasets.Dataset, count: int) -> samples.S
 def judged(
     network: str, sabotage: str, damaged: Checkpoint, answers: tuple[measures.Reference, measures.Reference]
 ) -> Row:
-    """One damaged checkpoint against its witnesses, and against its record with labelled images and without.
+    """One damaged checkpoint against its witnesses, and against its record with labeled images and without.
 
     `answers` are torch's before the damage and after it.
     """
     right, found = answers
     replayed = replay.replay(damaged)
-    unlabelled = replace(found, sample=replace(found.sample, truth=None))
+    unlabeled = replace(found, sample=replace(found.sample, truth=None))
     return Row(
         network=network,
         sabotage=sabotage,
@@ -213,8 +213,8 @@ def judged(
         accuracy=found.accuracy(found.probabilities) or 0.0,
         images=len(right.sample),
         witnesses=failed(replayed),
-        labelled=failed(record.verify_network(CheckpointNetwork(damaged), found, damaged.header.dataset.title)),
-        before=failed(record.verify_network(CheckpointNetwork(damaged), unlabelled, "")),
+        labeled=failed(record.verify_network(CheckpointNetwork(damaged), found, damaged.header.dataset.title)),
+        before=failed(record.verify_network(CheckpointNetwork(damaged), unlabeled, "")),
     )
 
 
@@ -290,8 +290,8 @@ def page(rows: list[Row], networks: list[Honest], options: argparse.Namespace) -
         "---": "---:",
         "no data set, no witnesses": sum(bool(row.before) for row in rows),
         "**no data set, witnesses replayed**": f"**{sum(bool(row.witnesses) for row in rows)}**",
-        f"{images} labelled test images, no witnesses": sum(bool(row.labelled) for row in rows),
-        f"{images} labelled test images and witnesses": sum(bool(row.labelled or row.witnesses) for row in rows),
+        f"{images} labeled test images, no witnesses": sum(bool(row.labeled) for row in rows),
+        f"{images} labeled test images and witnesses": sum(bool(row.labeled or row.witnesses) for row in rows),
         f"honest networks, of {len(networks)} ({whole} of them exported whole)": sum(one.refused for one in networks),
     }
     lines = [
@@ -306,7 +306,7 @@ def page(rows: list[Row], networks: list[Honest], options: argparse.Namespace) -
     ]
     lines += [
         f"| {row.network} | {row.sabotage} | {row.difference:.1e} | {row.changed:.1%} | {row.accuracy:.1%} | "
-        f"{_short(row.witnesses)} | {_short(row.labelled)} |"
+        f"{_short(row.witnesses)} | {_short(row.labeled)} |"
         for row in rows
     ]
     return PAGE.format(table="\n".join(lines), torch=torch.__version__)

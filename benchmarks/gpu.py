@@ -68,7 +68,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundles", type=Path, default=Path("bundles"))
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
-    parser.add_argument("--data", help="root of the data sets ($CONVEXPORT_DATA, else data)")
+    parser.add_argument("--data", help="folder of the data sets ($CONVEXPORT_DATA, else data)")
     parser.add_argument("--images", type=int, default=10_000, help="test images for the agreement (10000)")
     parser.add_argument("--batches", type=int, nargs="+", help=f"batches ({' '.join(map(str, BATCHES))})")
     parser.add_argument("--seconds", type=float, default=0.5, help="for each of the two parts of a measurement (0.5)")

@@ -1,7 +1,7 @@
 """Speed of one network in each back end, batch by batch: what `gpu.py` measures, and how.
 
 A contender gives `steps` (batches from start to end, each waited for) and a `burst` (as fast as they come). Steps give
-p50 and p99, bursts images/s. "With copies" begins with uint8 pictures in host memory and ends with
+p50 and p99, bursts images/s. "With copies" begins with uint8 images in host memory and ends with
 probabilities there; "without" leaves both on the device.
 """
 
@@ -121,7 +121,7 @@ def onnxruntime_with_copies(
 def onnxruntime_without_copies(
     bundle: Bundle, precision: Precision, device: Device, images: Images, settings: dict[str, str]
 ) -> Iterator[Runner]:
-    """ONNX Runtime itself with pictures and probabilities bound to device memory."""
+    """ONNX Runtime itself with images and probabilities bound to device memory."""
     ort = load_onnxruntime(device)
     options = ort.SessionOptions()
     options.log_severity_level = 4

@@ -20,7 +20,7 @@ def main() -> None:
     """Writes the first `--count` test images, or all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help=f"{', '.join(datasets.DATASETS)} or a folder of class folders")
-    parser.add_argument("--data", help="root of the data sets ($CONVEXPORT_DATA, else data)")
+    parser.add_argument("--data", help="folder of the data sets ($CONVEXPORT_DATA, else data)")
     parser.add_argument("--count", type=int, help="the first N images (all)")
     parser.add_argument("--folders", action="store_true", help="each image into a folder of its class")
     parser.add_argument("--out", type=Path, required=True)

@@ -5,7 +5,7 @@
 
 Every run starts from `--recipe` and changes one thing. A share of the training images is held out to compare on, so
 that nothing is chosen by the test images. `kuangliu` is the published recipe of kuangliu/pytorch-cifar (SGD 0.1,
-momentum 0.9, weight decay 5e-4, batches of 128, one cosine over 200 epochs, crops of pictures padded with 4 black
+momentum 0.9, weight decay 5e-4, batches of 128, one cosine over 200 epochs, crops of images padded with 4 black
 pixels, random flips) in this project's loop: mixed precision, data in memory, Nesterov, no decay of biases.
 """
 
@@ -97,7 +97,7 @@ def arguments() -> argparse.Namespace:
         "--only", nargs="+", metavar="NAME", choices=CHANGES, help="these; known: " + ", ".join(CHANGES)
     )
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--data", help="root of the data sets ($CONVEXPORT_DATA, else data)")
+    parser.add_argument("--data", help="folder of the data sets ($CONVEXPORT_DATA, else data)")
     return parser.parse_args()
 
 

@@ -55,8 +55,8 @@ def main() -> int:
 
 def _train(folder: Path, rng: random.Random, number: int) -> tuple[str, bool]:
     outcome = _both([TRAIN, TRAIN], folder, rng.uniform(0, 3))
-    state = checkpoint.load(folder / "checkpoints/softmax-digits.safetensors").header.accuracy.test
-    left = [file.name for file in (folder / "checkpoints").iterdir() if file.name.startswith(".")]
+    state = checkpoint.load(folder / "runs/softmax-digits.safetensors").header.accuracy.test
+    left = [file.name for file in (folder / "runs").iterdir() if file.name.startswith(".")]
     return outcome, bool(state) and not left
 
 

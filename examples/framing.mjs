@@ -13,7 +13,7 @@ export function frame(picture, input) {
   return { pixels: inverted ? framed.data.map((value) => 255 - value) : framed.data, inverted };
 }
 
-// RGBA -> grey or RGB, transparency over white.
+// RGBA -> gray or RGB, transparency over white.
 function flatten({ data, width, height }, channels) {
   const found = new Uint8Array(width * height * channels);
   const pixel = [0, 0, 0];

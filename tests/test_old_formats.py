@@ -294,7 +294,7 @@ def test_a_state_of_0_1_is_called_older(tmp_path: Path) -> None:
     path = state(tmp_path / "s", format=1)
     with pytest.raises(CheckpointError) as caught:
         resume.load(path, {"seed": 0}, print)
-    assert str(caught.value) == f"state {path}: format 1, but this convexport reads 2.0; delete it and train anew"
+    assert str(caught.value) == f"state {path}: format 1, but this convexport reads 2.0; delete it and train again"
 
 
 def test_a_state_of_a_later_minor_version_is_read_with_one_remark(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
-// Reads a bundle of convexport with onnxruntime-web: replays its golden images, then classifies pictures.
+// Reads a bundle of convexport with onnxruntime-web: replays its golden images, then classifies images.
 //
 //     npm install --ignore-scripts
 //     python -m http.server --directory ..       (the folder examples/, with a bundle in it)
 //     http://127.0.0.1:8000/browser/?bundle=../lenet5-mnist-fp16/&precision=fp16
 //
-// Shows a JSON line for the golden images and one for each picture. `convexport --web` makes one file of all this.
+// Shows a JSON line for the golden images and one for each image. `convexport --web` makes one file of all this.
 
 import * as ort from "./node_modules/onnxruntime-web/dist/ort.wasm.bundle.min.mjs";
 import { frame } from "../framing.mjs";
@@ -30,7 +30,7 @@ async function read(manifest, name) {
   return bytes;
 }
 
-// An encoded picture -> uint8 [height, width, channels] of the network's size. The canvas decodes and turns it, without
+// An encoded image -> uint8 [height, width, channels] of the network's size. The canvas decodes and turns it, without
 // a change of colors; it must not scale it: its own scaling gives other pixels, and other labels.
 async function load(blob, input) {
   const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" });

@@ -1,9 +1,9 @@
-// Reads a bundle of convexport with ONNX Runtime's C++ API: replays its golden images, then classifies pictures.
+// Reads a bundle of convexport with ONNX Runtime's C++ API: replays its golden images, then classifies images.
 //
 //     cmake -S . -B build && cmake --build build
-//     build/classify BUNDLE PRECISION [PICTURE ...]
+//     build/classify BUNDLE PRECISION [IMAGE ...]
 //
-// Prints a JSON line for the golden images and one for each picture. Exits with 6 where the golden images disagree.
+// Prints a JSON line for the golden images and one for each image. Exits with 6 where the golden images disagree.
 
 #include <onnxruntime_cxx_api.h>
 
@@ -47,7 +47,7 @@ class Classifier {
     session_ = Ort::Session(environment_, model.data(), model.size(), options);
   }
 
-  // The bytes of a picture -> a probability for each class.
+  // The bytes of an image -> a probability for each class.
   Probabilities answer(const std::string& bytes) {
     std::vector<uint8_t> pixels = frame(pictures::decode(bytes), input_);
     const std::array<int64_t, 4> shape{1, input_.height, input_.width, input_.channels};
@@ -94,7 +94,7 @@ class Classifier {
 };
 
 int main(int count, char** arguments) try {
-  if (count < 3) throw std::runtime_error("usage: classify BUNDLE PRECISION [PICTURE ...]");
+  if (count < 3) throw std::runtime_error("usage: classify BUNDLE PRECISION [IMAGE ...]");
   Classifier classifier(arguments[1], arguments[2]);
   const json proof = classifier.replay();
   std::cout << proof << "\n";

@@ -24,7 +24,7 @@ namespace framing {
 constexpr int kBits = 22;  // of every weight, behind the point
 constexpr int kGap = 3;    // pixels that a reduction leaves for each one of the result
 
-// RGBA -> grey or RGB, transparency over white.
+// RGBA -> gray or RGB, transparency over white.
 inline Picture flatten(const Picture& rgba, int channels) {
   Picture found{rgba.width, rgba.height, channels};
   found.data.reserve(size_t(rgba.width) * rgba.height * channels);
@@ -109,7 +109,7 @@ inline Picture reduce(const Picture& from, int across, int down, int x, int y, i
   return to;
 }
 
-// A box of the picture -> width x height: means of whole cells, then the width, then the height.
+// A box of the image -> width x height: means of whole cells, then the width, then the height.
 inline Picture resize(Picture from, int width, int height, double left, double top, double right, double bottom) {
   const double scale_x = (right - left) / width, scale_y = (bottom - top) / height;
   const int across = std::max(int(scale_x / kGap), 1), down = std::max(int(scale_y / kGap), 1);
@@ -145,7 +145,7 @@ inline Picture to_size(const Picture& p, const Input& input, uint8_t fill) {
 
 }  // namespace framing
 
-// A decoded picture, upright, as RGBA -> the network's pixels.
+// A decoded image, upright, as RGBA -> the network's pixels.
 inline std::vector<uint8_t> frame(const Picture& rgba, const Input& input) {
   const Picture flat = framing::flatten(rgba, input.channels);
   const bool inverted = input.ink == "light-on-dark" && framing::on_light_paper(flat);

@@ -1,9 +1,9 @@
-// Reads a bundle of convexport with onnxruntime-node: replays its golden images, then classifies pictures.
+// Reads a bundle of convexport with onnxruntime-node: replays its golden images, then classifies images.
 //
 //     npm install --ignore-scripts
-//     node classify.mjs [--precision fp32] BUNDLE [PICTURE ...]
+//     node classify.mjs [--precision fp32] BUNDLE [IMAGE ...]
 //
-// Prints a JSON line for the golden images and one for each picture. Exits with 6 where the golden images disagree.
+// Prints a JSON line for the golden images and one for each image. Exits with 6 where the golden images disagree.
 
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
@@ -27,8 +27,8 @@ function openBundle(folder) {
   return { manifest, read };
 }
 
-// The bytes of a picture -> uint8 [height, width, channels] of the network's size. sharp decodes a JPEG to the pixels
-// that Pillow gives; it turns a picture as its EXIF block says.
+// The bytes of an image -> uint8 [height, width, channels] of the network's size. sharp decodes a JPEG to the pixels
+// that Pillow gives; it turns an image as its EXIF block says.
 async function load(bytes, input) {
   const image = sharp(bytes).autoOrient().toColourspace("srgb").ensureAlpha();
   const { data, info } = await image.raw().toBuffer({ resolveWithObject: true });

@@ -1,4 +1,4 @@
-"""The command that makes docs/accuracy.md, on a real bundle made in seconds, and the harms it does to pictures."""
+"""The command that makes docs/accuracy.md, on a real bundle made in seconds, and the harms it does to images."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ def benchmark() -> Iterator[tuple[ModuleType, ModuleType]]:
 
 
 @pytest.fixture(scope="module")
-def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with checkpoints/ and bundles/ that hold a LeNet5 of the digits, and photos/ with drawn digits."""
-    folder = tmp_path_factory.mktemp("artefacts")
+    folder = tmp_path_factory.mktemp("artifacts")
     digits = datasets.load("digits", Path())
     with one_thread():
         path = save_in(folder / "checkpoints", train_checkpoint("lenet5", digits, epochs=2))
@@ -58,11 +58,11 @@ def run(accuracy: ModuleType, monkeypatch: pytest.MonkeyPatch, folder: Path, *mo
 
 
 def test_the_page_states_what_the_bundle_measures(
-    benchmark: tuple[ModuleType, ModuleType], artefacts: Path, monkeypatch: pytest.MonkeyPatch
+    benchmark: tuple[ModuleType, ModuleType], artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(benchmark[0], monkeypatch, artefacts, "--photos", "photos") == 0
-    page = (artefacts / "accuracy.md").read_text()
-    checkpoint = next((artefacts / "checkpoints").iterdir())
+    assert run(benchmark[0], monkeypatch, artifacts, "--photos", "photos") == 0
+    page = (artifacts / "accuracy.md").read_text()
+    checkpoint = next((artifacts / "checkpoints").iterdir())
     loaded = benchmark[0].checkpoint.load(checkpoint)
     test = datasets.load("digits", Path()).test
     logits = evaluate.predict(loaded.network(), test.images, loaded.header.normalization)
@@ -78,10 +78,10 @@ def test_the_page_states_what_the_bundle_measures(
 
 
 def test_what_was_not_at_hand_is_said(
-    benchmark: tuple[ModuleType, ModuleType], artefacts: Path, monkeypatch: pytest.MonkeyPatch
+    benchmark: tuple[ModuleType, ModuleType], artifacts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run(benchmark[0], monkeypatch, artefacts, "--checkpoints", "nowhere") == 0
-    page = (artefacts / "accuracy.md").read_text()
+    assert run(benchmark[0], monkeypatch, artifacts, "--checkpoints", "nowhere") == 0
+    page = (artifacts / "accuracy.md").read_text()
     assert "Not measured, because no photographs of the classes were given with `--photos`." in page
     assert "| fp32 | 359 |" in page
     assert "| not available |" in page

@@ -142,7 +142,7 @@ def test_bad_inputs_have_their_lines_and_the_good_ones_are_answered(classify, pl
     assert re.sub(r"truncated \(\d+ bytes not processed\)", "truncated", said.out).splitlines() == [
         "images/0.png  cat          73.7 %",
         "nope.png: no such file",
-        "letter.png: not a picture (it begins b'Dear Sir'), expected PNG, JPEG, WebP, BMP, GIF or TIFF",
+        "letter.png: not an image (it begins b'Dear Sir'), expected PNG, JPEG, WebP, BMP, GIF or TIFF",
         "empty: no PNG, JPEG, WebP, BMP, GIF or TIFF file in this folder",
         "cut.jpg: damaged or truncated (image file is truncated)",
         "images/1.png  truck        36.3 %",
@@ -157,7 +157,7 @@ def test_a_hundred_thousand_pixels_squared_are_refused_at_once(classify, place: 
     said = classify("bomb.png", "images/0.png")
     assert said.code == 3
     assert said.out.splitlines()[0] == (
-        "bomb.png: declares 100,000 x 100,000 pixels, more than the 89,478,485 that are read"
+        "bomb.png: declares 100,000 x 100,000 pixels, more than the limit of 89,478,485"
     )
     assert "cat" in said.out.splitlines()[1]
 
@@ -195,7 +195,7 @@ def test_no_name_on_standard_input_is_no_record_and_no_mistake(classify, monkeyp
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     said = classify("-", "--format", "csv", "--top", "1")
     assert (said.code, len(said.out.splitlines())) == (0, 1)
-    assert said.last == "classify: standard input named no picture"
+    assert said.last == "classify: standard input named no image"
 
 
 def test_the_output_file_appears_whole_and_standard_output_stays_empty(classify, place: Path) -> None:
@@ -235,7 +235,7 @@ def test_an_output_that_is_a_link_stays_one_and_what_it_leads_to_is_written(clas
 
 def test_a_full_disk_is_one_line_and_exit_code_4(classify) -> None:
     said = classify("images", "--output", "/dev/full")
-    why = "cannot be written (No space left on device); make room, or name another place"
+    why = "cannot be written (No space left on device); free some disk space, or name another place"
     assert (said.code, said.last) == (4, f"classify: --output /dev/full: {why}")
     with Path("/dev/full").open("wb") as full:
         found = subprocess.run([*COMMAND, "--info"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
@@ -248,7 +248,7 @@ def test_a_full_disk_is_one_line_and_exit_code_4(classify) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ([], "no picture was named; name files, folders or globs, see classify --help"),
+        ([], "no image was named; name files, folders or globs, see classify --help"),
         (["--bundel", "x"], "option --bundel is not known; did you mean --bundle?"),
         (["x", "--format", "jsnl"], "format 'jsnl' is not known; did you mean 'jsonl'?"),
         (["x", "--device", "gpu"], "device 'gpu' is not known; expected cpu, cuda or cuda:N"),
@@ -261,7 +261,7 @@ def test_a_full_disk_is_one_line_and_exit_code_4(classify) -> None:
             ["x", "--output", "no/such/folder"],
             "--output no/such/folder: cannot be written (No such file or directory); name another place",
         ),
-        (["--info", "--format", "csv"], "--info has no form csv; leave --format out"),
+        (["--info", "--format", "csv"], "--info cannot write csv; leave out --format"),
         (["--info", "x"], "--info takes no inputs, found 'x'"),
         (["--self-test", "x"], "--self-test takes no inputs, found 'x'"),
     ],
@@ -281,7 +281,7 @@ def test_an_empty_name_of_a_bundle_is_not_the_default(classify) -> None:
 
 def test_a_missing_bundle_names_those_there_are(classify) -> None:
     said = classify("images", "--bundle", "bundles/tiny-noise-fp16")
-    near = "did you mean bundles/tiny-noise-fp32? bundles/ holds tiny-noise-fp32; name one of them"
+    near = "did you mean bundles/tiny-noise-fp32? bundles/ contains tiny-noise-fp32; name one of them"
     assert (said.code, said.out) == (4, "")
     assert said.last == f"classify: bundles/tiny-noise-fp16: no such bundle; {near}"
 
@@ -290,7 +290,7 @@ def test_without_bundle_and_with_several_it_says_which_there_are(classify, place
     make_bundle(place / "bundles" / "another", INPUT)
     said = classify("images")
     assert said.code == 4
-    assert said.last == ("classify: no bundle was named; bundles/ holds another, tiny-noise-fp32; name one of them")
+    assert said.last == ("classify: no bundle was named; bundles/ contains another, tiny-noise-fp32; name one of them")
 
 
 def test_one_flipped_bit_is_refused_with_the_files_name(classify, place: Path) -> None:
@@ -331,7 +331,7 @@ def test_the_self_test_compares_with_the_export_and_names_the_next_command(class
     *table, totals = said.out.splitlines()
     assert [line.split()[-1] for line in table] == ["result", "ok", "ok"]
     assert totals.startswith("2 of 2 within the limit, 2 with the same label; the median image uses 0.")
-    next_command = "classify --bundle bundles/tiny-noise-fp32 PICTURE"
+    next_command = "classify --bundle bundles/tiny-noise-fp32 IMAGE"
     assert said.last == f"classify: all 2 golden images as at export; next: {next_command}"
     results = [json.loads(line) for line in classify("--self-test", "--format", "jsonl").out.splitlines()]
     assert [result["passed"] for result in results] == [True, True]
@@ -346,14 +346,14 @@ def test_a_self_test_that_fails_marks_the_picture_and_ends_with_6(classify, plac
     assert said.code == 6
     # What failed comes first.
     assert [line.split()[-1] for line in said.out.splitlines()[:-1]] == ["result", "FAILED", "ok"]
-    assert said.last.startswith("classify: 1 of 2 golden images differ from what the export computed; ")
+    assert said.last.startswith("classify: 1 of 2 golden images differ from the export; ")
 
 
 def test_a_bundle_without_golden_images_cannot_be_tested(classify, place: Path) -> None:
     change_manifest(place / "bundles/tiny-noise-fp32", golden=[])
     said = classify("--self-test")
     assert said.code == 4
-    assert said.last == "classify: bundles/tiny-noise-fp32: no golden images to test with; export the bundle again"
+    assert said.last == "classify: bundles/tiny-noise-fp32: it contains no golden images; export the bundle again"
 
 
 def test_info_shows_the_manifest_for_people_and_for_programs(classify) -> None:
@@ -362,7 +362,7 @@ def test_info_shows_the_manifest_for_people_and_for_programs(classify) -> None:
     for fact in (
         "bundle        tiny-noise-fp32",
         "model         tiny, 4,321 parameters",
-        "input         12 x 12 RGB: the middle of the picture, scaled",
+        "input         12 x 12 RGB: the middle of the image, scaled",
         "labels (fr)   avion, automobile, oiseau, chat, cerf, chien, grenouille, cheval, bateau, camion",
         "accuracy      98.76 % of 10,000 test images, at training",
     ):
@@ -375,7 +375,7 @@ def test_info_shows_the_manifest_for_people_and_for_programs(classify) -> None:
 INFO = """\
 bundle        tiny-noise-fp32
 model         tiny, 4,321 parameters
-input         12 x 12 RGB: the middle of the picture, scaled
+input         12 x 12 RGB: the middle of the image, scaled
 labels (en)   airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck
 labels (fr)   avion, automobile, oiseau, chat, cerf, chien, grenouille, cheval, bateau, camion
 trained on    Noise (a random generator)
@@ -421,14 +421,14 @@ def test_verify_reads_every_file_and_names_a_damaged_one(classify, place: Path) 
         said = classify(mode)
         assert (said.code, said.out) == (4, "")
         assert said.last.startswith("classify: bundles/tiny-noise-fp32/golden/1.png: SHA-256 ")
-    assert classify("images").out  # its pictures do not need the golden ones
+    assert classify("images").out  # its images do not need the golden ones
 
 
 def test_help_ends_with_examples_and_exit_codes(classify) -> None:
     said = classify("--help")
     assert said.code == 0
     assert "examples:\n  classify cat.png" in said.out
-    assert "\n5 device, back end or library not there" in said.out
+    assert "\n5 device, back end or library missing" in said.out
     assert "\n  CONVEXPORT_THREADS  --threads\n" in said.out
 
 
@@ -448,7 +448,7 @@ def test_cuda_where_there_is_none_is_one_line_with_what_mends_it(
     assert (said.code, said.out) == (5, "")
     assert said.err == (
         "classify: no GPU was found: NVIDIA's driver (libcuda.so.1) is not installed; "
-        "nvidia-smi must list one first; the CPU serves where no device or back end is named\n"
+        "check that nvidia-smi lists a GPU, or leave out the device and back end to use the CPU\n"
     )
 
 

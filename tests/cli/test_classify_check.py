@@ -29,14 +29,14 @@ COUNT = 200
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a bundle that promises 98 %, and its pictures in folders of what it answers."""
+    """A working directory with a bundle that promises 98 %, and its images in folders of what it answers."""
     bundle = make_bundle(tmp_path / "bundles" / "tiny-noise-fp32", INPUT)
     rewritten(bundle, promises=(PROMISE,))
     images = pictures(COUNT, INPUT)
     with Classifier(bundle) as classifier:
         answers = classifier.probabilities(images).argmax(axis=1)
     for number, (image, answer) in enumerate(zip(images, answers, strict=True)):
-        folder = tmp_path / "labelled" / ENGLISH[answer]
+        folder = tmp_path / "labeled" / ENGLISH[answer]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number:03d}.png").write_bytes(png(image))
     (tmp_path / "images").mkdir()
@@ -76,19 +76,19 @@ def last(text: str) -> str:
 def shift(place: Path) -> None:
     """Every class folder takes the name of the next class."""
     for name in ENGLISH:
-        if (place / "labelled" / name).exists():
-            (place / "labelled" / name).rename(place / "labelled" / f"{name}.old")
+        if (place / "labeled" / name).exists():
+            (place / "labeled" / name).rename(place / "labeled" / f"{name}.old")
     for index, name in enumerate(ENGLISH):
-        old = place / "labelled" / f"{name}.old"
+        old = place / "labeled" / f"{name}.old"
         if old.exists():
-            old.rename(place / "labelled" / ENGLISH[(index + 1) % 10])
+            old.rename(place / "labeled" / ENGLISH[(index + 1) % 10])
 
 
 # --check
 
 
 def test_a_check_says_how_many_are_right_and_that_it_is_as_exported(classify) -> None:
-    code, out, _ = classify("--check", "labelled")
+    code, out, _ = classify("--check", "labeled")
     assert code == 0
     assert out.splitlines()[:3] == [
         "200 of 200 images right: 100.00%, between 98.17% and 100.00% with 95% confidence",
@@ -99,10 +99,10 @@ def test_a_check_says_how_many_are_right_and_that_it_is_as_exported(classify) ->
 
 def test_shifted_labels_are_worse_and_end_with_6(classify, place: Path) -> None:
     shift(place)
-    code, out, err = classify("--check", "labelled", "--format", "json")
+    code, out, err = classify("--check", "labeled", "--format", "json")
     assert code == 6
     assert last(err) == (
-        "classify: 0.00% of 200 images are right, significantly worse than the export measured; "
+        "classify: accuracy 0.00% on 200 images, significantly worse than at export; "
         "look at the worst images, and see whether classify --self-test passes"
     )
     found = json.loads(out)
@@ -113,13 +113,13 @@ def test_shifted_labels_are_worse_and_end_with_6(classify, place: Path) -> None:
 
 
 def test_few_images_prove_little_and_the_words_say_how_little(classify, place: Path) -> None:
-    files = sorted(place.glob("labelled/*/*.png"))
+    files = sorted(place.glob("labeled/*/*.png"))
     for file in files[30:]:
         file.unlink()
-    code, out, _ = classify("--check", "labelled")
+    code, out, _ = classify("--check", "labeled")
     assert code == 0
     assert out.splitlines()[3] == (
-        "30 images prove little: an accuracy of 91% would pass every second such check; take some hundred"
+        "30 images prove little: an accuracy of 91% would pass every second such check; use some hundred images"
     )
 
 
@@ -132,7 +132,7 @@ def test_a_csv_names_classes_by_label_in_any_language_or_by_index(classify, plac
     rows = "file,label,index\nimages/0.png,cat,\nimages/1.png,camion,\nimages/2.png,,0\nimages/0.png,,\n"
     code, out, _ = classify("--check", table(place, rows), "--format", "jsonl")
     found = json.loads(out)
-    assert (code, found["right"], found["images"], found["unlabelled"]) == (0, 3, 3, 1)
+    assert (code, found["right"], found["images"], found["unlabeled"]) == (0, 3, 3, 1)
     assert out.count("\n") == 1
 
 
@@ -142,7 +142,7 @@ def test_a_csv_names_classes_by_label_in_any_language_or_by_index(classify, plac
         ("file,kind\n", "table.csv: expected the columns file and label, or file and index, found file, kind"),
         ("file,label\nimages/0.png,catt\n", "table.csv, line 2: class 'catt' is not known; did you mean 'cat'?"),
         ("file,index\nimages/0.png,10\n", "table.csv, line 2: index '10', expected a number from 0 to 9"),
-        ("file,label\nimages/0.png,\n", "table.csv: no labelled image, 1 without a label"),
+        ("file,label\nimages/0.png,\n", "table.csv: no labeled image, 1 without a label"),
     ],
 )
 def test_a_csv_that_names_no_class_is_one_line(classify, place: Path, text: str, message: str) -> None:
@@ -158,7 +158,7 @@ def test_a_name_that_two_classes_have_is_refused_and_their_indices_are_not(class
     assert code == 2
     assert last(err) == (
         "classify: table.csv, line 2: 2 classes are called 'crane'; "
-        "name it by its number, in a CSV with the columns file and index"
+        "give it by its number, in a CSV with the columns file and index"
     )
     code, out, _ = classify(
         *("--bundle", "cranes", "--format", "json", "--check"), table(place, "file,index\nimages/0.png,2\n")
@@ -167,17 +167,17 @@ def test_a_name_that_two_classes_have_is_refused_and_their_indices_are_not(class
 
 
 def test_images_that_cannot_be_read_are_counted_and_end_with_3(classify, place: Path) -> None:
-    (place / "labelled" / "cat" / "broken.png").write_bytes(b"no picture")
-    code, out, err = classify("--check", "labelled", "--format", "json")
+    (place / "labeled" / "cat" / "broken.png").write_bytes(b"no image")
+    code, out, err = classify("--check", "labeled", "--format", "json")
     assert (code, json.loads(out)["failed"]) == (3, 1)
     assert last(err) == "classify: 1 of 201 images could not be read"
 
 
 def test_the_page_holds_its_pictures_and_fetches_nothing(classify, place: Path) -> None:
     shift(place)
-    first, second, *_ = sorted((place / "labelled").iterdir())
+    first, second, *_ = sorted((place / "labeled").iterdir())
     first.rename(second / "<script>")
-    classify("--check", "labelled", "--page", "check.html")
+    classify("--check", "labeled", "--page", "check.html")
     page = (place / "check.html").read_text(encoding="utf-8")
     assert page.count("data:image/png;base64,") == 20
     assert "significantly" not in page
@@ -189,15 +189,15 @@ def test_the_page_holds_its_pictures_and_fetches_nothing(classify, place: Path) 
 def test_a_bundle_without_a_measured_accuracy_compares_nothing(classify, place: Path) -> None:
     rewritten(place / "bundles/tiny-noise-fp32", accuracy=None)
     shift(place)
-    code, out, _ = classify("--check", "labelled")
+    code, out, _ = classify("--check", "labeled")
     assert code == 0
-    assert out.splitlines()[1] == "the export measured no accuracy to compare with"
+    assert out.splitlines()[1] == "the export measured no accuracy, so there is nothing to compare with"
 
 
 def test_with_a_promise_a_check_counts_the_sure_answers_too(classify, place: Path) -> None:
     rows = "file,label\nimages/0.png,cat\nimages/1.png,truck\nimages/2.png,cat\n"
     _, out, _ = classify("--check", table(place, rows), "--sure", "0.98")
-    assert out.splitlines()[1] == "of 2 sure answers 1 right (50.00%)"
+    assert out.splitlines()[1] == "1 of 2 sure answers right (50.00%)"
 
 
 # --sure
@@ -215,7 +215,7 @@ def test_a_record_says_whether_it_keeps_the_promise(classify) -> None:
     assert [len(record["top"]) for record in records] == [3, 3, 3]
     assert (
         "classify: sure from a probability of 0.7: at export 505 of 510 such answers were right (99.0%), and 51% of "
-        "the images had one; less often right: cat; strangers may get one too"
+        "the images had one; less often right: cat; images of unknown objects can get one, too"
     ) in err.splitlines()
 
 
@@ -243,7 +243,7 @@ def test_without_the_option_nothing_is_said_of_it(classify) -> None:
 def test_a_share_that_is_not_promised_names_those_that_are(classify) -> None:
     code, out, err = classify("images", "--sure", "0.97")
     assert (code, out) == (2, "")
-    assert last(err) == "classify: tiny-noise-fp32 in fp32: the share 0.97 is not promised; there is 0.98"
+    assert last(err) == "classify: tiny-noise-fp32 in fp32: the share 0.97 is not promised; choose one of 0.98"
 
 
 def test_a_bundle_without_promises_says_how_to_get_some(classify, place: Path) -> None:
@@ -251,15 +251,15 @@ def test_a_bundle_without_promises_says_how_to_get_some(classify, place: Path) -
     code, out, err = classify("images", "--sure", "0.98")
     assert (code, out) == (4, "")
     assert last(err) == (
-        "classify: tiny-noise-fp32 in fp32: no share of right answers is promised, found none for 0.98; "
-        "export it again with some thousand labelled test images"
+        "classify: tiny-noise-fp32 in fp32: the bundle promises no share of right answers, asked for 0.98; "
+        "export it again with a few thousand labeled test images"
     )
 
 
 # --keep-unsure
 
 
-def test_unsure_pictures_are_kept_and_once_labelled_can_be_checked(classify, place: Path) -> None:
+def test_unsure_pictures_are_kept_and_once_labeled_can_be_checked(classify, place: Path) -> None:
     code, _, err = classify("images", "--sure", "0.98", "--keep-unsure", "kept")
     assert code == 0
     assert last(err) == "classify: 1 unsure images kept in kept"
@@ -273,9 +273,9 @@ def test_unsure_pictures_are_kept_and_once_labelled_can_be_checked(classify, pla
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("images", "--keep-unsure", "kept"), "--keep-unsure goes with --sure"),
-        (("images", "--at-most", "3"), "--at-most goes with --keep-unsure"),
-        (("images", "--page", "a.html"), "--page goes with --check"),
+        (("images", "--keep-unsure", "kept"), "--keep-unsure needs --sure"),
+        (("images", "--at-most", "3"), "--at-most needs --keep-unsure"),
+        (("images", "--page", "a.html"), "--page needs --check"),
         (("images", "--sure", "0.98", "--keep-unsure", "k", "--at-most", "0"), "--at-most 0: expected 1 or more"),
     ],
 )
@@ -285,5 +285,5 @@ def test_an_option_that_means_nothing_alone_is_wrong_use(classify, arguments: tu
 
 
 def test_the_pictures_of_the_fixture_fill_several_classes(place: Path) -> None:
-    sizes = np.array([len(list(folder.iterdir())) for folder in (place / "labelled").iterdir()])
+    sizes = np.array([len(list(folder.iterdir())) for folder in (place / "labeled").iterdir()])
     assert (sizes > 0).sum() >= 5

@@ -48,7 +48,7 @@ def test_the_doctors_json_has_facts_back_ends_and_faults(capsysbinary: pytest.Ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--json"], "--json goes with --doctor; for records as JSON lines take --format jsonl"),
+        (["--json"], "--json needs --doctor; for records as JSON lines use --format jsonl"),
         (["--doctor", "a.png"], "--doctor takes no inputs, found 'a.png'"),
         (["--build-engine", "--device", "cpu"], "--build-engine builds for a GPU; leave out --device cpu"),
         (

@@ -115,20 +115,20 @@ def test_a_refusal_prints_every_measure_marks_the_failed_one_and_leaves_no_bundl
             ["--model", "mlp"],
             4,
             (
-                "checkpoint checkpoints/mlp-mnist.safetensors is not there; copy it from the folder checkpoints/ of "
+                "checkpoint checkpoints/mlp-mnist.safetensors does not exist; copy it from the folder checkpoints/ of "
                 "convexport's source repository, or train it with: convtrain --model mlp, "
-                "or name another file with --checkpoint (there is checkpoints/mlp-digits.safetensors)"
+                "or name another file with --checkpoint (checkpoints/mlp-digits.safetensors exists)"
             ),
         ),
         (
             ["--checkpoint", "none.safetensors"],
             4,
-            "checkpoint none.safetensors is not there; train one with convtrain, or check the path",
+            "checkpoint none.safetensors does not exist; train one with convtrain, or check the path",
         ),
         (
             [],
             2,
-            (f"no network is named; name one with --model, or its file with --checkpoint; known: {', '.join(MODELS)}"),
+            (f"no network was named; name one with --model, or its file with --checkpoint; known: {', '.join(MODELS)}"),
         ),
         (
             ["--checkpoint", "checkpoints/mlp-digits.safetensors", "--dataset", "digit"],
@@ -153,22 +153,22 @@ def test_a_refusal_prints_every_measure_marks_the_failed_one_and_leaves_no_bundl
         (
             ["--model", "mlp", "--dataset", "digits", "--fp16", "--keep-float", "node_linear"],
             2,
-            "--keep-float does nothing without --int8; add it, or leave this out",
+            "--keep-float has no effect without --int8; add --int8, or leave it out",
         ),
         (
             ["--model", "mlp", "--dataset", "digits", "--calibration-images", "9"],
             2,
-            "--calibration-images does nothing without --int8; add it, or leave this out",
+            "--calibration-images has no effect without --int8; add --int8, or leave it out",
         ),
         (
             ["--model", "mlp", "--dataset", "digits", "--compute-capability", "hopper"],
             2,
-            "compute capability 'hopper' is none; expected one like 8.6",
+            "'hopper' is not a compute capability; expected one like 8.6",
         ),
         (
             ["--model", "mlp", "--checkpoint", "net.pth", "--mean", "0.5"],
             2,
-            "a state dict made elsewhere needs --classes, --mean and --std, of which --classes, --std is missing",
+            "a state dict from another project needs --classes, --mean and --std; missing: --classes, --std",
         ),
     ],
 )
@@ -185,8 +185,8 @@ def test_every_mistake_is_one_line_and_its_exit_code(
     ("arguments", "line"),
     [
         (["--fp61"], "option --fp61 is not known; did you mean --fp16?"),
-        (["--verify-images", "some"], "argument --verify-images: 'some' is no positive number"),
-        (["--mean", "half"], "argument --mean: 'half' is no number"),
+        (["--verify-images", "some"], "argument --verify-images: 'some' is not a positive number"),
+        (["--mean", "half"], "argument --mean: 'half' is not a number"),
     ],
 )
 def test_a_mistyped_option_is_one_line(capsys: pytest.CaptureFixture[str], arguments: list[str], line: str) -> None:
@@ -213,7 +213,7 @@ def test_a_pickle_that_could_run_code_is_not_loaded(capsys: pytest.CaptureFixtur
     Path("labels.txt").write_text("\n".join(datasets.DIGITS))
     arguments = ["--checkpoint", "evil.pth", "--model", "mlp", "--classes", "labels.txt"]
     assert main([*arguments, "--mean", "0.1", "--std", "0.3"]) == 4
-    assert "holds more than tensors and is not loaded, since that could run code" in capsys.readouterr().err
+    assert "contains more than tensors and is not loaded, because that could run code" in capsys.readouterr().err
 
 
 def test_without_torch_the_line_names_the_extra(tmp_path: Path) -> None:
@@ -238,11 +238,13 @@ def test_help_ends_with_examples(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_options_of_a_page_without_a_page_are_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "mlp", "--dataset", "digits", "--web-precision", "fp32"]) == 2
-    assert capsys.readouterr().err == ("convexport: --web-runtime and --web-precision describe a web page; add --web\n")
+    assert capsys.readouterr().err == (
+        "convexport: --web-runtime and --web-precision are only for a web page; add --web\n"
+    )
 
 
 def test_a_page_of_a_precision_that_is_not_exported_is_wrong_use(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--model", "mlp", "--dataset", "digits", "--web", "--web-precision", "int8"]) == 2
     assert capsys.readouterr().err == (
-        "convexport: --web-precision int8 is no variant of this export; add --precision int8\n"
+        "convexport: --web-precision int8 is not a variant of this export; add --precision int8\n"
     )

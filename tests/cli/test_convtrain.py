@@ -42,9 +42,9 @@ def test_a_run_ends_with_its_accuracy_a_class_and_the_next_command(
     assert lines[0].endswith("% on 359 images of digits")
     assert [line.split()[0] for line in lines[2:12]] == [str(digit) for digit in range(10)]
     assert lines[-3:] == [
-        "checkpoint  checkpoints/lenet5-digits.safetensors",
-        "report      checkpoints/lenet5-digits/report.html",
-        "next: convexport --model lenet5 --dataset digits --fp16",
+        "checkpoint  runs/lenet5-digits.safetensors",
+        "report      runs/lenet5-digits/report.html",
+        "next: convexport --checkpoint runs/lenet5-digits.safetensors --dataset digits --fp16",
     ]
     # Progress is no result, and a bar is for terminals alone.
     assert "epoch   2/2" in found.stderr
@@ -56,7 +56,7 @@ def test_a_finished_run_leaves_checkpoint_and_report_and_no_state(
 ) -> None:
     folder, _ = whole
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert files == {"checkpoints/lenet5-digits.safetensors", "checkpoints/lenet5-digits/report.html"}
+    assert files == {"runs/lenet5-digits.safetensors", "runs/lenet5-digits/report.html"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -64,7 +64,7 @@ def test_a_signal_leaves_a_state_that_resumes_to_the_same_weights(number: signal
     # Enough epochs that the signal comes in time.
     words = [*DIGITS, "--epochs", "40"]
     running = start(*words, cwd=tmp_path)
-    state = tmp_path / "checkpoints" / "lenet5-digits.state.safetensors"
+    state = tmp_path / "runs" / "lenet5-digits.state.safetensors"
     while not state.exists() and running.poll() is None:
         time.sleep(0.01)
     running.send_signal(number)
@@ -73,19 +73,19 @@ def test_a_signal_leaves_a_state_that_resumes_to_the_same_weights(number: signal
     assert out == ""
     assert err.splitlines()[-1].startswith("convtrain: stopped in epoch ")
     assert err.splitlines()[-1].endswith(
-        " of 40 (state in checkpoints/lenet5-digits.state.safetensors); continue with --resume"
+        " of 40 (state in runs/lenet5-digits.state.safetensors); continue with --resume"
     )
 
     refused = run(*words, cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (
-        "convtrain: an unfinished run is at checkpoints/lenet5-digits.state.safetensors; "
-        "continue it with --resume, or delete it to start anew\n"
+        "convtrain: there is an unfinished run: runs/lenet5-digits.state.safetensors; "
+        "continue it with --resume, or delete it to start again\n"
     )
     assert run(*words, "--resume", cwd=tmp_path).returncode == 0
     unbroken = tmp_path / "unbroken"
     assert run(*words, "--out", unbroken, cwd=tmp_path).returncode == 0
-    assert digest(tmp_path / "checkpoints") == digest(unbroken)
+    assert digest(tmp_path / "runs") == digest(unbroken)
 
 
 def start(*words: str | Path, cwd: Path) -> subprocess.Popen[str]:
@@ -100,7 +100,7 @@ def test_a_second_run_of_a_checkpoint_is_refused_and_another_checkpoint_trains_b
 ) -> None:
     # Stopped by a signal and not by its last epoch: it trains as long as the others need.
     first = start(*DIGITS, "--epochs", "100000", cwd=tmp_path)
-    state = tmp_path / "checkpoints" / "lenet5-digits.state.safetensors"
+    state = tmp_path / "runs" / "lenet5-digits.state.safetensors"
     while not state.exists() and first.poll() is None:
         time.sleep(0.01)
     for words in ((), ("--resume",)):
@@ -109,8 +109,8 @@ def test_a_second_run_of_a_checkpoint_is_refused_and_another_checkpoint_trains_b
             2,
             "",
             (
-                "convtrain: checkpoint checkpoints/lenet5-digits.safetensors is being trained by another run; "
-                "wait until it has ended, or name another folder with --out\n"
+                "convtrain: checkpoint runs/lenet5-digits.safetensors is being trained by another run; "
+                "wait until it has ended, or choose another folder with --out\n"
             ),
         )
     beside = run("--model", "softmax", "--dataset", "digits", "--epochs", "1", cwd=tmp_path)
@@ -124,7 +124,7 @@ def test_a_second_run_of_a_checkpoint_is_refused_and_another_checkpoint_trains_b
     again.communicate(timeout=60)
     assert again.returncode == 130
     assert lines[1].startswith("epoch ")
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
         "lenet5-digits.state.safetensors",
         "softmax-digits",
         "softmax-digits.safetensors",
@@ -140,7 +140,7 @@ def test_resuming_a_run_that_has_finished_says_so_and_gives_its_summary(
         assert (found.returncode, found.stdout, found.stderr) == (
             0,
             finished.stdout,
-            "the run is complete; its checkpoint is checkpoints/lenet5-digits.safetensors\n",
+            "the run is complete; its checkpoint is runs/lenet5-digits.safetensors\n",
         )
 
 
@@ -153,7 +153,7 @@ def test_the_checkpoint_of_another_run_is_not_taken_for_the_one_to_resume(
         4,
         "",
         (
-            "convtrain: no state to resume at checkpoints/lenet5-digits.state.safetensors; "
+            "convtrain: no state to resume at runs/lenet5-digits.state.safetensors; "
             "start the training without --resume\n"
         ),
     )
@@ -166,20 +166,20 @@ def test_resume_auto_starts_a_run_where_there_is_none_and_a_batch_is_lowered_to_
     assert found.stderr.splitlines()[1] == "batch 5000 is larger than the training images; lowered to 1368"
     from convexport.training import checkpoint
 
-    assert checkpoint.load(tmp_path / "checkpoints" / "softmax-digits.safetensors").header.recipe["batch"] == 1368
+    assert checkpoint.load(tmp_path / "runs" / "softmax-digits.safetensors").header.recipe["batch"] == 1368
     again = run(*words, cwd=tmp_path)
     assert (again.returncode, again.stdout) == (0, found.stdout)
 
 
 def test_a_report_that_cannot_be_written_leaves_the_state_and_resuming_writes_it(tmp_path: Path) -> None:
     words = ("--model", "softmax", "--dataset", "digits", "--epochs", "1")
-    page = tmp_path / "checkpoints" / "softmax-digits" / "report.html"
+    page = tmp_path / "runs" / "softmax-digits" / "report.html"
     page.mkdir(parents=True)
     found = run(*words, cwd=tmp_path)
     assert (found.returncode, found.stdout) == (4, "")
     assert found.stderr.splitlines()[-1] == (
-        "convtrain: checkpoints/softmax-digits/report.html cannot be written (Is a directory); "
-        "make room, and continue with --resume"
+        "convtrain: runs/softmax-digits/report.html cannot be written (Is a directory); "
+        "free some disk space, and continue with --resume"
     )
     page.rmdir()
     found = run(*words, "--resume", cwd=tmp_path)
@@ -199,16 +199,17 @@ def digest(folder: Path) -> str:
 def test_a_folder_of_class_folders_trains(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for name, level in (("dark", 40), ("light", 200)):
-        (tmp_path / "my pictures" / name).mkdir(parents=True)
+        (tmp_path / "my images" / name).mkdir(parents=True)
         for index in range(40):
             pixels = random.integers(level - 30, level + 30, (28, 28), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "my pictures" / name / f"{index}.png")
-    words = ("--model", "softmax", "--dataset", "my pictures", "--epochs", "3", "--batch", "16", "--data", "here")
+            Image.fromarray(pixels).save(tmp_path / "my images" / name / f"{index}.png")
+    words = ("--model", "softmax", "--dataset", "my images", "--epochs", "3", "--batch", "16", "--data", "here")
     found = run(*words, cwd=tmp_path)
     assert found.returncode == 0, found.stderr
-    assert found.stdout.startswith("test accuracy 100.00% on 16 images of my pictures\n")
-    assert (tmp_path / "checkpoints" / "softmax-my pictures.safetensors").is_file()
-    assert found.stdout.endswith("\nnext: convexport --model softmax --dataset 'my pictures' --data here --fp16\n")
+    assert found.stdout.startswith("test accuracy 100.00% on 16 images of my images\n")
+    assert (tmp_path / "runs" / "softmax-my images.safetensors").is_file()
+    following = "convexport --checkpoint 'runs/softmax-my images.safetensors' --dataset 'my images' --data here --fp16"
+    assert found.stdout.endswith(f"\nnext: {following}\n")
 
 
 def test_a_folder_of_few_pictures_trains(tmp_path: Path) -> None:
@@ -236,14 +237,14 @@ MISTAKES = [
         4,
         (
             "/proc/out/lenet5-digits.safetensors: cannot be written (No such file or directory); "
-            "make room, or name another folder with --out"
+            "free some disk space, or choose another folder with --out"
         ),
     ),
     (
         ("--model", "softmax", "--dataset", "digits", "--epochs", "1", "--learning-rate", "1e30"),
         2,
         (
-            "the training diverged in epoch 1 of 1: the network gives no finite numbers; "
+            "the training diverged in epoch 1 of 1: its loss is not a finite number; "
             "use a lower learning rate than 1e+30"
         ),
     ),
@@ -251,7 +252,7 @@ MISTAKES = [
     (
         ("--model", "softmax", "--dataset", "digits", "--optimizer", "muon"),
         2,
-        "optimizer muon trains the convolutions behind the first one, and this network has none; use sgd",
+        "optimizer muon trains the convolutions after the first one, and this network has none; use sgd",
     ),
     ((*DIGITS, "--optimizer", "adm"), 2, "optimizer 'adm' is not known; did you mean 'adam'?"),
     ((*DIGITS, "--optimiser", "adm"), 2, "optimizer 'adm' is not known; did you mean 'adam'?"),
@@ -273,7 +274,7 @@ MISTAKES = [
     (
         (*DIGITS, "--resume"),
         4,
-        "no state to resume at checkpoints/lenet5-digits.state.safetensors; start the training without --resume",
+        "no state to resume at runs/lenet5-digits.state.safetensors; start the training without --resume",
     ),
 ]
 

@@ -45,12 +45,12 @@ def test_names_of_find_print0_a_bom_and_a_picture_on_standard_input(place: Path)
         2,
         "",
         (
-            "classify: standard input holds a picture, expected names of PNG, JPEG, WebP, BMP, GIF or TIFF files; "
-            "name the picture's file in place of -\n"
+            "classify: standard input is an image, expected names of PNG, JPEG, WebP, BMP, GIF or TIFF files; "
+            "give the name of the file instead of -\n"
         ),
     )
     done = shell(f"printf '0.png\\0001.png\\000' | {plain}", place)
-    message = "classify: names on standard input end with NUL, expected one in each line; add --null\n"
+    message = "classify: names on standard input end with NUL, expected one on each line; add --null\n"
     assert (done.returncode, done.stderr) == (2, message)
 
 
@@ -81,7 +81,9 @@ def test_linked_folders_are_searched_once_and_what_is_not_read_is_counted(
     assert main(["album"]) == 0
     out, err = capsys.readouterr()
     assert [row.split()[0] for row in out.splitlines()] == ["album/0.png", "album/linked/0.png"]
-    message = "classify: 1 image was left out, since only PNG, JPEG, WebP, BMP, GIF or TIFF is read: album/c.HEIC"
+    message = (
+        "classify: 1 image was left out, because only PNG, JPEG, WebP, BMP, GIF or TIFF files are read: album/c.HEIC"
+    )
     assert err.splitlines()[-1] == message
 
 

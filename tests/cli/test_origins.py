@@ -14,7 +14,7 @@ from convexport.training import datasets
 from helpers.small_checkpoints import save_in, train_checkpoint
 from helpers.traced_once import trace
 
-TARGET = Path("checkpoints/softmax-photos.safetensors")
+TARGET = Path("runs/softmax-photos.safetensors")
 
 
 @pytest.fixture(autouse=True)
@@ -53,8 +53,8 @@ def test_a_checkpoint_of_other_data_or_another_seed_is_kept_unless_it_is_forced(
         capsys.readouterr()
         assert train(*words) == 2
         out, err = capsys.readouterr()
-        message = f"convtrain: checkpoint {TARGET} is there and has another origin: {reason}; "
-        assert err.splitlines()[-1] == f"{message}name another folder with --out, or replace it with --force"
+        message = f"convtrain: checkpoint {TARGET} exists and comes from another run: {reason}; "
+        assert err.splitlines()[-1] == f"{message}choose another folder with --out, or replace it with --force"
         assert (out, TARGET.read_bytes()) == ("", kept)
     assert train(two, "--out", "elsewhere") == 0
     assert train(two, "--force") == 0
@@ -65,7 +65,7 @@ def test_a_file_that_no_run_left_is_kept_too(capsys: pytest.CaptureFixture[str])
     TARGET.parent.mkdir()
     TARGET.write_bytes(b"somebody's")
     assert train(photos("one", 8)) == 2
-    assert "has another origin: no run of this version left it (" in capsys.readouterr().err
+    assert "comes from another run: no run of this version wrote it (" in capsys.readouterr().err
     assert TARGET.read_bytes() == b"somebody's"
 
 
@@ -79,10 +79,8 @@ def test_a_bundle_of_another_checkpoint_is_kept_unless_it_is_forced(capsys: pyte
     capsys.readouterr()
     assert convexport.main(["--checkpoint", str(paths[1]), *words]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(
-        "convexport: bundles/softmax-digits-fp32 is there and was exported from another checkpoint ("
-    )
-    assert last.endswith("); name another place with --out, or replace it with --force")
+    assert last.startswith("convexport: bundles/softmax-digits-fp32 exists and was exported from another checkpoint (")
+    assert last.endswith("); choose another folder with --out, or replace it with --force")
     assert Path("bundles/softmax-digits-fp32/bundle.json").read_bytes() == manifest
     assert convexport.main(["--checkpoint", str(paths[1]), *words, "--force"]) == 0
     assert Path("bundles/softmax-digits-fp32/bundle.json").read_bytes() != manifest

@@ -15,7 +15,7 @@ from convexport.runtime.manifest import Input
 from helpers.bundles import make_bundle, pictures, png
 
 INPUT = Input(height=12, width=12, channels=3)
-ENDS = [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated"), (signal.SIGHUP, "hung up")]
+ENDS = [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated"), (signal.SIGHUP, "hangup")]
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ def test_openblas_that_gets_no_thread_is_no_interruption(place: Path) -> None:
     with start(place, "classify", "0.png", modules=str(place / "modules")) as process:
         _, err = process.communicate(timeout=60)
     expected = (
-        "classify: numpy gets no thread: the limit of processes or of memory is reached; raise it (ulimit -u, "
-        "ulimit -v), or set OPENBLAS_NUM_THREADS=1\n"
+        "classify: numpy cannot start a thread, because the limit of processes or of memory is reached; raise it "
+        "(ulimit -u, ulimit -v), or set OPENBLAS_NUM_THREADS=1\n"
     )
     assert (process.returncode, err) == (5, expected)
 

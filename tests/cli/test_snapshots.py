@@ -1,7 +1,8 @@
-"""Every command's usual and failing calls, whole: tests/cli/snapshots has a file for each command."""
+"""Every command's usual and failing calls with their whole output: tests/cli/snapshots has a file for each command."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,16 @@ CLASSIFY: list[list[str]] = [
     ["images", "--null"],
     ["--print-completion", "fish"],
 ]
+DIGITS = ["--model", "softmax", "--dataset", "digits"]
+TRAIN = [*DIGITS, "--epochs", "2", "--device", "cpu"]
+EXPORT = [*DIGITS, "--fp16", "--no-tensorrt", "--verify-images", "50"]
+BASE: list[list[str]] = [["images"], ["images", "--backend", "openvino"], ["--info"], ["--verify"], ["--self-test"]]
 CONVTRAIN: list[list[str]] = [
     ["--version"],
+    TRAIN,
+    [*TRAIN, "--resume"],
+    [*TRAIN, "--seed", "1"],
+    [*TRAIN, "--seed", "1", "--out", "other", "--quiet"],
     [],
     ["--model", "lenet"],
     ["--model", "lenet5", "--epochs", "0"],
@@ -49,6 +58,11 @@ CONVTRAIN: list[list[str]] = [
 ]
 CONVEXPORT: list[list[str]] = [
     ["--version"],
+    EXPORT,
+    [*EXPORT, "--quiet"],
+    ["--checkpoint", "other/softmax-digits.safetensors", *EXPORT],
+    [*EXPORT, "--web-precision", "int8"],
+    ["--model", "mlp", "--dataset", "digits", "--no-tensorrt"],
     [],
     ["--model", "lenet"],
     ["--model", "lenet5"],
@@ -77,9 +91,19 @@ def test_classify(capfd: pytest.CaptureFixture[str]) -> None:
     compare("classify", [answer(classify.main, words, "classify", capfd) for words in CLASSIFY])
 
 
+def test_classify_with_the_base_dependencies_alone(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "torch", "onnx"):
+        monkeypatch.setitem(sys.modules, name, None)
+    compare("classify-base", [answer(classify.main, words, "classify", capfd) for words in BASE])
+
+
 def test_convtrain(capfd: pytest.CaptureFixture[str]) -> None:
     compare("convtrain", [answer(convtrain.main, words, "convtrain", capfd) for words in CONVTRAIN])
 
 
 def test_convexport(capfd: pytest.CaptureFixture[str]) -> None:
+    for words in (TRAIN, [*TRAIN, "--seed", "1", "--out", "other"]):
+        convtrain.main(words)
     compare("convexport", [answer(convexport.main, words, "convexport", capfd) for words in CONVEXPORT])

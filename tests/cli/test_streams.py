@@ -77,7 +77,10 @@ def test_records_that_nobody_reads_are_no_success(made: Path, place: Path) -> No
     done = shell(f"{classify.replace(' - ', ' images ')} >/dev/full", place)
     assert (done.returncode, done.stderr) == (
         4,
-        "classify: standard output: cannot be written (No space left on device); make room, or name another place\n",
+        (
+            "classify: standard output: cannot be written (No space left on device); "
+            "free some disk space, or name another place\n"
+        ),
     )
 
 

@@ -87,7 +87,7 @@ def test_json(bundle: Path, images: Path, expected: dict[str, str]) -> None:
 def test_typed(bundle: Path, images: Path) -> None:
     lines = run("typed.py", bundle, *sorted(images.iterdir())).splitlines()
     assert len(lines) == IMAGES + 1
-    assert lines[-1].startswith(f"{images / 'broken.png'}: not a picture")
+    assert lines[-1].startswith(f"{images / 'broken.png'}: not an image")
 
 
 @pytest.mark.slow

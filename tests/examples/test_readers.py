@@ -1,4 +1,4 @@
-"""The readers of examples/ give the runtime's answers: one bundle, the same pictures, any language."""
+"""The readers of examples/ give the runtime's answers: one bundle, the same images, any language."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ INPUTS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where bundles and pictures lie, for a server to give them."""
+    """Where bundles and images lie, for a server to give them."""
     return tmp_path_factory.mktemp("given")
 
 
@@ -62,7 +62,7 @@ def photographs(place: Path) -> list[Path]:
 
 
 def probabilities(bundle: Path, pictures: Sequence[Path], precision: str = "fp32") -> np.ndarray:
-    """float32 [N, K] of the runtime itself, a picture at a time as the readers do."""
+    """float32 [N, K] of the runtime itself, an image at a time as the readers do."""
     with Classifier(bundle, device="cpu", backend="onnxruntime", precision=precision) as classifier:
         wanted = classifier.bundle.manifest.input
         rows = [classifier.probabilities(load_image(path, wanted)[0][None]) for path in pictures]
@@ -122,7 +122,7 @@ def test_a_reader_gives_the_labels_of_a_shipped_network_on_photographs(
         answer = read(bundle, precision, pictures)
         expected = probabilities(bundle, pictures, precision)
         found = np.array([record["probabilities"] for record in answer.records])
-        print(f"{network} {precision}: {answer.proof}; {len(pictures)} pictures, {np.abs(found - expected).max():.2g}")
+        print(f"{network} {precision}: {answer.proof}; {len(pictures)} images, {np.abs(found - expected).max():.2g}")
         assert answer.code == 0
         assert np.array_equal(found.argmax(axis=1), expected.argmax(axis=1))
 

@@ -12,7 +12,7 @@ from convexport.export.sources import checkpoint as checkpoint_source
 from convexport.export.sources.checkpoint import CheckpointNetwork
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
-from helpers.small_checkpoints import coloured_digits, train_checkpoint
+from helpers.small_checkpoints import train_checkpoint, two_color_digits
 from helpers.traced_once import trace
 
 
@@ -34,9 +34,9 @@ def relu() -> Checkpoint:
 
 
 @pytest.fixture(scope="session")
-def coloured() -> tuple[Checkpoint, datasets.Dataset]:
-    """The CIFAR-10 network of the course pages (batch norm, SELU) on digits in two colours."""
-    dataset = coloured_digits()
+def red_and_blue() -> tuple[Checkpoint, datasets.Dataset]:
+    """The CIFAR-10 network of the course pages (batch norm, SELU) on digits in two colors."""
+    dataset = two_color_digits()
     return train_checkpoint("cnn-cifar10", dataset, epochs=2), dataset
 
 

@@ -45,7 +45,7 @@ def refused(checkpoint: Checkpoint, folder: Path, **options: Any) -> set[str]:
     return {f"{precision}: {measure.name}" for precision, measure in caught.value.result.failures}
 
 
-def unlabelled(images: np.ndarray) -> Sample:
+def unlabeled(images: np.ndarray) -> Sample:
     names = tuple(f"test[{index}]" for index in range(len(images)))
     return Sample(images, None, names, "", np.zeros(0, np.int64))
 
@@ -171,10 +171,10 @@ def test_two_labels_swapped_in_the_bundle_are_refused(
 
 
 def test_red_and_blue_swapped_are_refused_in_graph_and_checkpoint(
-    coloured: tuple[Checkpoint, datasets.Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    red_and_blue: tuple[Checkpoint, datasets.Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoint, dataset = coloured
-    monkeypatch.setitem(datasets.DATASETS, "coloured", lambda root: dataset)
+    checkpoint, dataset = red_and_blue
+    monkeypatch.setitem(datasets.DATASETS, "red-and-blue", lambda root: dataset)
     monkeypatch.setattr(datasets, "load", lambda name, root, wanted=None: dataset)
     assert (
         export(checkpoint, tmp_path / "honest", precisions=("fp16",)).manifest.variants["fp32"].verification.agreement
@@ -196,9 +196,9 @@ def test_an_fp16_graph_whose_layers_are_fp32_is_refused(
     }
 
 
-def test_rows_that_depend_on_their_neighbours_are_found(lenet5: Checkpoint) -> None:
+def test_rows_that_depend_on_their_neighbors_are_found(lenet5: Checkpoint) -> None:
     images = datasets.load("digits", Path()).test.images[:70]
-    honest = measures.reference(CheckpointNetwork(lenet5), unlabelled(images)).probabilities
+    honest = measures.reference(CheckpointNetwork(lenet5), unlabeled(images)).probabilities
     place = {image.tobytes(): row for image, row in zip(images, honest, strict=True)}
 
     def alone(pictures: measures.Images) -> measures.Probabilities:
@@ -209,8 +209,8 @@ def test_rows_that_depend_on_their_neighbours_are_found(lenet5: Checkpoint) -> N
         rows[-1] += 0.01 * (len(rows) == 7)  # the last row of a batch of seven alone
         return rows
 
-    assert measures.neighbours(alone, images) == 0
-    assert measures.neighbours(mixed, images) == pytest.approx(0.01)
+    assert measures.neighbors(alone, images) == 0
+    assert measures.neighbors(mixed, images) == pytest.approx(0.01)
 
 
 def test_eight_honest_networks_of_different_seeds_pass(tmp_path: Path) -> None:
@@ -256,8 +256,8 @@ def test_a_wrong_order_of_classes_is_refused_though_no_accuracy_is_recorded(lene
     assert failure[1].name == "torch accuracy, above chance"
     assert str(caught.value) == (
         f"the gate refused fp32: torch accuracy, above chance is {failure[1].value:.6g}, expected >= "
-        f"{failure[1].limit:.6g}; no bundle was written; compare the order of the classes, and mean and std, with "
-        "those it was trained with"
+        f"{failure[1].limit:.6g}; no bundle was written; compare the order of the classes, the mean and the "
+        "std with those of the training"
     )
     assert failure[1].value < 0.05 < 0.1 < failure[1].limit < 0.2
 
@@ -299,16 +299,16 @@ def test_a_label_of_labels_txt_that_is_not_the_checkpoints_is_refused(
 def test_images_that_the_runtime_reads_otherwise_are_measured_as_it_reads_them(
     lenet5: Checkpoint, tmp_path: Path
 ) -> None:
-    """Bright pictures of light ink count as dark ink on paper, and are inverted: torch does not do that."""
+    """Bright images of light ink count as dark ink on paper, and are inverted: torch does not do that."""
     dataset = datasets.load("digits", Path())
     images = 255 - dataset.test.images[:20]
-    expected = measures.reference(CheckpointNetwork(lenet5), unlabelled(images))
+    expected = measures.reference(CheckpointNetwork(lenet5), unlabeled(images))
     assert (expected.read == dataset.test.images[:20]).all()
 
 
 def test_flips_are_listed_by_image(lenet5: Checkpoint) -> None:
     dataset = datasets.load("digits", Path())
-    expected = measures.reference(CheckpointNetwork(lenet5), unlabelled(dataset.test.images[:3]))
+    expected = measures.reference(CheckpointNetwork(lenet5), unlabeled(dataset.test.images[:3]))
     found = expected.probabilities.copy()
     found[1] = np.roll(found[1], 1)
     found[2] = np.nan
@@ -325,7 +325,7 @@ def test_flips_listed_flips_counted_and_agreement_are_of_the_worse_run(
     lenet5: Checkpoint, monkeypatch: pytest.MonkeyPatch, in_file: int, emulated: int, listed: str
 ) -> None:
     images = datasets.load("digits", Path()).test.images[:10]
-    expected = measures.reference(CheckpointNetwork(lenet5), unlabelled(images))
+    expected = measures.reference(CheckpointNetwork(lenet5), unlabeled(images))
 
     def flips(where: str, count: int) -> list[Flip]:
         return [Flip(image=f"{where}[{index}]", torch="1", variant="2") for index in range(count)]
@@ -360,5 +360,5 @@ def test_torch_is_the_reference_without_folding_or_graph(lenet5: Checkpoint) -> 
         pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
         logits = lenet5.network()((pixels - header.normalization.mean[0]) / header.normalization.std[0])
         by_hand = torch.softmax(logits / header.normalization.temperature, 1).numpy()
-    found = measures.reference(CheckpointNetwork(lenet5), unlabelled(images)).probabilities
+    found = measures.reference(CheckpointNetwork(lenet5), unlabeled(images)).probabilities
     np.testing.assert_allclose(found, by_hand, atol=1e-6)

@@ -60,7 +60,7 @@ def test_labels_and_input_stand_in_the_metadata_sorted(fp32: bytes) -> None:
     assert properties == [
         ("convexport.framing", "crop"),
         ("convexport.ink", "light-on-dark"),
-        ("convexport.input", "images: uint8 [batch, 28, 28, 1], pixels 0 to 255, grey"),
+        ("convexport.input", "images: uint8 [batch, 28, 28, 1], pixels 0 to 255, gray"),
         ("convexport.labels.en", '["0","1","2","3","4","5","6","7","8","9"]'),
         ("convexport.labels.fr", '["0","1","2","3","4","5","6","7","8","9"]'),
         ("convexport.model", "lenet5"),
@@ -82,7 +82,7 @@ def test_nothing_of_the_exporting_machine_is_in_the_graph(fp32: bytes) -> None:
 def test_fp16_means_fp16_weights_and_layers_in_a_float32_shell(fp32: bytes, fp16: bytes) -> None:
     types = element_types(fp16)
     assert types.compute == {"FLOAT16": 5}
-    assert types.initialisers == {"FLOAT": 3, "FLOAT16": 10, "INT64": 1}
+    assert types.initializers == {"FLOAT": 3, "FLOAT16": 10, "INT64": 1}
     assert types.nodes == {"FLOAT": 7, "FLOAT16": 13}
     assert element_types(fp32).compute == {"FLOAT": 5}
 

@@ -27,26 +27,26 @@ def test_classes_are_matched_by_name_where_the_names_are_one_set_and_by_index_el
 @pytest.mark.parametrize(
     ("theirs", "own", "message"),
     [
-        ("ab", "xyz", "data set pets has 2 classes, the checkpoint 3; name its own"),
+        ("ab", "xyz", "data set pets has 2 classes, the checkpoint 3; name its own data set"),
         (
             "abcd",
             "abc",
-            "data set pets has 4 classes, the checkpoint 3 (the checkpoint has no 'd'); name its own",
+            "data set pets has 4 classes, the checkpoint 3 (the checkpoint has no 'd'); name its own data set",
         ),
         (
             "ab",
             "abcdef",
             (
                 "data set pets has 2 classes, the checkpoint 6 (the data set has no 'c', 'd', 'e' and 1 more); "
-                "name its own"
+                "name its own data set"
             ),
         ),
         (
             "abc",
             "adb",
             (
-                "data set pets: its class 1 is 'b', which is class 2 of the checkpoint, and their other names do not "
-                "agree (the checkpoint has no 'c'; the data set has no 'd'); give both the same names, each of them "
+                "data set pets: its class 1 is 'b', which is class 2 of the checkpoint, and their other names "
+                "differ (the checkpoint has no 'c'; the data set has no 'd'); give both the same names, and each name "
                 "once"
             ),
         ),
@@ -54,8 +54,8 @@ def test_classes_are_matched_by_name_where_the_names_are_one_set_and_by_index_el
             "aab",
             "baa",
             (
-                "data set pets: its class 2 is 'b', which is class 0 of the checkpoint, and their other names do not "
-                "agree (more than one class is called 'a'); give both the same names, each of them once"
+                "data set pets: its class 2 is 'b', which is class 0 of the checkpoint, and their other names "
+                "differ (more than one class is called 'a'); give both the same names, and each name once"
             ),
         ),
     ],

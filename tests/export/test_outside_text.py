@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from convexport.export.card import card
-from convexport.export.sources.checkpoint import labelled_set
+from convexport.export.sources.checkpoint import labeled_set
 from convexport.export.sources.network import Facts
 from convexport.runtime.bundle import open_bundle
 from convexport.runtime.manifest import Dataset
@@ -44,4 +44,4 @@ def test_a_checkpoint_names_no_folder_of_the_exporters_disk(tmp_path, monkeypatc
         sha256="0" * 64,
         answers="logits",
     )
-    assert labelled_set(facts, None, tmp_path) is None
+    assert labeled_set(facts, None, tmp_path) is None

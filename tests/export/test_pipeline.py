@@ -97,7 +97,7 @@ def test_an_engine_is_built_where_the_library_is_and_says_that_no_gpu_ran_it(
     options = ExportOptions(
         Source(path=path),
         precisions=("fp16",),
-        engines=EngineOptions(flavour="tensorrt_rtx"),
+        engines=EngineOptions(flavor="tensorrt_rtx"),
         out=tmp_path,
     )
     manifest = export_bundle(options, lines.append).manifest
@@ -133,7 +133,7 @@ def test_where_its_gpu_is_an_engine_is_measured_itself_and_no_other_in_its_place
     options = ExportOptions(
         Source(path=path),
         precisions=("fp16",),
-        engines=EngineOptions(flavour="tensorrt_rtx"),
+        engines=EngineOptions(flavor="tensorrt_rtx"),
         verify_images=50,
         out=tmp_path,
     )
@@ -155,7 +155,7 @@ def test_int8_brings_an_engine_and_the_measured_graph_it_was_built_from(lenet5: 
         Source(path=path),
         precisions=("fp16", "int8"),
         calibration=Int8Options(images=32),
-        engines=EngineOptions(flavour="tensorrt_rtx"),
+        engines=EngineOptions(flavor="tensorrt_rtx"),
         out=tmp_path,
     )
     manifest = export_bundle(options).manifest
@@ -201,7 +201,7 @@ def test_an_int8_engine_that_cannot_be_built_is_left_out_aloud_or_ends_the_expor
     )
     assert f"engine      int8 left out: {reason}" in lines
     assert [engine.key.precision for engine in manifest.engines] == ["fp16"]
-    assert "engines/int8.onnx" in manifest.files  # another flavour may take it, on the device
+    assert "engines/int8.onnx" in manifest.files  # another flavor may take it, on the device
     with pytest.raises(EngineError) as caught:
         export_bundle(options("second", required=True))
     assert str(caught.value) == reason
@@ -270,7 +270,7 @@ def test_a_graph_for_tensorrt_beyond_a_limit_is_refused_by_its_name(
 def test_engines_that_cannot_be_built_are_left_out_aloud_or_end_the_export(
     lenet5: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def missing(flavour: str | None = None) -> None:
+    def missing(flavor: str | None = None) -> None:
         raise BackendError("TensorRT cannot be imported; pip install 'convexport[tensorrt-rtx]'")
 
     monkeypatch.setattr(engines, "load_tensorrt", missing)
@@ -302,7 +302,7 @@ def test_two_exports_of_one_checkpoint_have_the_same_graphs_and_golden_images(
 
 
 @pytest.mark.usefixtures("offline")
-def test_without_a_labelled_set_photographs_are_compared_and_accuracy_is_quoted(
+def test_without_a_labeled_set_photographs_are_compared_and_accuracy_is_quoted(
     lenet5: Checkpoint, tmp_path: Path
 ) -> None:
     path = save_in(tmp_path, as_mnist(lenet5))
@@ -318,10 +318,10 @@ def test_without_a_labelled_set_photographs_are_compared_and_accuracy_is_quoted(
     assert lines[1] == (
         "images      512 crops of scikit-learn's sample photographs, without labels; accuracy is not measured: "
         f"data set MNIST is not at {tmp_path}/MNIST/raw and cannot be downloaded (no network); "
-        "put it there, or set $CONVEXPORT_DATA to the folder that holds MNIST/"
+        "copy it there, or set $CONVEXPORT_DATA to the folder that contains MNIST/"
     )
     accuracy = lenet5.header.accuracy.test
-    assert f"Accuracy: {accuracy:.2%} on 359 test images, measured at training, not again here." in (
+    assert f"Accuracy: {accuracy:.2%} on 359 test images, measured at training, not at export." in (
         result.path / "README.md"
     ).read_text(encoding="utf-8")
 
@@ -342,7 +342,7 @@ def test_a_data_set_that_was_named_and_does_not_fit_ends_the_export(lenet5: Chec
     source = Source(path=save_in(tmp_path, lenet5), dataset=str(tmp_path / "pets"))
     with pytest.raises(DatasetError) as caught:
         export_bundle(ExportOptions(source, out=tmp_path / "out"))
-    assert str(caught.value) == "data set pets has 2 classes, the checkpoint 10; name its own"
+    assert str(caught.value) == "data set pets has 2 classes, the checkpoint 10; name its own data set"
     assert not (tmp_path / "out").exists()
 
 
@@ -356,8 +356,8 @@ def test_int8_without_training_images_says_what_it_needs(lenet5: Checkpoint, tmp
             )
         )
     assert str(caught.value) == (
-        "int8 is calibrated on training images, and there are none; name their folder with --data, or any folder of "
-        "such pictures with --calibration-data"
+        "int8 is calibrated on training images, and none were found; name their folder with --data, or any folder of "
+        "such images with --calibration-data"
     )
 
 
@@ -371,11 +371,11 @@ def test_a_checkpoint_that_is_not_there_names_the_command_that_trains_it(lenet5:
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(Source("lenet5", folder=tmp_path))
     assert str(caught.value) == (
-        f"checkpoint {tmp_path / 'lenet5-mnist.safetensors'} is not there; copy it from the folder checkpoints/ of "
+        f"checkpoint {tmp_path / 'lenet5-mnist.safetensors'} does not exist; copy it from the folder checkpoints/ of "
         "convexport's source repository, or train it with: convtrain --model lenet5, or name another file with "
-        f"--checkpoint (there is {near})"
+        f"--checkpoint ({near} exists)"
     )
-    with pytest.raises(CheckpointError, match="is not there; train it with: convtrain --model vgg11, or name"):
+    with pytest.raises(CheckpointError, match="does not exist; train it with: convtrain --model vgg11, or name"):
         load_checkpoint(Source("vgg11", folder=tmp_path))
     with pytest.raises(CheckpointError, match="train it with: convtrain --model mlp --dataset fashion-mnist, or name"):
         load_checkpoint(Source("mlp", "fashion-mnist", folder=tmp_path))
@@ -390,7 +390,7 @@ def test_outside_of_a_clone_the_checkpoint_in_the_installed_package_is_taken(
     monkeypatch.setattr(shipped, "_INSTALLED", installed)
     monkeypatch.chdir(tmp_path)
     assert load_checkpoint(Source("lenet5", "digits")).header == lenet5.header
-    with pytest.raises(CheckpointError, match=r"^checkpoint elsewhere/lenet5-digits.safetensors is not there;"):
+    with pytest.raises(CheckpointError, match=r"^checkpoint elsewhere/lenet5-digits.safetensors does not exist;"):
         load_checkpoint(Source("lenet5", "digits", folder=Path("elsewhere")))
 
 
@@ -403,7 +403,7 @@ def test_a_model_that_is_not_the_checkpoints_is_refused(lenet5: Checkpoint, tmp_
     path = save_in(tmp_path, lenet5)
     with pytest.raises(UsageError) as caught:
         load_checkpoint(Source("vgg19", path=path))
-    assert str(caught.value) == "checkpoint lenet5-digits holds lenet5, not vgg19; leave out --model"
+    assert str(caught.value) == "checkpoint lenet5-digits contains lenet5, not vgg19; leave out --model"
     with pytest.raises(UsageError, match=r"^model 'vgg9' is not known; did you mean 'vgg19'\?$"):
         load_checkpoint(Source("vgg9"))
 
@@ -417,7 +417,7 @@ def test_a_foreign_state_dict_becomes_a_bundle(lenet5: Checkpoint, tmp_path: Pat
     found = result.manifest.variants["fp32"].verification
     assert found.accuracy == lenet5.header.accuracy.test
     assert not any("recorded" in measure.name for measure in found.measures)
-    assert result.manifest.provenance.dataset.provenance == "state dict theirs.pth, made elsewhere"
+    assert result.manifest.provenance.dataset.provenance == "state dict theirs.pth, from another project"
 
 
 def test_a_bias_before_a_batch_norm_moves_into_its_mean(tmp_path: Path) -> None:
@@ -442,7 +442,10 @@ def test_a_bias_before_a_batch_norm_moves_into_its_mean(tmp_path: Path) -> None:
         (Foreign(datasets.DIGITS, (0.1, 0.2), (0.3, 0.4)), r"^--mean \[0.1, 0.2\] --std \[0.3, 0.4\]: expected 1 or 3"),
         (Foreign(datasets.DIGITS, (float("nan"),), (0.3,)), r"^--mean \[nan\] --std \[0.3\]: expected 1 or 3 numbers"),
         (Foreign(datasets.DIGITS, (0.1,), (0.0,)), r"expected 1 or 3 numbers each, std above 0$"),
-        (Foreign(("a",), (0.1,), (0.3,)), r"^--classes holds 1 labels, expected two or more; write one in each line$"),
+        (
+            Foreign(("a",), (0.1,), (0.3,)),
+            r"^--classes contains 1 labels, expected two or more; write one in each line$",
+        ),
     ],
 )
 def test_foreign_facts_that_cannot_be_are_refused(tmp_path: Path, foreign: Foreign, message: str) -> None:
@@ -458,7 +461,7 @@ def test_weights_of_another_shape_name_the_tensor(tmp_path: Path) -> None:
         )
     assert str(caught.value) == (
         "checkpoint lenet5-four: tensor '11.bias' is [4], lenet5 expects [10]; "
-        "train again or name the model it was made for"
+        "train it again, or give the --model that it was made for"
     )
     assert not (tmp_path / "out").exists()
 
@@ -477,22 +480,30 @@ def broken(lenet5: Checkpoint, value: float | None = None, **changes: object) ->
 @pytest.mark.parametrize(
     ("value", "changes", "message"),
     [
-        (NAN, {}, "lenet5-digits: tensor '0.weight' holds NaN or infinity; train again"),
+        (NAN, {}, "lenet5-digits: tensor '0.weight' contains NaN or infinity; train again"),
         (
             None,
             {"classes": {"en": datasets.DIGITS[1:]}},
-            "lenet5-digits: 9 classes in 'en', its network tells 10 apart",
+            "lenet5-digits: 9 classes in 'en', its network has 10",
         ),
         (None, {"classes": {"en": datasets.DIGITS, "fr": ("0",)}}, "lenet5-digits: 1 classes in 'fr', its network"),
         (None, {"classes": {"en": ("0\n", *datasets.DIGITS[1:])}}, "lenet5-digits: its classes ['0\\n', '1', '2', "),
-        (None, {"arguments": {"layers": 7}}, "lenet5-digits: its network cannot be made (model 'lenet5' does not take"),
+        (
+            None,
+            {"arguments": {"layers": 7}},
+            "lenet5-digits: its network cannot be built (model 'lenet5' does not take",
+        ),
         (
             None,
             {"arguments": {"classes": -1}},
-            "lenet5-digits: its network cannot be made (model 'lenet5' does not take {'classes': -1}",
+            "lenet5-digits: its network cannot be built (model 'lenet5' does not take {'classes': -1}",
         ),
-        (None, {"model": "lenet6"}, "lenet5-digits: its network cannot be made (model 'lenet6' is not known;"),
-        (None, {"input": Input(height=32, width=32, channels=1)}, "lenet5-digits: lenet5 takes no [32, 32, 1] (mat1"),
+        (None, {"model": "lenet6"}, "lenet5-digits: its network cannot be built (model 'lenet6' is not known;"),
+        (
+            None,
+            {"input": Input(height=32, width=32, channels=1)},
+            "lenet5-digits: lenet5 does not accept [32, 32, 1] (mat1",
+        ),
         (
             None,
             {"normalization": Normalization(mean=(0.1,), std=(ZERO,))},

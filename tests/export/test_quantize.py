@@ -65,7 +65,7 @@ def test_weights_have_a_scale_a_channel_and_excluded_nodes_stay_float(lenet5: Ch
 
 
 @pytest.mark.usefixtures("traced_once")
-def test_the_graph_for_tensorrt_is_symmetric_and_quantises_what_the_products_read_alone(lenet5: Checkpoint) -> None:
+def test_the_graph_for_tensorrt_is_symmetric_and_quantizes_what_the_products_read_alone(lenet5: Checkpoint) -> None:
     fp32 = graph.to_onnx(CheckpointNetwork(lenet5))
     # `activations` is of the graph for CPUs: TensorRT takes one type only.
     data = quantize(fp32, images(), Int8Options(activations="uint8"), FOR_TENSORRT)
@@ -80,9 +80,9 @@ def test_the_graph_for_tensorrt_is_symmetric_and_quantises_what_the_products_rea
     made_by = {output: node.op_type for node in model.graph.node for output in node.output}
     assert {made_by[source] for node in products for source in node.input[:2]} == {"DequantizeLinear"}
     assert {values[node.input[2]].dtype for node in products} == {np.dtype(np.float32)}
-    quantised = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
-    assert len(quantised) == len(products)
-    assert not {made_by[node.input[0]] for node in quantised} & {"Conv", "Gemm"}
+    quantized = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert len(quantized) == len(products)
+    assert not {made_by[node.input[0]] for node in quantized} & {"Conv", "Gemm"}
     before = {item.key: item.value for item in onnx.load_from_string(fp32).metadata_props}
     assert {item.key: item.value for item in model.metadata_props} == {**before, "convexport.precision": "int8"}
 
@@ -109,9 +109,9 @@ def test_a_vgg_runs_in_8_bit_kernels_from_the_first_convolution_to_the_last_laye
     fp32 = graph.to_onnx(CheckpointNetwork(untrained("vgg11")))
     pictures = np.random.default_rng(0).integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
     options = quiet()
-    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     onnxruntime.InferenceSession(quantize(fp32, pictures, Int8Options()), options, providers=["CPUExecutionProvider"])
-    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     assert kinds.count("QLinearConv") == 8
     assert kinds.count("NhwcMaxPool") == 5
     assert kinds.count("QGemm") == 1
@@ -147,6 +147,6 @@ def test_a_temporary_folder_without_room_is_one_line(fp32: bytes) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(caught.value) == (
-        "int8 is made in the temporary folder, which cannot be written (File too large); make room, or name another "
-        "with TMPDIR"
+        "int8 is made in the temporary folder, which cannot be written (File too large); free some disk "
+        "space, or name another folder with TMPDIR"
     )

@@ -40,9 +40,9 @@ def digits(lenet5: Checkpoint) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def colored(coloured: tuple[Checkpoint, datasets.Dataset]) -> Checkpoint:
+def colored(red_and_blue: tuple[Checkpoint, datasets.Dataset]) -> Checkpoint:
     """A network with batch norm whose colors are normalized each in its own way, with witnesses."""
-    checkpoint, dataset = coloured
+    checkpoint, dataset = red_and_blue
     normalization = msgspec.structs.replace(
         checkpoint.header.normalization, mean=(0.10, 0.13, 0.16), std=(0.28, 0.31, 0.34)
     )
@@ -136,8 +136,8 @@ def test_an_export_of_damage_is_refused_without_any_data_set(digits: Checkpoint,
         export_bundle(export(with_french_labels_exchanged(digits), tmp_path))
     assert caught.value.exit_code == 6
     assert str(caught.value) == (
-        "the gate refused fp32: witnesses' languages with other class names is 1, expected == 0; no bundle was "
-        "written; the checkpoint was changed after its training: take the file that the training wrote"
+        "the gate refused fp32: languages whose class names changed since training is 1, expected == 0; no bundle was "
+        "written; the checkpoint was changed after its training; use the file that the training wrote"
     )
     assert list((tmp_path / "bundles").iterdir()) == []
 

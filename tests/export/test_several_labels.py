@@ -51,7 +51,7 @@ NAMES = ("red", "green", "blue")
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`bright.py`, and 60 pictures with their labels in `labels.csv`; a channel near the middle is hard to tell."""
+    """`bright.py`, and 60 images with their labels in `labels.csv`; a channel near the middle is hard to tell."""
     folder = tmp_path_factory.mktemp("bright")
     (folder / "bright.py").write_text(BRIGHT)
     random = np.random.default_rng(0)

@@ -60,7 +60,7 @@ def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def network(code: Path, **arguments: Any) -> nn.Module:
-    """The user's network with weights that tell pictures apart."""
+    """The user's network with weights that tell images apart."""
     scope: dict[str, Any] = {}
     exec(CODE, scope)
     torch.manual_seed(0)
@@ -72,7 +72,7 @@ def network(code: Path, **arguments: Any) -> nn.Module:
 
 
 def by_torch(module: nn.Module, images: NDArray[np.uint8] = IMAGES, *, softmax: bool = True) -> NDArray[np.float32]:
-    """What the module answers to pictures that are normalized by hand."""
+    """What the module answers to images that are normalized by hand."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         found = module((pixels - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1))
@@ -204,7 +204,7 @@ def test_one_of_several_outputs_is_picked_by_name(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         opened(model, tmp_path, pixels="0..1")
     assert str(caught.value) == (
-        "theirs.onnx: it has 2 outputs (logits [N, 5], other [N, 5]); name the one with --output"
+        "theirs.onnx: it has 2 outputs (logits [N, 5], other [N, 5]); choose one with --output"
     )
     found = opened(model, tmp_path, pixels="0..1", output="logits")
     np.testing.assert_allclose(by_file(found), found.reference(IMAGES), atol=1e-5)
@@ -227,17 +227,17 @@ def test_labels_that_other_tools_left_in_the_file_are_used(tmp_path: Path, prope
     [
         (
             {},
-            "theirs.onnx does not say how its pixels are normalized; state it with --mean and --std, or with --pixels",
+            "theirs.onnx does not say how its pixels are normalized; give --mean and --std, or --pixels",
         ),
-        ({"pixels": "0..1", "classes": ()}, "theirs.onnx tells 5 classes apart and does not name them; name them with"),
+        ({"pixels": "0..1", "classes": ()}, "theirs.onnx has 5 classes and does not name them; name them with"),
         (
             {"pixels": "0..1", "classes": ("a",) * 4},
-            "--classes has 4 labels, but theirs.onnx tells 5 classes apart; it may have a class of its own for the",
+            "--classes has 4 labels, but theirs.onnx has 5 classes; it may have a class for the",
         ),
         (
             {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)},
             (
-                "--mean 123.7 116.3 103.5 --std 58.4 57.12 57.38: pixels are from 0 to 1 here, and these lie outside; "
+                "--mean 123.7 116.3 103.5 --std 58.4 57.12 57.38: pixels are from 0 to 1 here, and these are outside; "
                 "if the network takes pixels from 0 to 255, add --pixels 0..255; if from 0 to 1, give "
                 "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225"
             ),
@@ -247,8 +247,8 @@ def test_labels_that_other_tools_left_in_the_file_are_used(tmp_path: Path, prope
             "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 with --pixels 0..255: they look like those of pixels",
         ),
         ({"mean": (0.5,) * 2, "std": (0.5,) * 2}, "theirs.onnx: mean [0.5, 0.5], std [0.5, 0.5], channels 3; expected"),
-        ({"mean": (0.5,) * 3}, "theirs.onnx: of --mean and --std one is missing; state both"),
-        ({"pixels": "0..1", "size": (32, 32)}, "--size 32 32: theirs.onnx takes 24 x 20; leave it out"),
+        ({"mean": (0.5,) * 3}, "theirs.onnx: one of --mean and --std is missing; give both"),
+        ({"pixels": "0..1", "size": (32, 32)}, "--size 32 32: theirs.onnx expects 24 x 20; leave it out"),
         ({"pixels": "0..1", "crop": 1.5}, "--crop 1.5: expected a share of the shorter side, above 0 and at most 1"),
         ({"pixels": "0..1", "crop": 0.0}, "--crop 0: expected a share of the shorter side, above 0 and at most 1"),
         ({"pixels": "0..1", "crop": 0.9, "framing": "pad"}, "--crop 0.9 does nothing with --framing pad; leave one of"),
@@ -283,10 +283,10 @@ def changed(kind: str) -> onnx.ModelProto:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("text", "theirs.onnx: its input tokens is int64 [N, 128], expected pictures: float32, float16 or uint8 "),
-        ("two", "theirs.onnx: it has 2 inputs (left [N, 3, 8, 8], right [N, 3, 8, 8]), expected one, of pictures"),
-        ("detector", "theirs.onnx: its output answer is [N, 84, 8400], expected [batch, classes]; a detector gives"),
-        ("channels", "theirs.onnx: its input [N, 4, 8, 8] has neither 1 nor 3 channels, in second or last place"),
+        ("text", "theirs.onnx: its input tokens is int64 [N, 128], expected images: float32, float16 or uint8 "),
+        ("two", "theirs.onnx: it has 2 inputs (left [N, 3, 8, 8], right [N, 3, 8, 8]), expected one, of images"),
+        ("detector", "theirs.onnx: its output answer is [N, 84, 8400], expected [batch, classes]; a detector returns"),
+        ("channels", "theirs.onnx: its input [N, 4, 8, 8] has neither 1 nor 3 channels, as second or last dimension"),
     ],
 )
 def test_an_onnx_file_that_is_no_image_classifier_is_called_what_it_is(tmp_path: Path, kind: str, message: str) -> None:
@@ -298,14 +298,14 @@ def test_an_onnx_file_that_is_no_image_classifier_is_called_what_it_is(tmp_path:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "the file is empty; get it again"),
+        (b"", "the file is empty; download or copy it again"),
         (
             b"version https://git-lfs.github.com/spec/v1\n",
-            "it is a pointer of Git LFS, and the file itself was not fetch",
+            "it is a Git LFS pointer, and the file itself was not download",
         ),
         (
             b"<!DOCTYPE html><html>",
-            "it is a page of HTML, as a download without a login gives; download the file itself",
+            "it is an HTML page, such as a login page in place of the download; download the file itself",
         ),
     ],
 )
@@ -334,9 +334,9 @@ def test_a_whole_pickled_module_and_a_torchscript_file_are_not_run(code: Path, t
     for name, message in (
         (
             "whole.pth",
-            "hold more than tensors, as a whole pickled module does, and are not loaded, since that could run",
+            "contain more than tensors, like a pickled module, and are not loaded, because that could run code",
         ),
-        ("none.pth", "no state dict is in it; save network.state_dict() alone"),
+        ("none.pth", "it contains no state dict; save only network.state_dict()"),
     ):
         with pytest.raises(CheckpointError) as caught:
             open_network(Source(source, path=tmp_path / name, foreign=Foreign(**STATED, size=(24, 20))))
@@ -352,7 +352,7 @@ def test_several_state_dicts_in_a_file_are_listed(code: Path, tmp_path: Path) ->
     with pytest.raises(UsageError) as caught:
         open_network(Source(source, path=path, foreign=Foreign(**STATED, size=(24, 20))))
     assert str(caught.value) == (
-        f"weights {path} hold 2 state dicts: model, state_dict_ema; pick one, as in --state model"
+        f"weights {path} contain 2 state dicts: model, state_dict_ema; choose one, as in --state model"
     )
     stated = Foreign(**STATED, size=(24, 20), state="state_dict_ema")
     found: Any = open_network(Source(source, path=path, foreign=stated))
@@ -363,7 +363,7 @@ def test_a_dictionary_that_holds_itself_ends(code: Path, tmp_path: Path) -> None
     endless: dict[str, Any] = {}
     endless["model"] = {"model": endless}
     torch.save(endless, tmp_path / "endless.pth")
-    with pytest.raises(CheckpointError, match="no state dict is in it"):
+    with pytest.raises(CheckpointError, match="it contains no state dict"):
         open_network(
             Source(f"module:{code}:Residual", path=tmp_path / "endless.pth", foreign=Foreign(**STATED, size=(24, 20)))
         )
@@ -384,7 +384,7 @@ def test_a_dictionary_that_holds_itself_ends(code: Path, tmp_path: Path) -> None
             {"layers": 3},
             "--model module:{code}:Residual cannot be called with {{'layers': 3}}",
         ),
-        ("module:{code}:number", {}, "--model module:{code}:number gives a int, expected a torch.nn.Module"),
+        ("module:{code}:number", {}, "--model module:{code}:number returned a int, expected a torch.nn.Module"),
     ],
 )
 def test_a_function_that_is_not_there_or_gives_no_network_is_named(

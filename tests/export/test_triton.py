@@ -31,14 +31,14 @@ def parse(file: Path) -> Any:
     return text_format.Parse(file.read_text(), grpc.model_config_pb2.ModelConfig())
 
 
-def add_engine(bundle: Path, flavour: str, capabilities: tuple[str, ...], data: bytes) -> None:
+def add_engine(bundle: Path, flavor: str, capabilities: tuple[str, ...], data: bytes) -> None:
     manifest = decode((bundle / "bundle.json").read_bytes())[0]
-    name = f"engines/{flavour}-{capabilities[0]}.plan"
+    name = f"engines/{flavor}-{capabilities[0]}.plan"
     (bundle / "engines").mkdir(exist_ok=True)
     (bundle / name).write_bytes(data)
     key = EngineKey(
         onnx_sha256=manifest.files["model.fp16.onnx"].sha256,
-        flavour=flavour,  # type: ignore[arg-type]
+        flavor=flavor,  # type: ignore[arg-type]
         version="10.9",
         compute_capabilities=capabilities,
         precision="fp16",
@@ -93,7 +93,7 @@ def test_a_plan_of_tensorrt_for_rtx_is_left_out_and_that_is_said(bundle: Path, t
     repository = write_repository(bundle, tmp_path / "models")
     assert repository.models == ("tiny-noise-fp32", "tiny-noise-fp16")
     assert repository.notes == (
-        "engines/tensorrt_rtx-8.6.plan is left out: Triton's TensorRT back end loads no plan of TensorRT for RTX",
+        "engines/tensorrt_rtx-8.6.plan is left out: Triton's TensorRT back end cannot load plans of TensorRT for RTX",
     )
 
 
@@ -103,7 +103,7 @@ def test_a_model_that_is_there_already_is_not_touched(bundle: Path, tmp_path: Pa
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
     with pytest.raises(UsageError) as caught:
         write_repository(bundle, place)
-    assert str(caught.value) == f"{place}/tiny-noise-fp32 is there already; remove it or name another folder"
+    assert str(caught.value) == f"{place}/tiny-noise-fp32 exists already; remove it, or name another folder"
     assert {path: path.stat().st_mtime_ns for path in place.rglob("*")} == before
 
 
@@ -121,7 +121,7 @@ def test_a_folder_that_cannot_be_written_and_a_damaged_bundle_give_our_errors(bu
         write_repository(bundle, tmp_path / "file" / "models")
     assert str(caught.value) == (f"{tmp_path}/file/models: cannot be written (Not a directory); name another folder")
     change_manifest(bundle, name="../escape")
-    with pytest.raises(BundleError, match=r"bundle '\.\./escape': no name for a folder"):
+    with pytest.raises(BundleError, match=r"bundle '\.\./escape': not a folder name for Triton"):
         write_repository(bundle, tmp_path / "models")
     (bundle / "model.fp16.onnx").write_bytes(b"damaged")
     with pytest.raises(BundleError, match="the file is damaged"):

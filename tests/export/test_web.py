@@ -136,7 +136,7 @@ def test_a_large_one_becomes_a_folder_for_a_server_and_says_why(
         *("bundle.json", "index.html", "model.onnx", "runtime.mjs", "runtime.wasm")
     ]
     assert page.note == (
-        "one file would have 5 MB, more than the 1 that a browser opens well; serve the folder: "
+        "one file would have 5 MB, more than 1 MB, which browsers open slowly; serve the folder: "
         f"python -m http.server --directory {page.path}"
     )
     with served(tmp_path) as address:
@@ -161,8 +161,8 @@ def test_a_runtime_of_another_release_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError) as caught:
         web_runtime(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}/ort.wasm.bundle.min.mjs is not that of onnxruntime-web@1.30.0: its SHA-256 is another; "
-        "name a folder of it"
+        f"{tmp_path}/ort.wasm.bundle.min.mjs is not from onnxruntime-web@1.30.0: its SHA-256 differs; "
+        "name a folder of that package"
     )
 
 
@@ -172,6 +172,6 @@ def test_without_npm_the_error_names_what_to_do(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UnavailableError) as caught:
         web_runtime()
     assert str(caught.value) == (
-        "a page needs the files of onnxruntime-web@1.30.0, and npm is not there to bring them; "
+        "a page needs the files of onnxruntime-web@1.30.0, and npm is not installed; "
         "install npm, or name a folder of that package with --web-runtime"
     )

@@ -18,7 +18,7 @@ from convexport.runtime.errors import StorageError, UsageError
 from convexport.runtime.manifest import Manifest, decode, encode
 from helpers.smallest_manifest import fill, smallest_manifest
 
-ELSEWHERE = "make room, or choose another folder with --out"
+ELSEWHERE = "free some disk space, or choose another folder with --out"
 
 
 def fail_in(place: Path) -> None:
@@ -64,7 +64,7 @@ def test_a_folder_that_is_no_bundle_is_not_touched(tmp_path: Path) -> None:
         pass
     assert (
         str(caught.value)
-        == f"{tmp_path / 'net'} is there and is no bundle; name another place with --out, or move it away"
+        == f"{tmp_path / 'net'} exists and is not a bundle; choose another folder with --out, or move it away"
     )
     assert (tmp_path / "net" / "thesis.txt").read_text() == "years"
 

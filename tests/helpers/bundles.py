@@ -35,8 +35,8 @@ def make_graph(input: m.Input, classes: int = 10, *, seed: int = 0, scale: float
     nodes = [
         helper.make_node("Cast", ["images"], ["cast"], to=TensorProto.FLOAT),
         helper.make_node("Div", ["cast", "full"], ["scaled"]),
-        helper.make_node("Sub", ["scaled", "mean"], ["centred"]),
-        helper.make_node("Transpose", ["centred"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Sub", ["scaled", "mean"], ["centered"]),
+        helper.make_node("Transpose", ["centered"], ["planes"], perm=[0, 3, 1, 2]),
         helper.make_node("Conv", ["planes", "kernel"], ["features"]),
         helper.make_node("Relu", ["features"], ["active"]),
         helper.make_node("Reshape", ["active", "shape"], ["flat"]),

@@ -234,7 +234,7 @@ def fake_plan(shape: tuple[int, int, int] = (4, 4, 3), classes: int = 5, workspa
 class FakeTensorRT:
     """The part of the module `tensorrt` (version 10) that the back end and the builder use, on a `FakeCudaRuntime`.
 
-    `deserialised` is the spy: every byte string that reached the deserialiser. Plans in `refused` do not load.
+    `deserialized` is the spy: every byte string that reached the deserializer. Plans in `refused` do not load.
     """
 
     __name__ = "tensorrt"
@@ -257,7 +257,7 @@ class FakeTensorRT:
 
     def __init__(self, runtime: FakeCudaRuntime | None = None) -> None:
         self.runtime = runtime or FakeCudaRuntime()
-        self.deserialised: list[bytes] = []
+        self.deserialized: list[bytes] = []
         self.refused: set[str] = set()
         self.network_flags: list[int] = []
         self.builds = 0
@@ -266,7 +266,7 @@ class FakeTensorRT:
         return SimpleNamespace(deserialize_cuda_engine=lambda data: self._load(data, logger))
 
     def _load(self, data: bytes, logger: Any) -> Any:
-        self.deserialised.append(bytes(data))
+        self.deserialized.append(bytes(data))
         if self.runtime.step("deserialize_cuda_engine") or hashlib.sha256(data).hexdigest() in self.refused:
             logger.log("error", "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (The engine was built "
                        "for another device In load at /_src/runtime.cpp:1)")  # fmt: skip

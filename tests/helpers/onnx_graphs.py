@@ -44,7 +44,7 @@ def convolution(half: bool = False, *, activation: str = "Relu", bias: type | No
 
 
 def float_input() -> bytes:
-    """A graph that takes float32 pictures."""
+    """A graph that takes float32 images."""
     graph = helper.make_graph(
         [helper.make_node("Softmax", ["x"], ["probabilities"], axis=1)],
         "small",
@@ -55,7 +55,7 @@ def float_input() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def quantised(
+def quantized(
     model: bytes, tensors: tuple[str, ...] = ("inner", "kernel", "flat", "weight"), *, zero: object = np.int8(0)
 ) -> bytes:
     """QDQ in front of both products, or on some of their operands, as TensorRT takes it: int8, zero points of 0, biases

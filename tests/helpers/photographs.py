@@ -1,4 +1,4 @@
-"""Picture files of other sizes than any network's: color, grey, transparent, turned by EXIF, tiny."""
+"""Image files of other sizes than any network's: color, gray, transparent, turned by EXIF, tiny."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def write_photographs(folder: Path) -> list[Path]:
         "wide.png": (scene, {}),
         "tall.png": (scene.rotate(90, expand=True), {}),
         "small.png": (scene.resize((9, 7)), {}),
-        "grey.png": (scene.convert("L"), {}),
+        "gray.png": (scene.convert("L"), {}),
         "ink.png": (dark_ink, {}),
         "clear.png": (see_through, {}),
         "palette.png": (scene.quantize(32), {}),
         "photo.jpg": (scene.resize((1240, 932)), {"quality": 88}),
         "turned.jpg": (scene, {"quality": 92, "exif": turned}),
-        "grey.jpg": (scene.convert("L"), {"quality": 80}),
+        "gray.jpg": (scene.convert("L"), {"quality": 80}),
     }
     for name, (image, options) in pictures.items():
         image.save(folder / name, **options)

@@ -28,7 +28,7 @@ HEADERS = (os.environ.get("CONVEXPORT_ORT_HEADERS", ""), "/usr/include/onnxrunti
 
 @dataclass(frozen=True)
 class Answer:
-    """What a reader printed: its exit code, its line on the golden images, and a record for each picture."""
+    """What a reader printed: its exit code, its line on the golden images, and a record for each image."""
 
     code: int
     proof: dict[str, Any]
@@ -132,7 +132,7 @@ def served(given: Path) -> Iterator[str]:
 
 
 def in_browser(given: Path, bundle: Path, precision: str, pictures: Sequence[Path] = ()) -> Answer:
-    """The reader for browsers on a bundle; bundle and pictures lie under `given`."""
+    """The reader for browsers on a bundle; bundle and images lie under `given`."""
     places = [f"/given/{path.relative_to(given)}" for path in pictures]
     script = (
         "(async () => {const reader = await window.reader, records = []; for (const place of %s)"

@@ -44,7 +44,7 @@ def header(model: str, normalization: Normalization, dataset: Dataset) -> Header
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Pictures this small gain nothing from more threads, and lose much where cores are shared."""
+    """Images this small gain nothing from more threads, and lose much where cores are shared."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -108,18 +108,18 @@ def save_in(folder: Path, checkpoint: Checkpoint) -> Path:
     return path
 
 
-def coloured_digits() -> datasets.Dataset:
-    """Digits in which colour tells two classes of one shape apart: red ones and blue ones. 32 x 32 pixels, RGB."""
+def two_color_digits() -> datasets.Dataset:
+    """Digits in which color tells two classes of one shape apart: red ones and blue ones. 32 x 32 pixels, RGB."""
     digits = datasets.load("digits", Path())
 
     def read(split: datasets.SplitName) -> datasets.Split:
         source = digits.read(split)
         keep = np.flatnonzero(source.labels < 5)
         shapes = np.pad(source.images[keep], ((0, 0), (2, 2), (2, 2), (0, 0)))
-        red, blue = (shapes * np.array(colour, np.uint8) for colour in ((1, 0, 0), (0, 0, 1)))
+        red, blue = (shapes * np.array(color, np.uint8) for color in ((1, 0, 0), (0, 0, 1)))
         labels = source.labels[keep]
         return datasets.Split(np.concatenate([red, blue]), np.concatenate([labels, labels + 5]))
 
-    names = tuple(f"{colour} {digit}" for colour in ("red", "blue") for digit in range(5))
+    names = tuple(f"{color} {digit}" for color in ("red", "blue") for digit in range(5))
     wanted = Input(height=32, width=32, channels=3)
-    return datasets.Dataset("coloured", "coloured digits", "made from digits", {"en": names}, wanted, read)
+    return datasets.Dataset("red-and-blue", "red and blue digits", "made from digits", {"en": names}, wanted, read)

@@ -15,7 +15,7 @@ def smallest_manifest() -> m.Manifest:
         backend="onnxruntime",
         device="cpu",
         images=1,
-        images_kind="one picture",
+        images_kind="one image",
         accuracy=1.0,
         torch_accuracy=1.0,
         agreement=1.0,

@@ -13,7 +13,7 @@ from convexport.runtime.manifest import Input
 from helpers.bundles import make_bundle, pictures
 
 INPUT = Input(height=12, width=12, channels=3)
-WHO = "fake on cpu in fp32 gave "
+WHO = "fake on cpu in fp32 returned "
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +78,7 @@ class Miscounting(FakeBackend):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(-1, "no answer to 1 of its batches"), (1, "an answer to a batch that it was not given")],
+    [(-1, "no answer to 1 batches"), (1, "an answer without a batch")],
 )
 def test_more_or_fewer_answers_than_batches_are_an_error(bundle: Path, change: int, message: str) -> None:
     with Classifier(bundle, backend=Miscounting(change), batch=1) as classifier:
@@ -97,5 +97,5 @@ def test_the_answer_of_another_network_is_the_bundles_fault(bundle: Path) -> Non
     with Classifier(bundle, backend=FakeBackend(11)) as classifier, pytest.raises(BundleError) as caught:
         classifier.self_test()
     assert str(caught.value) == (
-        "tiny: the network gives 11 probabilities, the manifest has 10 labels; export it again"
+        "tiny: the network returns 11 probabilities, the manifest has 10 labels; export it again"
     )

@@ -26,7 +26,7 @@ from helpers.bundles import make_bundle, make_graph, pictures
 INPUT = Input(height=12, width=12, channels=3)
 CPU, CUDA = Device("cpu"), Device("cuda")
 NO_DRIVER = "no GPU was found: NVIDIA's driver (libcuda.so.1) is not installed"
-FIX = "nvidia-smi must list one first; the CPU serves where no device or back end is named"
+FIX = "check that nvidia-smi lists a GPU, or leave out the device and back end to use the CPU"
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_cuda_by_name_with_the_wheel_for_cpus_names_the_other_wheel(folder: Path
 
 @pytest.mark.usefixtures("one_gpu", "no_tensorrt")
 def test_a_gpu_of_another_number_is_refused_with_those_there_are(folder: Path) -> None:
-    expected = "cuda:3 is not there; this machine has cuda:0 (NVIDIA Test)"
+    expected = "cuda:3 does not exist; this machine has cuda:0 (NVIDIA Test)"
     assert str(refused(folder, device="cuda:3")) == expected
 
 
@@ -169,7 +169,7 @@ def test_wrong_names_are_refused_with_those_there_are(folder: Path, asked: dict[
 # ONNX Runtime
 
 
-def test_rows_do_not_depend_on_their_neighbours_nor_on_the_largest_batch() -> None:
+def test_rows_do_not_depend_on_their_neighbors_nor_on_the_largest_batch() -> None:
     images = pictures(11, INPUT)
     with OnnxRuntimeBackend(make_graph(INPUT), device=CPU, precision="fp32", max_batch=4) as backend:
         together = backend.run(images)

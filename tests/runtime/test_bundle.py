@@ -157,7 +157,7 @@ def test_a_link_that_leads_out_of_the_bundle_is_refused_and_one_inside_is_not(fo
     (tmp_path / "elsewhere").write_bytes(file.read_bytes())
     file.unlink()
     file.symlink_to(tmp_path / "elsewhere")
-    assert refusal(folder) == f"{file}: a link that leads out of the bundle; copy the file in its place"
+    assert refusal(folder) == f"{file}: a link that leads out of the bundle; replace the link with the file"
     file.unlink()
     (folder / "kept-here").write_bytes((tmp_path / "elsewhere").read_bytes())
     file.symlink_to("kept-here")
@@ -172,7 +172,7 @@ def test_a_bundle_reached_through_a_link_is_fine(folder: Path, tmp_path: Path) -
 def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(folder: Path) -> None:
     (folder / "labels.txt").unlink()
     os.mkfifo(folder / "labels.txt")
-    assert refusal(folder).startswith(f"{folder}/labels.txt: no regular file; ")
+    assert refusal(folder).startswith(f"{folder}/labels.txt: not a regular file; ")
 
 
 @pytest.mark.parametrize("path", ["../secret", "/etc/passwd", "a/../../b", "a//b", "c:/x", "a\\b", ".", "a\0b"])
@@ -196,7 +196,7 @@ def test_a_zip_with_a_name_twice_is_refused(folder: Path) -> None:
     path = zipped(folder)
     with zipfile.ZipFile(path, "a") as file:
         file.writestr("labels.txt", "other labels")
-    assert refusal(path).startswith(f"{path}: the entry 'labels.txt' is there twice; ")
+    assert refusal(path).startswith(f"{path}: the entry 'labels.txt' occurs twice; ")
 
 
 def test_a_zip_with_a_link_is_refused(folder: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_zip_of_another_compression_is_refused_before_anything_is_read(
     with zipfile.ZipFile(path, "a") as file:
         file.writestr("notes", "not even listed", compress_type=method)
     expected = f"the entry 'notes' is compressed by method {number}, expected 0 (stored) or 8 (deflated)"
-    assert refusal(path) == f"{path}: {expected}; zip the folder anew"
+    assert refusal(path) == f"{path}: {expected}; zip the folder again"
 
 
 def test_a_stored_zip_is_a_bundle(folder: Path) -> None:
@@ -349,13 +349,13 @@ def test_where_there_are_several_or_none_it_says_which(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BundleError) as caught:
         default_bundle()
-    expected = "no bundle was named; there is none under bundles/; make one with: convexport --model lenet5"
+    expected = "no bundle was named; there is no bundle under bundles/; make one with: convexport --model lenet5"
     assert str(caught.value) == expected
     for name in ("lenet5-mnist-fp16", "vgg19-cifar10-fp16"):
         make_bundle(tmp_path / "bundles" / name)
     with pytest.raises(BundleError) as caught:
         default_bundle()
-    holds = "bundles/ holds lenet5-mnist-fp16, vgg19-cifar10-fp16; name one of them"
+    holds = "bundles/ contains lenet5-mnist-fp16, vgg19-cifar10-fp16; name one of them"
     assert str(caught.value) == f"no bundle was named; {holds}"
     for asked in ("bundles/vgg19-cifar-fp16", "vgg19-cifar-fp16"):
         near = "did you mean bundles/vgg19-cifar10-fp16?"

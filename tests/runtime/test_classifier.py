@@ -37,7 +37,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def numbers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of 256 classes, so that `FakeBackend` tells which picture it saw."""
+    """A bundle of 256 classes, so that `FakeBackend` tells which image it saw."""
     return make_bundle(tmp_path_factory.mktemp("bundles") / "numbers", INPUT, labels={"en": WORDS})
 
 
@@ -57,7 +57,7 @@ def test_one_record_an_input_in_order_whatever_kind_of_input(bundle: Path, tmp_p
     assert len({record.top for record in records}) == 1
 
 
-def test_a_truncated_jpeg_becomes_a_failure_and_hurts_no_neighbour(bundle: Path, tmp_path: Path) -> None:
+def test_a_truncated_jpeg_becomes_a_failure_and_hurts_no_neighbor(bundle: Path, tmp_path: Path) -> None:
     good = pictures(2, INPUT)
     Image.fromarray(np.tile(good[0], (9, 9, 1))).save(tmp_path / "cut.jpg")
     data = (tmp_path / "cut.jpg").read_bytes()
@@ -175,7 +175,7 @@ def test_numbers_that_are_not_finite_become_failures_of_their_own_picture(number
         records = list(classifier.classify([numbered(i) for i in range(5)]))
     assert [isinstance(record, Failure) for record in records] == [False, False, True, True, False]
     assert records[2].error.kind == "not-finite"
-    expected = "#2: the network gave no finite number in fp32 on cpu; try another precision"
+    expected = "#2: the network returned no finite number in fp32 on cpu; try another precision"
     assert records[2].error.message == expected
 
 
@@ -202,8 +202,8 @@ def test_labels_come_in_the_language_asked_for(bundle: Path) -> None:
 
 
 def test_dark_ink_on_light_paper_is_noted_in_the_record(tmp_path: Path) -> None:
-    grey = Input(height=12, width=12, channels=1, ink="light-on-dark")
-    with Classifier(make_bundle(tmp_path / "digits", grey)) as classifier:
+    gray = Input(height=12, width=12, channels=1, ink="light-on-dark")
+    with Classifier(make_bundle(tmp_path / "digits", gray)) as classifier:
         dark, light = classifier.classify([np.zeros((12, 12), np.uint8), np.full((12, 12), 255, np.uint8)])
     assert (dark.notes, light.notes) == ((), ("inverted: dark ink on light paper",))
     assert dark.top == light.top
@@ -262,9 +262,9 @@ def test_an_array_is_one_image_or_a_stack_of_them_by_its_shape(
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"device": "cuda"}, "device cuda: the given back end has cpu; leave device out"),
-        ({"precision": "int8"}, "precision int8: the given back end has fp32; leave precision out"),
-        ({"threads": 2}, "threads 2: the given back end is ready made; choose its threads where it is made"),
+        ({"device": "cuda"}, "device cuda: the given back end uses cpu; leave device out"),
+        ({"precision": "int8"}, "precision int8: the given back end uses fp32; leave precision out"),
+        ({"threads": 2}, "threads 2: the given back end already has its threads; set its threads where you create it"),
     ],
 )
 def test_options_that_a_ready_back_end_cannot_honor_are_wrong_use(
@@ -277,7 +277,7 @@ def test_options_that_a_ready_back_end_cannot_honor_are_wrong_use(
 
 @pytest.mark.parametrize("classes", [255, 257])
 def test_a_network_of_other_classes_than_the_labels_answers_nothing(numbers: Path, classes: int) -> None:
-    expected = f"numbers: the network gives {classes} probabilities, the manifest has 256 labels; export it again"
+    expected = f"numbers: the network returns {classes} probabilities, the manifest has 256 labels; export it again"
     with Classifier(numbers, backend=FakeBackend(classes)) as classifier:
         with pytest.raises(BundleError) as caught:
             list(classifier.classify([numbered(0)]))
@@ -374,7 +374,7 @@ def test_a_batch_that_does_not_fit_the_memory_is_a_device_error(numbers: Path, m
         monkeypatch.setattr("convexport.runtime.classifier.np.stack", no_memory)
         with pytest.raises(DeviceError) as caught:
             list(classifier.classify([numbered(1), numbered(2)]))
-    assert str(caught.value) == "the memory does not suffice for 2 images of 12 x 12 x 3; use a smaller batch"
+    assert str(caught.value) == "not enough memory for 2 images of 12 x 12 x 3; use a smaller batch"
 
 
 def test_a_golden_image_that_is_no_image_is_the_bundles_fault(tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_a_golden_image_that_is_no_image_is_the_bundles_fault(tmp_path: Path) ->
     files["golden/1.png"] = {"bytes": 8, "sha256": hashlib.sha256(b"no image").hexdigest()}
     change_manifest(folder, files=files)
     expected = (
-        f"{folder}: golden image golden/1.png: not a picture (it begins b'no image'), expected PNG, JPEG, WebP, BMP, "
+        f"{folder}: golden image golden/1.png: not an image (it begins b'no image'), expected PNG, JPEG, WebP, BMP, "
         "GIF or TIFF; export the bundle again"
     )
     with Classifier(folder, backend=FakeBackend(10)) as classifier, pytest.raises(BundleError) as caught:

@@ -1,4 +1,4 @@
-"""The doctor's judgement on machines as they are met, and its look at this one."""
+"""The doctor's judgment on machines as they are met, and its look at this one."""
 
 from __future__ import annotations
 
@@ -96,7 +96,10 @@ def test_on_a_server_with_everything_everything_runs() -> None:
 
 def test_both_onnxruntime_wheels_together_are_a_fault_with_its_cure() -> None:
     packages = {"onnxruntime": "1.31.1", "onnxruntime-gpu": "1.31.0"}
-    what = "onnxruntime 1.31.1 and onnxruntime-gpu 1.31.0 share one folder, and removing one breaks the other"
+    what = (
+        "onnxruntime 1.31.1 and onnxruntime-gpu 1.31.0 are installed in the same folder, and removing one breaks "
+        "the other"
+    )
     fix = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'convexport[{}]'"
     assert judge(facts(packages=packages)).faults == (Fault(what, fix.format("cpu")),)
     assert judge(server(packages=packages)).faults == (Fault(what, fix.format("gpu")),)
@@ -104,11 +107,11 @@ def test_both_onnxruntime_wheels_together_are_a_fault_with_its_cure() -> None:
 
 
 def test_a_wheel_that_is_installed_and_does_not_import_is_a_fault() -> None:
-    diagnosis = judge(facts(modules={"onnxruntime": Module(error="its files are not complete")}))
+    diagnosis = judge(facts(modules={"onnxruntime": Module(error="some of its files are missing")}))
     assert state(diagnosis, "onnxruntime", "cpu").fix == "pip install 'convexport[cpu]'"
     assert diagnosis.faults == (
         Fault(
-            "onnxruntime 1.31.1 is installed and cannot be imported: its files are not complete",
+            "onnxruntime 1.31.1 is installed but cannot be imported: some of its files are missing",
             "pip install --force-reinstall --no-deps onnxruntime==1.31.1",
         ),
     )
@@ -117,7 +120,7 @@ def test_a_wheel_that_is_installed_and_does_not_import_is_a_fault() -> None:
     )
     assert judge(broken).faults == (
         Fault(
-            "tensorrt 10.13 is installed and cannot be imported: libnvinfer.so.10: no such file",
+            "tensorrt 10.13 is installed but cannot be imported: libnvinfer.so.10: no such file",
             "pip install --force-reinstall --no-deps tensorrt==10.13",
         ),
     )
@@ -138,7 +141,7 @@ def test_a_wheel_that_is_installed_and_does_not_import_is_a_fault() -> None:
         ),
         (
             {"driver_cuda": "12.4"},
-            "onnxruntime-gpu 1.31.0 needs CUDA 13, the driver knows CUDA up to 12.4",
+            "onnxruntime-gpu 1.31.0 needs CUDA 13, the driver supports CUDA up to 12.4",
             "pip install 'onnxruntime-gpu[cuda,cudnn]<1.27', or a newer driver",
         ),
         ({"cudnn": None}, "cuDNN was not found", "pip install 'onnxruntime-gpu[cuda,cudnn]'"),
@@ -188,13 +191,13 @@ def test_why_tensorrt_does_not_run(changes: dict[str, Any], reason: str, fix: st
 
 
 @pytest.mark.parametrize("modules", [RTX, {"tensorrt_rtx": ABSENT}])
-def test_one_flavour_of_tensorrt_that_runs_is_enough(modules: dict[str, Module]) -> None:
+def test_one_flavor_of_tensorrt_that_runs_is_enough(modules: dict[str, Module]) -> None:
     assert state(judge(server(modules=modules)), "tensorrt").runs
 
 
 def test_rtx_without_a_gpu_still_builds() -> None:
     diagnosis = judge(facts(modules={"tensorrt_rtx": Module(version="1.7.1.116")}))
-    assert state(diagnosis, "tensorrt").reason == f"{NO_GPU}; it builds engines here all the same"
+    assert state(diagnosis, "tensorrt").reason == f"{NO_GPU}; it can still build engines here"
 
 
 def test_every_back_end_of_the_table_is_judged_on_every_device_that_it_runs_on() -> None:
@@ -229,7 +232,7 @@ def test_a_library_that_is_missing_or_broken_is_told_apart(monkeypatch: pytest.M
     assert doctor._import("no_such_library") == Module(error="it is not installed")
     hollow = ModuleType("onnxruntime")
     monkeypatch.setitem(sys.modules, "onnxruntime", hollow)
-    assert doctor._import("onnxruntime") == Module(error="its files are not complete")
+    assert doctor._import("onnxruntime") == Module(error="some of its files are missing")
     hollow.__version__ = "1.31"  # type: ignore[attr-defined]
     assert doctor._import("onnxruntime").error == "module 'onnxruntime' has no attribute 'get_available_providers'"
 

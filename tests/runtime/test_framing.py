@@ -42,10 +42,10 @@ def test_a_photographs_width_is_resized_before_its_height(size: tuple[int, int])
     assert np.array_equal(np.asarray(found), fixed_point.resize(pixels, (64, 64), (left, top, left + side, top + side)))
 
 
-def test_grey_is_framed_as_each_color_is() -> None:
-    grey = picture(120, 77, 1)[:, :, 0].astype(np.uint8)
+def test_gray_is_framed_as_each_color_is() -> None:
+    gray = picture(120, 77, 1)[:, :, 0].astype(np.uint8)
     wanted = Input(height=20, width=30, channels=1, framing="pad")
-    one = np.asarray(frame(Image.fromarray(grey), wanted, fill=7))
-    three = np.asarray(frame(Image.fromarray(np.stack([grey] * 3, axis=2)), wanted, fill=7))
+    one = np.asarray(frame(Image.fromarray(gray), wanted, fill=7))
+    three = np.asarray(frame(Image.fromarray(np.stack([gray] * 3, axis=2)), wanted, fill=7))
     assert np.array_equal(np.stack([one] * 3, axis=2), three)
-    assert one[-1].tolist() == [7] * 30  # 30 x 19 pixels of picture, and a row of ground
+    assert one[-1].tolist() == [7] * 30  # 30 x 19 pixels of image, and a row of ground

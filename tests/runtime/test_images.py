@@ -1,4 +1,4 @@
-"""Pictures to uint8 [H, W, C]: every format, every mode, every way to be broken."""
+"""Images to uint8 [H, W, C]: every format, every mode, every way to be broken."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from convexport.runtime.inputs import Plain
 from convexport.runtime.manifest import Input
 
 GOLDEN = Path(__file__).parent / "golden"
-GREY = Input(height=14, width=14, channels=1)
-COLOUR = Input(height=12, width=16, channels=3)
+GRAY = Input(height=14, width=14, channels=1)
+COLOR = Input(height=12, width=16, channels=3)
 GOLDEN_INPUTS = {
-    "grey-crop": GREY,
+    "gray-crop": GRAY,
     "digit-pad": Input(height=14, width=14, channels=1, framing="pad", ink="light-on-dark"),
-    "colour-crop": COLOUR,
-    "colour-pad": Input(height=12, width=16, channels=3, framing="pad"),
-    "colour-stretch": Input(height=12, width=16, channels=3, framing="stretch"),
+    "color-crop": COLOR,
+    "color-pad": Input(height=12, width=16, channels=3, framing="pad"),
+    "color-stretch": Input(height=12, width=16, channels=3, framing="stretch"),
 }
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 WIDE = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
@@ -47,7 +47,7 @@ def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarr
     return pixels[:, :, 0] if channels == 1 else pixels
 
 
-def error(source: Plain, input: Input = COLOUR) -> InputError:
+def error(source: Plain, input: Input = COLOR) -> InputError:
     with pytest.raises(InputError) as caught:
         load_image(source, input)
     return caught.value
@@ -86,7 +86,7 @@ def test_the_golden_folder_and_its_answers_name_the_same_files() -> None:
 def test_a_lossless_picture_of_the_models_size_passes_bit_for_bit(kind: str) -> None:
     pixels = noise(12, 16)
     options = {"lossless": True} if kind == "WEBP" else {}
-    loaded, notes = load_image(encoded(Image.fromarray(pixels), kind, **options), COLOUR)
+    loaded, notes = load_image(encoded(Image.fromarray(pixels), kind, **options), COLOR)
     assert np.array_equal(loaded, pixels)
     assert notes == ()
 
@@ -113,14 +113,14 @@ def test_every_mode_that_pillow_knows_is_among_those_tested() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBX", "RGBA", "RGBa", "PA", "P", "CMYK", "HSV", "YCbCr", "LAB"])
-def test_a_colour_survives_the_way_through_its_mode(mode: str) -> None:
+def test_a_color_survives_the_way_through_its_mode(mode: str) -> None:
     red = Image.new("RGB", (16, 12), (204, 51, 51))
     through = {"RGBa": lambda: red.convert("RGBA").convert("RGBa"), "PA": lambda: red.convert("P").convert("PA")}
     if mode == "LAB":
         image = Image.new("LAB", (16, 12), (115, 185, 158))  # L 45, a 57, b 30: about the same red
     else:
         image = through.get(mode, lambda: red.convert(mode))()
-    pixels, _ = load_image(image, COLOUR)
+    pixels, _ = load_image(image, COLOR)
     assert np.abs(pixels.astype(int) - [204, 51, 51]).max() <= (20 if mode == "LAB" else 4)
 
 
@@ -140,7 +140,7 @@ def _sixteen(values: np.ndarray, mode: str) -> Image.Image:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_a_dark_sixteen_bit_file_stays_dark(kind: str) -> None:
     values = np.full((14, 14), 200, np.uint16)
-    assert load_image(encoded(Image.fromarray(values), kind), GREY)[0].max() == 1
+    assert load_image(encoded(Image.fromarray(values), kind), GRAY)[0].max() == 1
 
 
 @pytest.mark.parametrize(
@@ -165,15 +165,15 @@ def test_floats_beyond_every_range_are_refused(value: float) -> None:
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "RGBa", "La"])
 def test_transparency_lies_over_white(mode: str) -> None:
     image = Image.new("RGBA", (16, 12), (0, 0, 0, 0)).convert("RGBA" if mode in {"RGBA", "RGBa"} else "LA")
-    pixels, _ = load_image(image.convert(mode), COLOUR)
+    pixels, _ = load_image(image.convert(mode), COLOR)
     assert (pixels == 255).all()
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "P", "1"])
-def test_a_transparent_colour_of_a_png_lies_over_white(mode: str) -> None:
+def test_a_transparent_color_of_a_png_lies_over_white(mode: str) -> None:
     image = Image.new(mode, (16, 12), 0)
     key = (0, 0, 0) if mode == "RGB" else 0
-    pixels, _ = load_image(encoded(image, transparency=key), COLOUR)
+    pixels, _ = load_image(encoded(image, transparency=key), COLOR)
     assert (pixels == 255).all()
 
 
@@ -186,8 +186,8 @@ def test_a_transparent_level_of_a_sixteen_bit_png_lies_over_white() -> None:
     assert pixels.ravel().tolist() == [255, 100]
 
 
-def test_half_transparent_black_over_white_is_the_middle_grey() -> None:
-    assert (load_image(Image.new("RGBA", (16, 12), (0, 0, 0, 128)), COLOUR)[0] == 127).all()
+def test_half_transparent_black_over_white_is_the_middle_gray() -> None:
+    assert (load_image(Image.new("RGBA", (16, 12), (0, 0, 0, 128)), COLOR)[0] == 127).all()
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -209,32 +209,32 @@ def test_a_picture_is_turned_as_its_exif_orientation_says(kind: str, orientation
     exif[0x0112] = orientation
     options = {"quality": 100} if kind in {"JPEG", "WEBP"} else {}
     data = encoded(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif, **options)
-    pixels, _ = load_image(data, COLOUR)
+    pixels, _ = load_image(data, COLOR)
     assert np.abs(pixels.astype(int) - upright).max() < 60
     assert pixels[:5, :7].min() > 200
 
 
 def test_a_broken_exif_block_leaves_the_picture_as_it_is() -> None:
     pixels = noise(12, 16)
-    loaded, _ = load_image(encoded(Image.fromarray(pixels), exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), COLOUR)
+    loaded, _ = load_image(encoded(Image.fromarray(pixels), exif=b"Exif\0\0II*\0\xff\xff\xff\xff"), COLOR)
     assert np.array_equal(loaded, pixels)
 
 
 def test_the_first_frame_of_a_gif_counts() -> None:
     frames = [Image.new("L", (16, 12), level) for level in (250, 10)]
-    pixels, _ = load_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), COLOUR)
+    pixels, _ = load_image(encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]), COLOR)
     assert (pixels == 250).all()
 
 
 def test_a_file_is_told_by_its_bytes_and_not_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "really-a-jpeg.png"
     path.write_bytes(encoded(Image.new("RGB", (16, 12), "white"), "JPEG"))
-    assert (load_image(path, COLOUR)[0] == 255).all()
+    assert (load_image(path, COLOR)[0] == 255).all()
 
 
 @pytest.mark.parametrize("shape", [(12, 16), (12, 16, 1), (12, 16, 3), (12, 16, 4), (12, 16, 2), (5, 7, 3)])
 def test_arrays_of_one_to_four_channels_are_taken(shape: tuple[int, ...]) -> None:
-    assert (load_image(np.full(shape, 255, np.uint8), COLOUR)[0] == 255).all()
+    assert (load_image(np.full(shape, 255, np.uint8), COLOR)[0] == 255).all()
 
 
 # Framing
@@ -251,7 +251,7 @@ def test_cropping_takes_the_middle_and_keeps_proportions() -> None:
     image = Image.new("RGB", (400, 100), "red")
     image.paste("blue", (150, 0, 250, 100))
     pixels, _ = load_image(image, Input(height=10, width=10, channels=3))
-    # The outermost columns see their neighbours, as when the whole picture is scaled first and cut then.
+    # The outermost columns see their neighbors, as when the whole image is scaled first and cut then.
     assert (pixels[:, 1:-1] == [0, 0, 255]).all()
     assert (pixels[:, [0, -1], 2] > 200).all()
 
@@ -287,8 +287,8 @@ def test_extreme_shapes_are_framed_too(size: tuple[int, int], framing: str) -> N
 
 def test_a_jpeg_is_decoded_at_its_own_size_whatever_is_wanted_of_it() -> None:
     data = encoded(Image.fromarray(noise(480, 640)), "JPEG", quality=95)
-    from_file, _ = load_image(data, COLOUR)
-    from_pixels, _ = load_image(np.asarray(Image.open(BytesIO(data))), COLOUR)
+    from_file, _ = load_image(data, COLOR)
+    from_pixels, _ = load_image(np.asarray(Image.open(BytesIO(data))), COLOR)
     assert np.array_equal(from_file, from_pixels)
 
 
@@ -303,7 +303,7 @@ def test_dark_ink_on_light_paper_is_inverted_and_noted() -> None:
         pixels, notes = load_image(source, wanted)
         assert np.array_equal(pixels, 255 - paper)
         assert notes == (INVERTED,) == ("inverted: dark ink on light paper",)
-        assert load_image(source, GREY)[1] == ()
+        assert load_image(source, GRAY)[1] == ()
 
 
 def test_light_ink_on_dark_paper_stays_as_it_is() -> None:
@@ -351,26 +351,26 @@ def test_an_empty_file_is_named(tmp_path: Path) -> None:
 def test_a_text_file_named_png_is_no_picture(tmp_path: Path) -> None:
     path = tmp_path / "letter.png"
     path.write_text("Dear Sir")
-    expected = f"{path}: not a picture (it begins b'Dear Sir'), expected PNG, JPEG, WebP, BMP, GIF or TIFF"
+    expected = f"{path}: not an image (it begins b'Dear Sir'), expected PNG, JPEG, WebP, BMP, GIF or TIFF"
     assert (error(path).kind, str(error(path))) == ("unreadable", expected)
 
 
 def test_a_folder_and_a_pipe_are_no_pictures(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for path in (tmp_path, tmp_path / "pipe.png"):
-        assert str(error(path)) == f"{path}: no regular file, expected a picture"
+        assert str(error(path)) == f"{path}: not a regular file, expected an image"
 
 
 def test_a_truncated_jpeg_is_refused() -> None:
     data = encoded(Image.fromarray(noise(64, 64)), "JPEG")
     found = error(data[: len(data) // 2])
     assert found.kind == "unreadable"
-    assert str(found).startswith("picture: damaged or truncated (image file is truncated")
+    assert str(found).startswith("image: damaged or truncated (image file is truncated")
 
 
 def test_a_png_header_of_a_hundred_thousand_pixels_squared_is_refused_before_decoding() -> None:
     found = error(png_of_declared_size(100_000, 100_000))
-    expected = "picture: declares 100,000 x 100,000 pixels, more than the 89,478,485 that are read"
+    expected = "image: declares 100,000 x 100,000 pixels, more than the limit of 89,478,485"
     assert (found.kind, str(found)) == ("too-large", expected)
 
 
@@ -380,10 +380,10 @@ def test_every_other_header_that_declares_too_much_is_refused_before_decoding(
 ) -> None:
     seed = SEEDS[FORMATS.index(kind)]
     monkeypatch.setattr(images, "MAX_PIXELS", 11 * 9)
-    assert load_image(seed, COLOUR)[0].shape == (12, 16, 3)
+    assert load_image(seed, COLOR)[0].shape == (12, 16, 3)
     monkeypatch.setattr(images, "MAX_PIXELS", 11 * 9 - 1)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
-    expected = "picture: declares 11 x 9 pixels, more than the 98 that are read"
+    expected = "image: declares 11 x 9 pixels, more than the limit of 98"
     assert (error(seed).kind, str(error(seed))) == ("too-large", expected)
 
 
@@ -391,7 +391,7 @@ def test_an_enormous_file_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "huge.png"
     with path.open("wb") as file:
         file.truncate(images.MAX_BYTES + 1)
-    expected = f"{path}: 536,870,913 bytes, more than the 536,870,912 that are read"
+    expected = f"{path}: 536,870,913 bytes, more than the limit of 536,870,912"
     assert (error(path).kind, str(error(path))) == ("too-large", expected)
 
 
@@ -400,7 +400,7 @@ def test_an_enormous_file_is_refused_unread(tmp_path: Path) -> None:
 )
 def test_arrays_of_another_kind_are_refused(array: np.ndarray) -> None:
     found = error(array)
-    expected = f"picture: an array of {array.dtype} {list(array.shape)}, expected uint8 [H, W] or [H, W, 1 to 4]"
+    expected = f"image: an array of {array.dtype} {list(array.shape)}, expected uint8 [H, W] or [H, W, 1 to 4]"
     assert (found.kind, str(found)) == ("unsupported", expected)
 
 
@@ -421,7 +421,7 @@ def test_mutilated_files_give_a_picture_or_an_input_error(seed: bytes, data: st.
     for _ in range(data.draw(st.integers(0, 8))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     try:
-        pixels, _ = load_image(bytes(damaged), COLOUR)
+        pixels, _ = load_image(bytes(damaged), COLOR)
     except InputError:
         return
     assert pixels.shape == (12, 16, 3)
@@ -446,7 +446,7 @@ def test_any_mode_size_and_framing_gives_the_models_shape(
 @pytest.mark.parametrize("framing", ["crop", "pad", "stretch"])
 def test_an_image_without_pixels_is_refused(size: tuple[int, int], framing: str) -> None:
     found = error(Image.new("RGB", size), Input(height=12, width=16, channels=3, framing=framing))
-    assert str(found) == f"picture: {size[0]} x {size[1]} pixels, expected one at least"
+    assert str(found) == f"image: {size[0]} x {size[1]} pixels, expected at least 1 x 1"
     assert found.kind == "unsupported"
 
 
@@ -457,4 +457,4 @@ def test_want_of_memory_is_no_word_against_the_image(monkeypatch: pytest.MonkeyP
     data = encoded(Image.new("RGB", (40, 30)))
     monkeypatch.setattr(Image.Image, "resize", no_memory)
     found = error(data)
-    assert (found.kind, str(found)) == ("too-large", "picture: the memory does not suffice to decode it")
+    assert (found.kind, str(found)) == ("too-large", "image: not enough memory to decode it")

@@ -60,7 +60,7 @@ def test_an_image_in_memory_can_have_a_name(classifier: Classifier, kind: str) -
 def test_the_name_of_a_damaged_image_in_memory_is_in_its_message(classifier: Classifier) -> None:
     record = classifier.classify_one(("door 7", b"nothing"))
     assert record.error.message == (
-        "door 7: not a picture (it begins b'nothing'), expected PNG, JPEG, WebP, BMP, GIF or TIFF"
+        "door 7: not an image (it begins b'nothing'), expected PNG, JPEG, WebP, BMP, GIF or TIFF"
     )
 
 
@@ -91,7 +91,7 @@ def test_an_endless_file_is_read_no_further_than_the_largest_that_is_read(
         record = classifier.classify_one(zeros)
     assert (record.error.kind, record.error.message) == (
         "too-large",
-        "/dev/zero: more than the 3,145,728 bytes that are read",
+        "/dev/zero: more than the limit of 3,145,728 bytes",
     )
 
 
@@ -142,7 +142,7 @@ def test_files_that_give_no_bytes_are_wrong_use(classifier: Classifier, tmp_path
     assert str(caught.value) == f'input {tmp_path / "a.png"} is a file opened as text; open it with mode "rb"'
     with pytest.raises(UsageError) as caught:
         classifier.classify_one(Upload())
-    assert str(caught.value) == "input #0 has an asynchronous read(); await it, and give the bytes"
+    assert str(caught.value) == "input #0 has an asynchronous read(); await it, and pass the bytes"
 
 
 # Channels
@@ -162,7 +162,7 @@ def test_arrays_in_the_order_of_opencv_are_read_as_what_they_show(tmp_path: Path
     bgr = rgb[:, :, [2, 1, 0, 3][: shape[2]]]
     with Classifier(bundle, backend=FakeBackend(10, answer), channels="bgr") as classifier:
         list(classifier.classify([bgr, Image.fromarray(rgb), png(rgb)]))
-        list(classifier.classify(np.zeros((2, 12, 12), np.uint8)))  # grey has no order
+        list(classifier.classify(np.zeros((2, 12, 12), np.uint8)))  # gray has no order
     assert [image[0, 0].tolist() for image in seen[0]] == [[200, 100, 0]] * 3
 
 

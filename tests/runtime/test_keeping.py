@@ -64,7 +64,7 @@ def test_a_second_run_adds_what_is_new_or_has_changed(tmp_path: Path) -> None:
         keeper.offer(record(same))
         keeper.offer(record(other))
     assert [row["file"] for row in rows(tmp_path / "kept")] == ["same.png", "frame.png", "frame-1.png"]
-    assert keeper.summary == f"1 unsure images kept in {tmp_path / 'kept'}, 1 were there already"
+    assert keeper.summary == f"1 unsure images kept in {tmp_path / 'kept'}, 1 were there before"
 
 
 def test_an_image_that_has_gone_is_counted(tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_a_folder_among_the_inputs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         Keeper(tmp_path / "in" / "kept", 5, (str(tmp_path),))
     assert str(caught.value) == (
-        f"{tmp_path / 'in' / 'kept'} lies in {tmp_path}, which is being classified, and would be read itself; "
-        "name a folder outside"
+        f"{tmp_path / 'in' / 'kept'} is inside {tmp_path}, which is being classified, so the copies would be read, "
+        "too; name a folder outside of it"
     )
     assert not (tmp_path / "in").exists()
 
@@ -94,5 +94,6 @@ def test_a_place_that_is_no_folder_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         Keeper(image(tmp_path / "file", b""), 5)
     assert (
-        str(caught.value) == f"{tmp_path / 'file'}: cannot be written (File exists); name another folder, or make room"
+        str(caught.value)
+        == f"{tmp_path / 'file'}: cannot be written (File exists); name another folder, or free some disk space"
     )

@@ -149,7 +149,7 @@ def test_a_gpu_is_refused_in_a_forked_child(bundle: Path, monkeypatch: pytest.Mo
         classifier.classify_one(pictures(1, INPUT)[0])
     assert str(caught.value) == (
         "cuda:0 cannot be used in a process forked from one that used it; "
-        "open the classifier in the child, or start the child by spawn"
+        "open the classifier in the child, or start the child with spawn"
     )
     classifier.close()
     assert not gpu.closed
@@ -165,7 +165,7 @@ def test_a_bundle_that_was_replaced_is_not_served_under_the_old_labels(
             in_the_child(classifier, child)
             with pytest.raises(BundleError) as caught:
                 classifier.classify_one(pictures(1, INPUT)[0])
-    assert str(caught.value) == f"{folder}: another bundle than the one that was opened; open it again"
+    assert str(caught.value) == f"{folder}: the bundle was replaced by another one; open it again"
 
 
 def test_a_closed_classifier_stays_closed_in_a_child(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def test_what_was_measured_on_another_kind_of_processor_says_nothing_here(machin
 def test_a_precision_that_fails_the_golden_images_is_left_for_the_next(machine: Machine, tmp_path: Path) -> None:
     folder = bundle(tmp_path, {("onnxruntime", "fp32"): 100.0, ("onnxruntime", "int8"): 400.0})
     machine.wrong.add(("onnxruntime", "int8"))
-    failed = "onnxruntime on cpu in int8 gives other answers than the export on 2 of 2 golden images"
+    failed = "onnxruntime on cpu in int8 answers 2 of 2 golden images differently from the export"
     assert chosen(folder, device="cpu") == f"onnxruntime on cpu in fp32; {failed}"
 
 
@@ -176,8 +176,8 @@ def test_a_precision_asked_for_by_name_is_there_or_refused(tmp_path: Path) -> No
         with pytest.raises(BundleError) as caught:
             choose_precision(opened.manifest, CPU, "int8")
     assert str(caught.value) == (
-        "b: no int8 variant in this bundle, it holds fp32, fp16; choose one of these, or export it again with that "
-        "precision"
+        "b: no int8 variant in this bundle, which contains fp32, fp16; choose one of these, or export it again with "
+        "that precision"
     )
 
 

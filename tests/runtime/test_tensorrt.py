@@ -20,7 +20,7 @@ from helpers.fake_cuda import FakeCudaRuntime, FakeTensorRT, classify, fake_plan
 
 KEY = EngineKey(
     onnx_sha256="0" * 64,
-    flavour="tensorrt",
+    flavor="tensorrt",
     version="10.9.0.34",
     compute_capabilities=("8.9",),
     precision="fp16",
@@ -160,8 +160,8 @@ def test_when_memory_does_not_suffice_the_batch_is_halved_and_the_user_is_told()
         images = pictures(20)
         np.testing.assert_array_equal(backend.run(images), classify(images, 5))
     assert notes == [
-        "the GPU's memory does not suffice for batches of 16; taking 8",
-        "the GPU's memory does not suffice for batches of 8; taking 4",
+        "the GPU has too little memory for batches of 16; taking 8",
+        "the GPU has too little memory for batches of 8; taking 4",
     ]
     runtime.check_clean()
 
@@ -171,7 +171,7 @@ def test_when_not_one_image_fits_it_says_so_and_frees_everything() -> None:
     with pytest.raises(OutOfDeviceMemory) as caught:
         open_backend(runtime)
     assert str(caught.value) == (
-        "CUDA: cannot have 4096 bytes of GPU memory: out of memory (error 2); run classify --doctor"
+        "CUDA: cannot allocate 4096 bytes of GPU memory: out of memory (error 2); run classify --doctor"
     )
     caught = None  # type: ignore[assignment]
     gc.collect()
@@ -212,7 +212,7 @@ def test_a_plan_that_does_not_load_gives_tensorrts_reason(cuda: FakeCudaRuntime)
     with pytest.raises(PlanRefused) as caught:
         TensorRTBackend(plan(), TensorRTOptions(), Cuda(0, cuda), trt)
     assert str(caught.value) == (
-        "the bundle's engines/a.plan: tensorrt 10.9.0.34 does not load it: The engine was built for another device; "
+        "the bundle's engines/a.plan: tensorrt 10.9.0.34 cannot load it: The engine was built for another device; "
         "use the back end onnxruntime, or see classify --doctor"
     )
 

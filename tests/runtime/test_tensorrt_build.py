@@ -29,7 +29,7 @@ from convexport.runtime.devices import Gpu
 from convexport.runtime.errors import BackendError, DeviceError, EngineError, UsageError
 from convexport.runtime.precision import Precision
 from helpers.fake_cuda import FakeTensorRT
-from helpers.onnx_graphs import convolution, float_input, quantised
+from helpers.onnx_graphs import convolution, float_input, quantized
 
 
 def rtx() -> Any:
@@ -51,7 +51,7 @@ def test_a_plan_has_its_key_and_the_types_of_its_layers(half: bool) -> None:
     built = build_engine(model, BuildOptions(precision, batches=(1, 8)))  # type: ignore[arg-type]
     elapsed = time.perf_counter() - started
     assert built.key.onnx_sha256 == hashlib.sha256(model).hexdigest()
-    assert (built.key.flavour, built.key.version, built.key.precision) == ("tensorrt_rtx", version, precision)
+    assert (built.key.flavor, built.key.version, built.key.precision) == ("tensorrt_rtx", version, precision)
     assert built.key.compute_capabilities == ("8.0", "8.6", "8.9", "12.0", "12.1")
     assert built.key.profiles == ((1, 1, 1), (2, 8, 8))
     assert built.layer_types["convolution"] == {precision: 1}
@@ -91,7 +91,7 @@ def test_turing_takes_a_plan_of_its_own_in_fp16() -> None:
 
 def test_int8_is_built_from_a_qdq_graph() -> None:
     rtx()
-    built = build_engine(quantised(convolution()), BuildOptions("int8", batches=(1, 8)))
+    built = build_engine(quantized(convolution()), BuildOptions("int8", batches=(1, 8)))
     assert built.key.precision == "int8"
     assert built.layer_types["convolution"] == {"int8": 1}
     assert built.layer_types["convolution weights"] == {"fp32": 1}  # the bias
@@ -112,7 +112,7 @@ def test_int8_is_built_from_a_qdq_graph() -> None:
 )
 def test_an_int8_engine_with_a_product_of_floats_is_refused(tensors: tuple[str, ...], left: str) -> None:
     rtx()
-    model = quantised(convolution(), tensors)
+    model = quantized(convolution(), tensors)
     assert refusal(model, BuildOptions("int8", name="engines/int8.onnx")) == (
         f"engines/int8.onnx: an int8 engine was asked for, but 1 of its {left} tensors are fp32; "
         "build it from the int8 variant"
@@ -122,7 +122,7 @@ def test_an_int8_engine_with_a_product_of_floats_is_refused(tensors: tuple[str, 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_an_int8_graph_makes_no_engine_of_another_precision(precision: Precision) -> None:
     rtx()
-    assert refusal(quantised(convolution()), BuildOptions(precision, name="model.onnx")) == (
+    assert refusal(quantized(convolution()), BuildOptions(precision, name="model.onnx")) == (
         f"model.onnx: an {precision} engine was asked for, but 1 of its convolution tensors are int8; "
         f"build it from the {precision} variant"
     )
@@ -131,7 +131,7 @@ def test_an_int8_graph_makes_no_engine_of_another_precision(precision: Precision
 @pytest.mark.parametrize("zero", [np.int8(3), np.uint8(3)])
 def test_an_asymmetric_int8_graph_is_refused_with_the_form_that_is_taken(zero: object) -> None:
     version = rtx().__version__
-    message = refusal(quantised(convolution(), zero=zero), BuildOptions("int8", name="model.int8.onnx"))
+    message = refusal(quantized(convolution(), zero=zero), BuildOptions("int8", name="model.int8.onnx"))
     assert message.startswith(
         f"model.int8.onnx: tensorrt_rtx {version} refuses node 'inner_q' (operator QuantizeLinear): "
     )
@@ -144,7 +144,7 @@ def test_an_asymmetric_int8_graph_is_refused_with_the_form_that_is_taken(zero: o
 def test_turing_takes_no_int8_out_of_a_float32_graph() -> None:
     version = rtx().__version__
     options = BuildOptions("int8", compute_capabilities=("7.5",), name="engines/int8.onnx")
-    assert refusal(quantised(convolution()), options) == (
+    assert refusal(quantized(convolution()), options) == (
         f"engines/int8.onnx: tensorrt_rtx {version} built no int8 engine for compute capability 7.5: Cannot compile "
         "operation 'dense' for Turing (SM75): FP32 GEMM is not supported; choose another precision or other targets"
     )
@@ -221,9 +221,9 @@ def test_a_graph_without_uint8_pictures_is_refused() -> None:
 
 def test_a_target_that_rtx_does_not_know_names_those_it_does() -> None:
     version = rtx().__version__
-    assert refusal(convolution(), BuildOptions("fp32", flavour="tensorrt_rtx", compute_capabilities=("9.0",))) == (
-        f"tensorrt_rtx {version} makes no plan for compute capability 9.0, only for 7.5, 8.0, 8.6, 8.9, 12.0, 12.1; "
-        "on such a GPU use the tensorrt flavour: pip install 'convexport[tensorrt]'"
+    assert refusal(convolution(), BuildOptions("fp32", flavor="tensorrt_rtx", compute_capabilities=("9.0",))) == (
+        f"tensorrt_rtx {version} builds no plan for compute capability 9.0, only for 7.5, 8.0, 8.6, 8.9, 12.0, 12.1; "
+        "on such a GPU use the tensorrt flavor: pip install 'convexport[tensorrt]'"
     )
 
 
@@ -255,7 +255,7 @@ def test_batch_buckets_become_profiles_without_a_gap() -> None:
 def test_unknown_names_are_wrong_use() -> None:
     with pytest.raises(UsageError) as caught:
         load_tensorrt("tensorrt-rtx")
-    assert str(caught.value) == "TensorRT flavour 'tensorrt-rtx' is not known; expected tensorrt or tensorrt_rtx"
+    assert str(caught.value) == "TensorRT flavor 'tensorrt-rtx' is not known; expected tensorrt or tensorrt_rtx"
     with pytest.raises(UsageError) as caught:
         build_engine(b"", BuildOptions("fp8"))  # type: ignore[arg-type]
     assert str(caught.value) == "precision 'fp8' is not known; known: fp32, fp16, int8"
@@ -307,7 +307,7 @@ def test_what_an_earlier_failure_left_behind_is_collected_before_tensorrt_calls_
         gc.enable()
 
 
-def test_the_flavour_is_tensorrt_where_a_gpu_is_and_rtx_where_none_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_flavor_is_tensorrt_where_a_gpu_is_and_rtx_where_none_is(monkeypatch: pytest.MonkeyPatch) -> None:
     other = SimpleNamespace(__name__="tensorrt_rtx", __version__="1.7")
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", other)  # type: ignore[arg-type]
     trt = FakeTensorRT()
@@ -326,18 +326,18 @@ def require_none() -> None:
 def test_tensorrt_builds_for_the_gpu_it_finds_and_hands_on_its_timing_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     trt = FakeTensorRT()
     use(monkeypatch, trt, "8.9", "9.0")
-    built = build_engine(b"a model", BuildOptions("fp16", flavour="tensorrt", device_index=1, timing_cache=b"old;"))
+    built = build_engine(b"a model", BuildOptions("fp16", flavor="tensorrt", device_index=1, timing_cache=b"old;"))
     assert built.key.compute_capabilities == ("9.0",)
-    assert (built.key.flavour, built.key.version) == ("tensorrt", "10.9.0.34")
+    assert (built.key.flavor, built.key.version) == ("tensorrt", "10.9.0.34")
     assert built.timing_cache == b"old;measured;"
     assert trt.network_flags == [2]  # 1 << STRONGLY_TYPED
 
 
 def test_tensorrt_builds_for_no_other_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, FakeTensorRT(), "8.9")
-    assert refusal(b"a model", BuildOptions("fp16", flavour="tensorrt", compute_capabilities=("8.6", "8.9"))) == (
+    assert refusal(b"a model", BuildOptions("fp16", flavor="tensorrt", compute_capabilities=("8.6", "8.9"))) == (
         "tensorrt builds for the GPU in this machine, of compute capability 8.9, not for 8.6, 8.9; "
-        "name no compute capability, or pip install 'convexport[tensorrt-rtx]'"
+        "leave out the compute capability, or pip install 'convexport[tensorrt-rtx]'"
     )
 
 
@@ -346,7 +346,7 @@ def test_a_version_that_is_always_strongly_typed_needs_no_flag(monkeypatch: pyte
     trt.__version__ = "11.4.1"
     trt.NetworkDefinitionCreationFlag = SimpleNamespace()  # type: ignore[misc]
     use(monkeypatch, trt, "8.9")
-    build_engine(b"a model", BuildOptions("fp16", flavour="tensorrt"))
+    build_engine(b"a model", BuildOptions("fp16", flavor="tensorrt"))
     assert trt.network_flags == [0]
 
 
@@ -365,7 +365,7 @@ def test_tensorrt_8_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tensorrt_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, FakeTensorRT())
     with pytest.raises(DeviceError, match="no GPU was found"):
-        build_engine(b"a model", BuildOptions("fp16", flavour="tensorrt"))
+        build_engine(b"a model", BuildOptions("fp16", flavor="tensorrt"))
 
 
 def test_the_inspectors_json_is_counted() -> None:

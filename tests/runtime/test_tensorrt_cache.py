@@ -24,7 +24,7 @@ from convexport.runtime.manifest import Engine, EngineKey
 
 KEY = EngineKey(
     onnx_sha256="a" * 64,
-    flavour="tensorrt_rtx",
+    flavor="tensorrt_rtx",
     version="1.7.1.116",
     compute_capabilities=("8.9",),
     precision="fp16",
@@ -81,7 +81,7 @@ def test_an_engine_is_stored_for_its_owner_alone_whatever_the_umask(cache: Engin
     "change",
     [
         {"onnx_sha256": "b" * 64},
-        {"flavour": "tensorrt"},
+        {"flavor": "tensorrt"},
         {"version": "1.7.1.117"},
         {"compute_capabilities": ("8.6",)},
         {"precision": "fp32"},
@@ -237,7 +237,7 @@ def test_files_others_could_have_written_are_not_loaded(cache: EngineCache) -> N
         with pytest.raises(EngineError) as caught:
             cache.get(KEY)
         assert str(caught.value) == (
-            f"{path} is writable to others, and an engine is code: it is not loaded; chmod go-w {path}"
+            f"{path} can be written by other users; an engine is code, so it is not loaded; chmod go-w {path}"
         )
         path.chmod(mode)
     assert cache.get(KEY) is not None
@@ -251,7 +251,7 @@ def test_files_of_another_user_are_not_loaded(cache: EngineCache) -> None:
     with pytest.raises(EngineError) as caught:
         cache.get(KEY)
     assert str(caught.value) == (
-        f"{plan} belongs to user 12345, and an engine is code: it is not loaded; set CONVEXPORT_CACHE to a folder "
+        f"{plan} belongs to user 12345; an engine is code, so it is not loaded; set CONVEXPORT_CACHE to a folder "
         "of your own"
     )
 
@@ -284,7 +284,7 @@ def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch: pytest.Monk
     with pytest.raises(UnavailableError) as caught:
         cache_folder()
     why = "Could not determine home directory."
-    assert str(caught.value) == f"there is no place for a cache ({why}); set CONVEXPORT_CACHE to a folder of your own"
+    assert str(caught.value) == f"there is no folder for a cache ({why}); set CONVEXPORT_CACHE to a folder of your own"
 
 
 CHILD = """

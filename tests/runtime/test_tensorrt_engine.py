@@ -46,7 +46,7 @@ class Workshop:
         onnx = hashlib.sha256((self.bundle / "model.fp16.onnx").read_bytes()).hexdigest()
         key = EngineKey(
             onnx_sha256=onnx,
-            flavour="tensorrt",
+            flavor="tensorrt",
             version="10.9.0.34",
             compute_capabilities=("8.9",),
             precision="fp16",
@@ -116,8 +116,8 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worksh
     yield shop
     gc.collect()
     shop.cuda.check_clean()
-    loaded = {hashlib.sha256(data).hexdigest() for data in shop.trt.deserialised}
-    assert loaded <= shop.known, "bytes reached the deserialiser that neither manifest nor cache vouch for"
+    loaded = {hashlib.sha256(data).hexdigest() for data in shop.trt.deserialized}
+    assert loaded <= shop.known, "bytes reached the deserializer that neither manifest nor cache vouch for"
 
 
 def test_a_fitting_engine_of_the_bundle_is_taken(workshop: Workshop) -> None:
@@ -134,7 +134,7 @@ def test_a_fitting_engine_of_the_bundle_is_taken(workshop: Workshop) -> None:
         {"version": "10.3.0"},
         {"compute_capabilities": ("9.0",)},
         {"precision": "fp32"},
-        {"flavour": "tensorrt_rtx"},
+        {"flavor": "tensorrt_rtx"},
         {"profiles": ((1, 1, 1), (2, 32, 32))},
     ],
 )
@@ -142,7 +142,7 @@ def test_a_foreign_engine_is_not_even_read_and_one_is_built_once(workshop: Works
     workshop.add_engine(fake_plan(workspace=1), workshop.key(**change))
     assert workshop.classify_pictures() == f"the engine just built, {workshop.cached_plan()}"
     assert workshop.notes == [
-        "building a tensorrt engine from model.fp16.onnx; later starts take it from the cache",
+        "building a tensorrt engine from model.fp16.onnx; later starts use the cached one",
     ]
     assert workshop.classify_pictures() == f"the cached engine {workshop.cached_plan()}"
     assert workshop.trt.builds == 1
@@ -165,7 +165,7 @@ def test_a_damaged_plan_in_the_cache_never_reaches_tensorrt_and_is_built_again(w
     file.write_bytes(wrong)
     workshop.classify_pictures()
     assert workshop.trt.builds == 2
-    assert wrong not in workshop.trt.deserialised
+    assert wrong not in workshop.trt.deserialized
     workshop.classify_pictures()
     assert workshop.trt.builds == 2
 
@@ -179,11 +179,11 @@ def test_plans_swapped_between_two_entries_never_reach_tensorrt(workshop: Worksh
     one, two = first.read_bytes(), second.read_bytes()
     first.write_bytes(two)
     second.write_bytes(one)
-    before = len(workshop.trt.deserialised)
+    before = len(workshop.trt.deserialized)
     workshop.classify_pictures()
-    assert workshop.trt.deserialised[before:] == [first.read_bytes()]
+    assert workshop.trt.deserialized[before:] == [first.read_bytes()]
     assert workshop.trt.builds == 3
-    assert two not in workshop.trt.deserialised[before:]
+    assert two not in workshop.trt.deserialized[before:]
 
 
 def test_a_plan_of_the_bundle_damaged_after_opening_never_reaches_tensorrt(workshop: Workshop) -> None:
@@ -193,7 +193,7 @@ def test_a_plan_of_the_bundle_damaged_after_opening_never_reaches_tensorrt(works
     file.write_bytes(file.read_bytes()[:-1] + b"!")
     with pytest.raises(BundleError, match=r"0\.plan: SHA-256"):
         open_engine(request)
-    assert workshop.trt.deserialised == []
+    assert workshop.trt.deserialized == []
 
 
 def test_a_plan_that_does_not_load_is_built_again_once(workshop: Workshop) -> None:
@@ -201,7 +201,7 @@ def test_a_plan_that_does_not_load_is_built_again_once(workshop: Workshop) -> No
     workshop.trt.refused.add(hashlib.sha256(fake_plan()).hexdigest())
     assert workshop.classify_pictures() == f"the engine just built, {workshop.cached_plan()}"
     assert workshop.notes[0] == (
-        "the bundle's engines/0.plan: tensorrt 10.9.0.34 does not load it: The engine was built for another device; "
+        "the bundle's engines/0.plan: tensorrt 10.9.0.34 cannot load it: The engine was built for another device; "
         "building it again"
     )
     assert workshop.trt.builds == 1
@@ -223,11 +223,11 @@ def test_a_plan_that_never_loads_ends_in_an_error_after_one_more_build(
     with pytest.raises(EngineError) as caught:
         open_engine(workshop.request())
     assert str(caught.value) == (
-        f"the engine just built, {workshop.cached_plan()}: tensorrt 10.9.0.34 does not load it: The engine was built "
+        f"the engine just built, {workshop.cached_plan()}: tensorrt 10.9.0.34 cannot load it: The engine was built "
         "for another device; use the back end onnxruntime, or see classify --doctor"
     )
     assert workshop.trt.builds == 2
-    assert len(workshop.trt.deserialised) == 2
+    assert len(workshop.trt.deserialized) == 2
 
 
 class Everything(set[str]):
@@ -238,7 +238,7 @@ class Everything(set[str]):
 def test_ahead_of_time_the_engine_is_built_into_the_cache_without_loading_it(workshop: Workshop) -> None:
     plan = build_ahead(workshop.request())
     assert workshop.cached_plan().read_bytes() == plan.data
-    assert workshop.trt.deserialised == []
+    assert workshop.trt.deserialized == []
     build_ahead(workshop.request())
     workshop.classify_pictures()
     assert workshop.trt.builds == 1
@@ -248,8 +248,8 @@ def test_who_may_not_build_takes_what_is_there_or_hears_how_to_build(workshop: W
     with pytest.raises(EngineError) as caught:
         open_engine(workshop.request(may_build=False))
     assert str(caught.value) == (
-        "neither the bundle nor the cache has a tensorrt engine for compute capability 8.9; "
-        "ask for the back end tensorrt by name to build one, or build it ahead of time"
+        "neither the bundle nor the cache contains a tensorrt engine for compute capability 8.9; "
+        "name the back end tensorrt to build one, or build it in advance"
     )
     build_ahead(workshop.request())
     workshop.classify_pictures(may_build=False)
@@ -259,7 +259,7 @@ def test_an_int8_engine_is_built_from_the_graph_that_the_bundle_holds_for_tensor
     workshop.add_int8(b"an ONNX graph that TensorRT takes")
     plan = build_ahead(workshop.request(precision="int8"))
     assert plan.key.onnx_sha256 == hashlib.sha256(b"an ONNX graph that TensorRT takes").hexdigest()
-    assert workshop.notes == ["building a tensorrt engine from engines/int8.onnx; later starts take it from the cache"]
+    assert workshop.notes == ["building a tensorrt engine from engines/int8.onnx; later starts use the cached one"]
     workshop.add_engine(fake_plan(types="Int8"), workshop.key(precision="int8", onnx_sha256=plan.key.onnx_sha256))
     assert workshop.classify_pictures(precision="int8") == "the bundle's engines/0.plan"
 
@@ -270,7 +270,7 @@ def test_an_int8_variant_for_cpus_alone_never_reaches_tensorrt(workshop: Worksho
         with pytest.raises(EngineError) as caught:
             open_engine(workshop.request(precision="int8", may_build=may_build))
         assert str(caught.value) == (
-            "tiny: its int8 variant is quantized for CPUs, and it holds no int8 graph for TensorRT; choose another "
+            "tiny: its int8 variant is quantized for CPUs, and it contains no int8 graph for TensorRT; choose another "
             "precision, or export it again with int8 and with TensorRT's graphs"
         )
     assert workshop.trt.builds == 0
@@ -292,16 +292,16 @@ def test_without_tensorrt_the_message_names_the_extra(workshop: Workshop, monkey
         open_engine(workshop.request())
 
 
-def test_an_engine_of_the_other_flavour_is_taken_before_anything_is_built(
+def test_an_engine_of_the_other_flavor_is_taken_before_anything_is_built(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rtx = FakeTensorRT(workshop.cuda)
     rtx.__name__, rtx.__version__ = "tensorrt_rtx", "1.7.1.116"
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", rtx)  # type: ignore[arg-type]
-    workshop.add_engine(fake_plan(), workshop.key(flavour="tensorrt_rtx", version="1.7.1.116"))
+    workshop.add_engine(fake_plan(), workshop.key(flavor="tensorrt_rtx", version="1.7.1.116"))
     assert workshop.classify_pictures(may_build=False) == "the bundle's engines/0.plan"
-    assert (workshop.trt.builds, workshop.trt.deserialised) == (0, [])
-    assert [hashlib.sha256(data).hexdigest() for data in rtx.deserialised] == [hashlib.sha256(fake_plan()).hexdigest()]
+    assert (workshop.trt.builds, workshop.trt.deserialized) == (0, [])
+    assert [hashlib.sha256(data).hexdigest() for data in rtx.deserialized] == [hashlib.sha256(fake_plan()).hexdigest()]
 
 
 @pytest.mark.parametrize(("precision", "types"), [("fp16", "Row major linear FP32"), ("fp32", "Half")])

@@ -1,4 +1,4 @@
-"""Processes that read pictures: what they run, what they never run, and how they end."""
+"""Processes that read images: what they run, what they never run, and how they end."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_one_that_dies_is_a_device_error_and_no_wait_for_ever(place: Path, monke
         for _ in range(2):
             with pytest.raises(DeviceError) as caught:
                 list(classifier.classify(["0.png"] * 100))
-            message = "a process that reads pictures died, perhaps for want of memory; use fewer workers"
+            message = "a process that reads images died, perhaps because it ran out of memory; use fewer workers"
             assert str(caught.value) == message
 
 
@@ -87,7 +87,7 @@ def test_where_the_system_gives_none_this_process_reads_and_says_so_once(
     with Classifier("bundles/tiny", backend=FakeBackend(10), workers=2, note=said.append) as classifier:
         assert len(list(classifier.classify(["0.png"] * 100))) == 100
     reason = "Resource temporarily unavailable" if refused == "process" else "can't start new thread"
-    assert said == [f"no processes can be started to read pictures ({reason}); this one reads them"]
+    assert said == [f"no processes could be started to read images ({reason}); this process reads them"]
 
 
 def test_signals_of_the_terminal_never_reach_one_even_while_it_starts(place: Path) -> None:
@@ -126,7 +126,7 @@ def test_they_end_with_the_program_however_it_ends(place: Path, end: str) -> Non
     deadline = time.monotonic() + 30
     # A zombie has ended: in a container nobody may be there to collect it.
     while status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z":
-        assert time.monotonic() < deadline, "the process that reads pictures is still there"
+        assert time.monotonic() < deadline, "the process that reads images is still there"
         time.sleep(0.05)
 
 
@@ -179,7 +179,7 @@ def test_remarks_that_nobody_hears_go_to_the_logger(
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
-    message = "no processes can be started to read pictures (none); this one reads them"
+    message = "no processes could be started to read images (none); this process reads them"
     assert [(record.name, record.levelname, record.getMessage()) for record in heard] == [
         ("convexport", "INFO", message)
     ]

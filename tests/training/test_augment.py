@@ -86,7 +86,7 @@ def test_every_translation_within_the_amount_is_as_likely(pad: str) -> None:
 
 
 def middle(image: torch.Tensor) -> list[float]:
-    """Where the brightness of a picture [1, 1, 41, 41] lies, from its center: [down, right]."""
+    """Where the brightness of an image [1, 1, 41, 41] lies, from its center: [down, right]."""
     place = torch.arange(41.0) - 20
     return [float((image[0, 0].sum(1 - axis) * place).sum() / image.sum()) for axis in (0, 1)]
 

@@ -88,7 +88,7 @@ def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path: Path) -> 
 def test_a_missing_checkpoint_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(tmp_path / "none.safetensors")
-    expected = f"checkpoint {tmp_path}/none.safetensors is not there; train one with convtrain, or check the path"
+    expected = f"checkpoint {tmp_path}/none.safetensors does not exist; train one with convtrain, or check the path"
     assert str(caught.value) == expected
 
 
@@ -108,7 +108,7 @@ def test_a_file_without_our_header_is_told_from_a_damaged_one(tmp_path: Path) ->
         checkpoint.load(path)
     assert str(caught.value) == (
         f"checkpoint {path} has no convexport header; give the model, its classes, mean and std "
-        "with it, if it is a state dict made elsewhere"
+        "with it, if it is a state dict from another project"
     )
 
 
@@ -151,7 +151,7 @@ def test_weights_of_another_network_are_refused() -> None:
         wrong.network()
     assert str(caught.value) == (
         "checkpoint softmax-mnist: tensor '1.bias' is [10], mlp expects [120]; "
-        "train again or name the model it was made for"
+        "train it again, or give the --model that it was made for"
     )
 
 
@@ -203,7 +203,7 @@ def test_a_checkpoint_of_ones_own_does_not_lose_its_header_as_a_foreign_one(tmp_
     with pytest.raises(UsageError) as caught:
         checkpoint.load_foreign(path)
     assert str(caught.value) == (
-        f"checkpoint {path} is convexport's own and says its classes, mean and std itself; leave them out"
+        f"checkpoint {path} is convexport's own and contains its classes, mean and std; leave them out"
     )
 
 
@@ -215,7 +215,9 @@ class Bomb:
 def test_a_pickle_that_holds_more_than_tensors_is_never_run(tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save({"state_dict": Bomb()}, path)
-    with pytest.raises(CheckpointError, match="holds more than tensors and is not loaded, since that could run code"):
+    with pytest.raises(
+        CheckpointError, match="contains more than tensors and is not loaded, since that could run code"
+    ):
         checkpoint.load_foreign(path)
 
 
@@ -226,7 +228,7 @@ def test_a_state_dict_in_the_place_of_a_checkpoint_is_told_what_it_lacks(tmp_pat
         checkpoint.load(path)
     assert str(caught.value) == (
         f"checkpoint {path} is not one that convexport wrote; give the model, its classes, mean and std with "
-        "it, if it is a state dict made elsewhere"
+        "it, if it is a state dict from another project"
     )
 
 

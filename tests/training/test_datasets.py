@@ -82,7 +82,7 @@ def test_train_and_test_folders_are_taken_as_they_are(folder: Path, tmp_path_fac
 
 def test_one_unreadable_picture_names_itself(folder: Path) -> None:
     (folder / "cat" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
-    with pytest.raises(DatasetError, match=r"cat/broken\.png.*; remove the file, or repair it$"):
+    with pytest.raises(DatasetError, match=r"cat/broken\.png.*; remove or repair the file$"):
         _ = datasets.load(str(folder), Path("nowhere")).train
 
 
@@ -90,7 +90,7 @@ def test_a_folder_with_one_class_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     with pytest.raises(DatasetError) as caught:
         datasets.load(str(tmp_path), Path("nowhere"))
-    expected = f"data set {tmp_path}: class folders in {tmp_path}: 1, expected two or more, one a class"
+    expected = f"data set {tmp_path}: class folders in {tmp_path}: 1, expected two or more, one for each class"
     assert str(caught.value) == expected
 
 
@@ -133,7 +133,7 @@ def test_a_missing_data_set_without_a_network_says_where_it_belongs(
     assert str(caught.value) == (
         f"data set {kind} is not at {tmp_path / place} and cannot be downloaded "
         "([Errno -2] Name or service not known); "
-        f"put it there, or set $CONVEXPORT_DATA to the folder that holds {place.split('/')[0]}/"
+        f"copy it there, or set $CONVEXPORT_DATA to the folder that contains {place.split('/')[0]}/"
     )
 
 
@@ -156,8 +156,8 @@ def write_mnist(root: Path, images: bytes, labels: bytes) -> Path:
     ("images", "reason"),
     [
         (idx(np.zeros((3, 28, 28), np.uint8))[:-1], "shape '[3, 28, 28]' is invalid for input of size 2351"),
-        (idx(np.zeros((2, 28, 28), np.uint8)), "2 pictures and 3 labels"),
-        (idx(np.zeros((3, 20, 20), np.uint8)), "pictures of [20, 20], expected [28, 28]"),
+        (idx(np.zeros((2, 28, 28), np.uint8)), "2 images and 3 labels"),
+        (idx(np.zeros((3, 20, 20), np.uint8)), "images of [20, 20], expected [28, 28]"),
         (
             b"\0\0\x09" + idx(np.zeros((3, 28, 28), np.uint8))[3:],
             "x should be of dtype torch.uint8 instead of torch.int8",
@@ -209,7 +209,7 @@ def test_a_server_that_never_answers_is_given_up_and_no_other_connection_gets_a_
             _ = datasets.load("mnist", tmp_path).test
     assert str(caught.value) == (
         f"data set MNIST is not at {tmp_path}/MNIST/raw and cannot be downloaded (timed out); "
-        "put it there, or set $CONVEXPORT_DATA to the folder that holds MNIST/"
+        "copy it there, or set $CONVEXPORT_DATA to the folder that contains MNIST/"
     )
     assert socket.getdefaulttimeout() is None
 
@@ -247,7 +247,7 @@ def test_a_train_folder_without_a_test_folder_is_no_data_set_of_two_classes(tmp_
         datasets.load(str(tmp_path), Path("nowhere"))
     assert str(caught.value) == (
         f"data set {tmp_path}: train/ has class folders and beside it stands val, expected test/; "
-        "call the folder of test images test"
+        "rename the folder of test images to test"
     )
 
 
@@ -272,8 +272,7 @@ def test_classes_of_one_image_each_leave_nothing_to_hold_out() -> None:
     with pytest.raises(DatasetError) as caught:
         datasets.holdout(split, 0.2, 0)
     assert str(caught.value) == (
-        "none of the 3 images can be held out, since no class has two of them left to train on; "
-        "add images to the classes"
+        "none of the 3 images can be held out, because no class has two training images; add images to the classes"
     )
 
 

@@ -80,13 +80,13 @@ def test_a_state_of_another_run_is_refused(tmp_path: Path) -> None:
         finish(replace(settings, resume=True, seed=5), digits())
     assert str(caught.value) == (
         f"state {settings.state} belongs to another run: `seed` was 0, asked for 5; "
-        "give the same options, or delete it and train anew"
+        "give the same options, or delete it and train again"
     )
     with pytest.raises(UsageError) as caught:
         finish(replace(settings, resume=True, recipe=recipe(learning_rate=0.5)), digits())
     assert str(caught.value) == (
         f"state {settings.state} belongs to another run: `recipe.learning_rate` was 0.1, asked for 0.5; "
-        "give the same options, or delete it and train anew"
+        "give the same options, or delete it and train again"
     )
 
 
@@ -100,7 +100,7 @@ def test_resuming_without_a_state_says_so(tmp_path: Path) -> None:
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     settings = options(tmp_path, resume=True)
     settings.state.write_bytes(b"not a state")
-    with pytest.raises(CheckpointError, match=r"^state .* is damaged \(.*\); delete it and train anew$"):
+    with pytest.raises(CheckpointError, match=r"^state .* is damaged \(.*\); delete it and train again$"):
         finish(settings, digits())
 
 
@@ -154,7 +154,7 @@ def test_weights_beyond_half_precision_are_refused_and_the_run_can_be_finished_w
     with pytest.raises(UsageError) as caught:
         finish(settings, digits())
     assert str(caught.value) == (
-        "the weights do not fit half precision (beyond 65504); resume the run without half precision"
+        "some weights are too large for half precision (above 65504); continue with --resume and without --half"
     )
     finish(replace(settings, resume=True, half=False), digits())
 
@@ -166,8 +166,7 @@ def test_a_run_whose_loss_is_no_longer_finite_ends_at_once_and_leaves_no_state(t
     with pytest.raises(UsageError) as caught:
         steps.extend(running)
     assert str(caught.value) == (
-        "the training diverged in epoch 1 of 2: the network gives no finite numbers; "
-        "use a lower learning rate than 1e+30"
+        "the training diverged in epoch 1 of 2: its loss is not a finite number; use a lower learning rate than 1e+30"
     )
     assert len(steps) < 7
     assert not settings.state.exists()
@@ -204,7 +203,7 @@ def test_writing_states_at_epochs_ends_takes_at_most_a_tenth_of_the_time_but_for
         ),
         (
             torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-            "the GPU's memory does not suffice for this training; use a smaller batch",
+            "the GPU has too little memory for this training; use a smaller batch",
         ),
     ],
 )
@@ -269,7 +268,7 @@ def test_a_state_that_finds_no_room_ends_the_run_and_leaves_the_state_before(
         with pytest.raises(StorageError) as caught:
             next(running)
     assert str(caught.value) == (
-        f"{settings.state} cannot be written (No space left on device); make room, or choose another folder"
+        f"{settings.state} cannot be written (No space left on device); free some disk space, or choose another folder"
     )
     assert settings.state.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["state.safetensors"]

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from convexport.training import evaluate, models, recipes, report
-from convexport.training.report import charts, few_pixels, pictures, sections
+from convexport.training.report import charts, few_pixels, rendering, sections
 from convexport.training.report.report import duration, render
 from convexport.training.report.sections import percent
 from helpers.report_inputs import lenet5_on_digits, lenet5_page, one_thread, untrained
@@ -48,7 +48,7 @@ def data_of(page: str) -> dict[str, Any]:
 
 
 def shown(page: str) -> str:
-    """The page less its program, its styles and the bytes of its pictures: what a reader or the program is given."""
+    """The page less its program, its styles and the bytes of its images: what a reader or the program is given."""
     without = re.sub(r"<style.*?</style>|<script>.*?</script>", "", page, flags=re.DOTALL)
     return re.sub(r"base64,[A-Za-z0-9+/=]+", "", re.sub(r'(?:class|aria-label)="[^"]*"', "", without))
 
@@ -105,7 +105,7 @@ def test_the_hard_quiz_has_the_pictures_with_the_smallest_margins(inputs: report
 
 def test_the_sprite_sheet_holds_the_very_pixels_of_the_pictures(inputs: report.ReportInputs) -> None:
     images = inputs.test.images[:7]
-    sheet = pictures.sprite(images)
+    sheet = rendering.sprite(images)
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheet.uri.partition(",")[2]))))
     assert (sheet.columns, sheet.rows) == (3, 3)
     for index, picture in enumerate(images):
@@ -224,38 +224,38 @@ def test_a_search_that_gives_up_says_so_and_keeps_its_bounds(inputs: report.Repo
 
 
 def test_edge_filters_are_prewitt_and_sobel_and_answer_to_their_own_edges() -> None:
-    filters = pictures.edge_filters(3)
+    filters = rendering.edge_filters(3)
     assert (filters["Prewitt, horizontal edges"] * 6).tolist() == [[1, 1, 1], [0, 0, 0], [-1, -1, -1]]
     assert (filters["Sobel, vertical edges"] * 8).tolist() == [[1, 0, -1], [2, 0, -2], [1, 0, -1]]
-    assert (pictures.edge_filters(5)["Sobel, horizontal edges"][0] * 96).tolist() == [1, 4, 6, 4, 1]
+    assert (rendering.edge_filters(5)["Sobel, horizontal edges"][0] * 96).tolist() == [1, 4, 6, 4, 1]
     image = np.zeros((8, 8, 1), np.uint8)
     image[4:] = 255  # one horizontal edge
     white = 247
-    maps = pictures.edge_maps(image, filters)
+    maps = rendering.edge_maps(image, filters)
     assert [bool((one != white).any()) for one in maps] == [True, False, True, False]
 
 
 def test_feature_maps_are_the_first_convolution_of_the_normalized_picture(inputs: report.ReportInputs) -> None:
     image = inputs.test.images[0]
-    maps = pictures.feature_maps(inputs.network, image, inputs.header.normalization)
+    maps = rendering.feature_maps(inputs.network, image, inputs.header.normalization)
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
     mean, std = inputs.header.normalization.mean[0], inputs.header.normalization.std[0]
     first = next(module for module in inputs.network.modules() if isinstance(module, torch.nn.Conv2d))
     with torch.no_grad():
         answers = first((pixels - mean) / std)[0].numpy()
-    expected = np.stack([pictures.diverging(answer) for answer in answers])
+    expected = np.stack([rendering.diverging(answer) for answer in answers])
     assert maps.shape == (6, 28, 28, 3)
     assert np.abs(maps.astype(int) - expected).max() <= 1
-    with pytest.raises(ValueError, match="the network's first layer is no convolution"):
-        pictures.feature_maps(models.build("softmax"), image, inputs.header.normalization)
+    with pytest.raises(ValueError, match="the network's first layer is not a convolution"):
+        rendering.feature_maps(models.build("softmax"), image, inputs.header.normalization)
 
 
 def test_a_kernel_that_is_an_edge_filter_is_recognized() -> None:
     network = models.build("cnn-fashion")
-    sobel = pictures.edge_filters(3)["Sobel, vertical edges"]
+    sobel = rendering.edge_filters(3)["Sobel, vertical edges"]
     with torch.no_grad():
         network[0].weight[5, 0] = torch.from_numpy(sobel)
-    layer = pictures.first_layer(network, 1)
+    layer = rendering.first_layer(network, 1)
     assert layer is not None
     assert layer.kernels
     assert layer.edges[5].tolist() == pytest.approx([0.0, 1.0])
@@ -290,7 +290,7 @@ def test_color_pictures_stay_small_and_true() -> None:
     ramp = np.linspace(0, 255, 32).astype(np.uint8)
     channels = [np.broadcast_to(ramp[:, None], (32, 32)), np.broadcast_to(ramp, (32, 32))]
     images = np.stack([np.stack([*channels, np.full((32, 32), blue, np.uint8)], axis=2) for blue in range(64)])
-    sheet = pictures.sprite(images)
+    sheet = rendering.sprite(images)
     assert sheet.uri.startswith("data:image/jpeg;base64,")
     data = base64.b64decode(sheet.uri.partition(",")[2])
     assert len(data) < 600 * len(images)
@@ -300,4 +300,4 @@ def test_color_pictures_stay_small_and_true() -> None:
 
 def test_a_sheet_of_many_noisy_color_pictures_is_written() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), dtype=np.uint8)
-    assert pictures.sprite(noise).columns == 15
+    assert rendering.sprite(noise).columns == 15

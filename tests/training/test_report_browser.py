@@ -178,7 +178,7 @@ def test_everything_that_is_seen_or_pressed_has_a_name(page: Page) -> None:
         .filter(e => !(e.getAttribute('aria-label') || e.alt || e.innerText || e.labels?.length))
         .map(e => e.outerHTML.slice(0, 80))"""
     assert page.run(nameless) == []
-    # Pictures without a role lie in buttons that name them.
+    # Images without a role lie in buttons that name them.
     assert page.run("[...document.querySelectorAll('.picture:not([role])')].every(e => e.closest('[aria-label]'))")
     levels: list[int] = page.run("[...document.querySelectorAll('main h2, main h3')].map(h => +h.tagName[1])")
     assert levels[0] == 2

@@ -1,1 +1,1 @@
-"""argv -> one call -> text. One file a command: `parser()`, `run(options) -> exit code`."""
+"""argv -> one call -> text. One module for each command: `parser()`, `run(options) -> exit code`."""

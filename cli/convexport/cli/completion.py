@@ -7,7 +7,7 @@ import argparse
 from convexport.runtime.errors import BackendError, UsageError
 
 SHELLS = ("bash", "zsh", "tcsh")
-# What an argument's value is, by what its help calls it.
+# How to complete an argument's value, by its metavar.
 _FILES = {"FILE", "INPUT", "PATH"}
 _FOLDERS = {"DIR"}
 
@@ -16,7 +16,7 @@ def completion(parser: argparse.ArgumentParser, shell: str) -> str:
     """A script for `shell` that completes the options of `parser`.
 
     Raises:
-        UsageError: The shell is none of `SHELLS`.
+        UsageError: The shell is not in `SHELLS`.
         BackendError: shtab is not installed.
     """
     if shell not in SHELLS:

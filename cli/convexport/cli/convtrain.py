@@ -28,21 +28,21 @@ NEEDED = {"torch", "torchvision", "safetensors", "sklearn", "jinja2", "filelock"
 AUTO = "auto"
 
 EXAMPLES = """\
-  convtrain --model lenet5                               MNIST, minutes on two cores
+  convtrain --model lenet5                               MNIST -> runs/lenet5-mnist.safetensors, in minutes
   convtrain --model vgg19 --recipe long --device cuda    CIFAR-10, two minutes on an H200
-  convtrain --model vgg19 --recipe full --resume         go on after Ctrl-C, a crash or a kill
+  convtrain --model vgg19 --recipe full --resume         continue after Ctrl-C, a crash or a kill
   convtrain --model cnn-mnist --optimizer adam --learning-rate 0.001
   convtrain --model vgg11 --dataset photos/              a folder of class folders
   torchrun --nproc-per-node 2 -m convexport.cli.convtrain --model vgg19
 
-exit codes: 0 done, 2 wrong use, or another run trains this checkpoint, 4 data set or state missing or damaged, or no
-room to write, 5 device or library not there, 130 interrupted (129 hung up, 143 terminated; continue with --resume)
+exit codes: 0 done, 2 wrong use, or another run trains this checkpoint, 4 data set or state missing or damaged, or full
+disk, 5 device or library missing, 130 interrupted (129 hangup, 143 terminated; continue with --resume)
 """
 
 
 def parser() -> terminal.Parser:
     """The command's options."""
-    found = terminal.Parser("convtrain", "Train a network and write a checkpoint with its report.", EXAMPLES)
+    found = terminal.Parser("convtrain", "Trains a network and writes a checkpoint with a report.", EXAMPLES)
     add = found.add_argument
     add("--model", required=True, metavar="NAME", help="lenet5, vgg11, vgg13, vgg16, vgg19, softmax, mlp, cnn-...")
     add("--dataset", metavar="NAME", help="mnist, fashion-mnist, cifar10, digits or a folder of class folders")
@@ -50,22 +50,22 @@ def parser() -> terminal.Parser:
         "--recipe",
         default="quick",
         metavar="quick|full|long",
-        help="minutes on two cores, the best known for them, or one for a GPU, where there is one (quick)",
+        help="quick: minutes on two cores; full: the best for two cores; long: for a GPU (quick)",
     )
-    add("--epochs", type=count, metavar="N", help="in place of the recipe's")
-    add("--batch", type=count, metavar="N", help="in place of the recipe's")
-    add("--optimizer", metavar="NAME", help="sgd, adagrad, adam or muon, in place of the recipe's")
+    add("--epochs", type=count, metavar="N", help="replaces the recipe's value")
+    add("--batch", type=count, metavar="N", help="replaces the recipe's value")
+    add("--optimizer", metavar="NAME", help="sgd, adagrad, adam or muon; replaces the recipe's")
     add("--optimiser", dest="optimizer", help=argparse.SUPPRESS)  # as version 0.1 spelled it
-    add("--learning-rate", type=rate, metavar="X", help="the peak, in place of the recipe's")
-    add("--activation", metavar="NAME", help="relu or selu, for the VGGs")
+    add("--learning-rate", type=rate, metavar="X", help="peak learning rate; replaces the recipe's")
+    add("--activation", metavar="NAME", help="relu or selu, only for the VGGs")
     add("--seed", type=seed, default=0, metavar="N", help="0")
-    add("--device", metavar="cpu|cuda", help="auto: cuda where it is there (auto)")
-    words = "continue an interrupted run to the same bits; auto: start it where there is none"
+    add("--device", metavar="cpu|cuda", help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one (auto)")
+    words = "continue an interrupted run, with the same result; auto: or start a new run"
     add("--resume", nargs="?", type=resume, const=True, metavar=AUTO, help=words)
-    add("--data", metavar="DIR", help="root of the data sets ($CONVEXPORT_DATA, else data)")
-    add("--out", default="checkpoints", metavar="DIR", help="where the checkpoint goes (checkpoints)")
-    add("--force", action="store_true", help="replace a checkpoint of another origin: other data, recipe or seed")
-    add("--half", action="store_true", help="store the weights in half precision: half the file")
+    add("--data", metavar="DIR", help="folder of the data sets ($CONVEXPORT_DATA, else data)")
+    add("--out", default="runs", metavar="DIR", help="folder for the checkpoint and report (runs)")
+    add("--force", action="store_true", help="replace a checkpoint of another run: other data, recipe or seed")
+    add("--half", action="store_true", help="store the weights in half precision, which halves the file")
     return found
 
 
@@ -78,7 +78,7 @@ def count(text: str) -> int:
 
 def rate(text: str) -> float:
     value = float(text)
-    # Far beyond what trains, and within float32 when an optimizer scales it.
+    # Far above any useful value, and within float32 when an optimizer scales it.
     if not 0 < value <= 1e30:
         raise argparse.ArgumentTypeError(f"{value:g} is not above 0 and at most 1e30")
     return value
@@ -98,7 +98,7 @@ def seed(text: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; gives its exit code."""
+    """The command -> its exit code."""
     return terminal.guard("convtrain", lambda: run(parser().parse_args(argv)))
 
 
@@ -115,13 +115,17 @@ def run(options: argparse.Namespace) -> int:
         raise Interrupted(error.message, "continue with --resume") from error
     except StorageError as error:
         begun = settings.state.is_file()
-        fix = "make room, and continue with --resume" if begun else "make room, or name another folder with --out"
+        fix = (
+            "free some disk space, and continue with --resume"
+            if begun
+            else "free some disk space, or choose another folder with --out"
+        )
         raise StorageError(error.message, fix) from error
 
 
 @contextmanager
 def _alone(target: Path) -> Iterator[None]:
-    """Nobody else trains `target` meanwhile; of several processes of one run, the first sees to it."""
+    """Locks `target` against other runs; of several processes of one run, the first one does it."""
     from convexport.training.locking import alone
 
     with ExitStack() as stack:
@@ -129,7 +133,9 @@ def _alone(target: Path) -> Iterator[None]:
             try:
                 stack.enter_context(alone(target, f"checkpoint {target} is being trained by another run"))
             except UsageError as error:
-                raise UsageError(error.message, "wait until it has ended, or name another folder with --out") from error
+                raise UsageError(
+                    error.message, "wait until it has ended, or choose another folder with --out"
+                ) from error
         yield
 
 
@@ -166,7 +172,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Dataset, TrainOptions]:
 
 
 def _device(options: argparse.Namespace) -> str:
-    """The device by its option, else by its variable, else the best that is there."""
+    """The device of the option, else of the variable, else the best one."""
     from convexport.training import acceleration
 
     named = environment.value("CONVEXPORT_DEVICE")
@@ -184,7 +190,7 @@ def _train_and_write(options: argparse.Namespace, dataset: Dataset, settings: Tr
     unfinished = settings.state.is_file()
     if unfinished and not options.resume:
         raise UsageError(
-            f"an unfinished run is at {settings.state}", "continue it with --resume, or delete it to start anew"
+            f"there is an unfinished run: {settings.state}", "continue it with --resume, or delete it to start again"
         )
     if options.resume and not unfinished:
         made = _finished(target, settings, dataset)
@@ -197,7 +203,7 @@ def _train_and_write(options: argparse.Namespace, dataset: Dataset, settings: Tr
             raise CheckpointError(f"no state to resume at {settings.state}", "start the training without --resume")
     if not options.force and _first_process():
         _check_origin(target, settings, dataset)
-    # A signal is looked at between steps, where the state is whole; a second one ends at once.
+    # A signal is handled between steps, when the state is complete; a second one ends at once.
     with signals.polite() as asked:
         result = _train(replace(settings, resume=unfinished, stop=asked), dataset)
     if not result.writes:
@@ -211,12 +217,12 @@ def _train_and_write(options: argparse.Namespace, dataset: Dataset, settings: Tr
 
 
 def _check_origin(target: Path, settings: TrainOptions, dataset: Dataset) -> None:
-    """Raises `UsageError` where `target` is there and this run would not make it again: somebody may want it still."""
+    """Raises `UsageError` if `target` exists and is the result of another run."""
     if not target.exists() or _finished(target, settings, dataset) is not None:
         return
     raise UsageError(
-        f"checkpoint {target} is there and has another origin: {_difference(target, settings, dataset)}",
-        "name another folder with --out, or replace it with --force",
+        f"checkpoint {target} exists and comes from another run: {_difference(target, settings, dataset)}",
+        "choose another folder with --out, or replace it with --force",
     )
 
 
@@ -226,25 +232,25 @@ def _difference(target: Path, settings: TrainOptions, dataset: Dataset) -> str:
     try:
         header = checkpoint.load(target).header
     except CheckpointError as error:
-        return f"no run of this version left it ({error.message})"
+        return f"no run of this version wrote it ({error.message})"
     recipe = plan.fit_batch(settings.recipe, dataset, distributed.processes())
     return plan.difference(header, replace(settings, recipe=recipe), dataset)
 
 
 def _finished(target: Path, settings: TrainOptions, dataset: Dataset) -> Checkpoint | None:
-    """The checkpoint that this very run has left, if it has."""
+    """The checkpoint that this same run has written, if there is one."""
     from convexport.training import checkpoint, distributed, plan
 
     try:
         made = checkpoint.load(target)
-    except CheckpointError:  # none, or one that no run leaves
+    except CheckpointError:  # none, or not a checkpoint
         return None
     recipe = plan.fit_batch(settings.recipe, dataset, distributed.processes())
     return made if plan.made_by(made.header, replace(settings, recipe=recipe), dataset) else None
 
 
 def _first_process() -> bool:
-    """Whether this process speaks and writes: alone, or the first of those that torchrun started."""
+    """Whether this process prints and writes: a single process, or the first of those that torchrun started."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -255,7 +261,7 @@ def _train(settings: TrainOptions, dataset: Dataset) -> TrainResult:
 
     recipe, speaks = settings.recipe, _first_process()
     if speaks:
-        # Before the pictures are read: what they really are is said at once.
+        # Before the images are read, so that the user sees at once what they are.
         terminal.remark(
             f"{settings.model} on {dataset.title} ({dataset.provenance}): {recipe.epochs} epochs of "
             f"{recipe.optimizer}, batch {recipe.batch}, seed {settings.seed}, on {settings.device}"
@@ -287,7 +293,7 @@ def _share(event: Progress) -> float:
 
 
 def _text(event: Progress) -> str:
-    # A narrow terminal cuts the end off: what matters most comes first.
+    # A narrow terminal cuts off the end, so the most important part comes first.
     return (
         f"epoch {event.epoch}/{event.epochs}  {timedelta(seconds=round(event.seconds_left))} left  "
         f"{event.images_per_second:,.0f} images/s  loss {event.loss:.3f}  accuracy {event.accuracy:.1%}"
@@ -307,9 +313,8 @@ def _summary(made: Checkpoint, target: Path, page: Path, options: argparse.Names
     terminal.result(f"checkpoint  {target}")
     if page.is_file():
         terminal.result(f"report      {page}")
-    words = ["convexport", "--model", options.model]
+    words = ["convexport", "--checkpoint", str(target)]
     words += ["--dataset", options.dataset] if options.dataset else []
-    words += ["--checkpoint", str(target)] if options.out != "checkpoints" else []
     words += ["--data", options.data] if options.data else []
     terminal.result(f"next: {shlex.join([*words, '--fp16'])}")
 

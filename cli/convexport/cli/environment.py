@@ -1,4 +1,4 @@
-"""Environment variables, for containers: each stands for an option, and an option that is given wins."""
+"""Environment variables, for containers. Each sets an option; an option on the command line wins."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from contextlib import contextmanager
 from convexport.runtime.errors import ConvexportError, UsageError
 from convexport.runtime.options import MAX_THREADS
 
-# In the order of `--help`: name, what it stands for, the commands that read it.
+# In the order of `--help`: name, meaning, the commands that read it.
 VARIABLES = (
     ("CONVEXPORT_BUNDLE", "--bundle", ("classify",)),
     ("CONVEXPORT_DEVICE", "--device", ("classify", "convtrain")),
     ("CONVEXPORT_THREADS", "--threads", ("classify",)),
     ("CONVEXPORT_DATA", "--data", ("convtrain", "convexport")),
-    ("CONVEXPORT_CACHE", "the folder of engines and proofs (~/.cache/convexport)", ("classify", "convexport")),
+    ("CONVEXPORT_CACHE", "folder of engines and proofs (~/.cache/convexport)", ("classify", "convexport")),
     ("NO_COLOR", "no colors", ("classify", "convexport", "convtrain")),
 )
 
 
 def listed(program: str) -> str:
-    """The variables that `program` reads, as lines of its `--help`."""
+    """The variables that `program` reads, as lines for its `--help`."""
     return "\n".join(f"  {name:<20}{what}" for name, what, programs in VARIABLES if program in programs)
 
 
 def value(name: str) -> str | None:
-    """What a variable says; None where it is not set, or empty as in a container's template."""
+    """The value of a variable; None if it is unset or empty, as in a container's template."""
     return os.environ.get(name) or None
 
 
@@ -42,7 +42,7 @@ def threads() -> int | None:
 
 @contextmanager
 def blamed_on(name: str, kinds: tuple[type[ConvexportError], ...] = (UsageError,)) -> Iterator[None]:
-    """Errors of `kinds` inside the block name the variable that led there: it stands in no command line."""
+    """Errors of `kinds` inside the block name the variable, which is not visible on the command line."""
     try:
         yield
     except kinds as error:

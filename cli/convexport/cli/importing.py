@@ -8,16 +8,16 @@ from types import TracebackType
 
 from convexport.runtime.errors import BackendError, first_line
 
-# What libraries raise while they are imported: a wheel for another numpy, a shared library that is missing.
+# Raised while libraries are imported: a wheel for another numpy, a missing shared library.
 _FAILURES = (ImportError, OSError, RuntimeError, AttributeError, ValueError, SystemError)
 
 
 @contextmanager
 def libraries(doing: str, needed: Collection[str], extras: str) -> Iterator[None]:
-    """Raises `BackendError` where a library that is needed inside the block is missing or cannot be imported.
+    """Raises `BackendError` if a library that is needed inside the block is missing or cannot be imported.
 
     Args:
-        doing: What needs the libraries, as the message's subject: "training".
+        doing: What needs the libraries, the subject of the message: "training".
         needed: Names of the packages, as they are imported, that the extras install.
         extras: The extras of convexport that install them: "export,cpu".
     """
@@ -30,7 +30,7 @@ def libraries(doing: str, needed: Collection[str], extras: str) -> Iterator[None
             ) from error
         failing = _imported(error.__traceback__)
         if failing is None and isinstance(error, ImportError):
-            failing = (error.name or "").partition(".")[0]  # a part is missing, or a compiled one leaves no trace
+            failing = (error.name or "").partition(".")[0]  # a part is missing, or a compiled module left no traceback
         if failing not in needed:
             raise
         raise BackendError(
@@ -40,7 +40,7 @@ def libraries(doing: str, needed: Collection[str], extras: str) -> Iterator[None
 
 
 def _imported(trace: TracebackType | None) -> str | None:
-    """The foreign package whose module was being imported when an exception was raised, the outermost one."""
+    """The outermost package that was being imported when an exception was raised."""
     while trace is not None:
         code, names = trace.tb_frame.f_code, trace.tb_frame.f_globals
         package = str(names.get("__name__", "")).partition(".")[0]

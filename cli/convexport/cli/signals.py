@@ -1,7 +1,7 @@
-"""Ctrl-C, SIGTERM and SIGHUP: one line and 128 + the signal's number, and nothing half made is left behind.
+"""Ctrl-C, SIGTERM and SIGHUP: one line, exit code 128 + the signal's number, and no incomplete files.
 
-Before the work begins there is nothing to clear away, and the process ends at once: an exception amid somebody's
-imports would come out as whatever the library makes of it. From then on a signal raises `Stopped`, which unwinds. The
+Before the work begins there is nothing to clean up, and the process ends at once: an exception during a library's
+import could be turned into another one. After that, a signal raises `Stopped`, so that the work can clean up. The
 commands import this module before anything else, so it imports little.
 """
 
@@ -18,16 +18,16 @@ from typing import Any
 
 WORDS = {
     number: word
-    for name, word in (("SIGINT", "interrupted"), ("SIGTERM", "terminated"), ("SIGHUP", "hung up"))
+    for name, word in (("SIGINT", "interrupted"), ("SIGTERM", "terminated"), ("SIGHUP", "hangup"))
     if (number := getattr(signal, name, None)) is not None
 }
 INTERRUPT = signal.SIGINT
-# Terminals and supervisors often send two signals for one wish.
+# Terminals and supervisors often send two signals at once.
 _SAME_WISH_SECONDS = 1.0
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked for the end. `number` is the signal's."""
+    """A signal asked the process to end. `number` is the signal's number."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -35,34 +35,34 @@ class Stopped(KeyboardInterrupt):
 
 
 class _State:
-    """What the handler knows. There is one, since a process has one set of handlers."""
+    """The state of the handler, of which a process has one."""
 
     program = ""
-    owned = False  # the process is the command's own, from its first line to its last
-    working = False  # there may be something to clear away
-    polite = False  # the work asks for itself, at instants that suit it
+    owned = False  # the process belongs to the command, from its first line to its last
+    working = False  # there may be something to clean up
+    polite = False  # the work itself checks for signals, at suitable moments
     received: int | None = None
     since = 0.0
 
 
 def received() -> int | None:
-    """The signal that asked for the end, if one did."""
+    """The signal that asked the process to end, if there was one."""
     return _State.received
 
 
 def check() -> None:
-    """Raises `Stopped` where a signal came whose exception somebody else's code swallowed."""
+    """Raises `Stopped` if a signal's exception was swallowed by other code."""
     if _State.received is not None and not _State.polite:
         raise Stopped(_State.received)
 
 
 def code(number: int) -> int:
-    """The exit code of a command that a signal ended, as shells give it."""
+    """The exit code of a command that a signal ended, as in shells."""
     return 128 + number
 
 
 def own(program: str, command: Callable[[], int]) -> int:
-    """Runs the whole life of a process: handlers before the first import, a silent end after the last line."""
+    """Runs a whole process: handlers before the first import, a silent end after the last line."""
     _State.owned = True
     sys.unraisablehook = _unraisable
     with handled(program):
@@ -71,8 +71,8 @@ def own(program: str, command: Callable[[], int]) -> int:
 
 @contextmanager
 def handled(program: str) -> Iterator[None]:
-    """Handlers for the block, those before it afterwards; nothing where another thread or a program has its own."""
-    if _State.program:  # the outermost block sees to it
+    """Installs handlers for the block; does nothing in other threads, or if the program has its own handlers."""
+    if _State.program:  # the outermost block does it
         yield
         return
     _State.program, _State.received = program, None
@@ -84,7 +84,7 @@ def handled(program: str) -> Iterator[None]:
         yield
     finally:
         if _State.owned:
-            # The result stands; what Python clears away at its end is not worth a traceback.
+            # The result is complete; a signal during Python's own cleanup needs no traceback.
             before = {number: signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL for number in before}
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -93,7 +93,7 @@ def handled(program: str) -> Iterator[None]:
 
 @contextmanager
 def working() -> Iterator[None]:
-    """A block in which a signal unwinds, since there may be something to clear away."""
+    """A block in which a signal raises `Stopped`, so that the work can clean up."""
     before, _State.working = _State.working, True
     try:
         yield
@@ -103,19 +103,19 @@ def working() -> Iterator[None]:
 
 @contextmanager
 def polite() -> Iterator[Callable[[], bool]]:
-    """A block that asks for itself whether it is to end, by the function that this gives; a second signal unwinds."""
+    """A block that checks for signals with the returned function; a second signal raises `Stopped`."""
     before, _State.polite = _State.polite, True
     try:
         yield lambda: _State.received is not None
-        _State.received = None  # it came when the work was done already
+        _State.received = None  # it came after the work was done
     finally:
         _State.polite = before
 
 
 def import_numpy() -> None:
-    """Imports numpy. Raises `DeviceError` where its OpenBLAS gets no thread.
+    """Imports numpy. Raises `DeviceError` if its OpenBLAS cannot start a thread.
 
-    OpenBLAS then sends this process SIGINT, which is to be told from Ctrl-C.
+    OpenBLAS then sends SIGINT to this process, which must be distinguished from Ctrl-C.
     """
     if "numpy" in sys.modules or not hasattr(signal, "sigtimedwait"):
         return
@@ -134,13 +134,13 @@ def import_numpy() -> None:
     from convexport.runtime.errors import DeviceError
 
     raise DeviceError(
-        "numpy gets no thread: the limit of processes or of memory is reached",
+        "numpy cannot start a thread, because the limit of processes or of memory is reached",
         "raise it (ulimit -u, ulimit -v), or set OPENBLAS_NUM_THREADS=1",
     )
 
 
 def _set(handler: Any) -> dict[int, Any]:
-    """Sets `handler` -> those before it. A signal that the caller ignores, as nohup does, stays ignored."""
+    """Sets `handler` -> the old handlers. A signal that is ignored, as under nohup, stays ignored."""
     before: dict[int, Any] = {}
     for number in WORDS:
         current = signal.getsignal(number)
@@ -160,7 +160,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
         return
     if first or _State.polite:
         raise Stopped(_State.received or number)
-    # Being cleared away already: an exception there would leave things lying about.
+    # The cleanup is running: an exception there would leave files behind.
     if _State.owned and time.monotonic() - _State.since > _SAME_WISH_SECONDS:
         _end_at_once(number)
 
@@ -172,6 +172,6 @@ def _end_at_once(number: int) -> None:
 
 
 def _unraisable(unraisable: Any) -> None:
-    """A signal that met a destructor is remembered, and no remark."""
+    """A signal during a destructor is remembered, without a message."""
     if not isinstance(unraisable.exc_value, KeyboardInterrupt):
         sys.__unraisablehook__(unraisable)

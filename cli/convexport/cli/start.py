@@ -1,4 +1,4 @@
-"""Entry points of the three commands: signals are seen to before anything else is imported."""
+"""Entry points of the three commands: signal handlers are set before anything else is imported."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The three standard streams, whatever the caller made of them: closed, full, or left by their reader.
+"""The three standard streams, in any state: closed, full, or without a reader.
 
-Progress is not the product: a stderr that takes nothing more is dropped, and the work goes on. A stdout that takes
-nothing more is an error where records go there, and is remembered where the result is a file.
+Progress is not a result: if stderr cannot be written, it is dropped and the work continues. If stdout cannot be
+written, that is an error if records go there, and is reported at the end if the result is a file.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from convexport.runtime.errors import StorageError, UsageError, first_line
 
 
 def prepare() -> None:
-    """Makes the three streams fit to use."""
+    """Makes the three streams usable."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed, as by `2>&-`
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open to the end
     if isinstance(sys.stdin, TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # names of files, which need not be text
+        sys.stdin.reconfigure(errors="surrogateescape")  # file names need not be text
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # not every encoding knows a `Δ`
+            stream.reconfigure(errors="backslashreplace")  # not every encoding has a `Δ`
 
 
 @contextmanager
 def writing(where: str) -> Iterator[None]:
-    """Raises `UsageError` for a place that cannot be written to, `StorageError` where there is no room."""
+    """Raises `UsageError` for a place that cannot be written, `StorageError` if the disk is full."""
     try:
         yield
     except BrokenPipeError:
@@ -39,12 +39,12 @@ def writing(where: str) -> Iterator[None]:
         raise UsageError(f"{where}: cannot be written ({first_line(error)})", "name another place") from error
     except OSError as error:
         raise StorageError(
-            f"{where}: cannot be written ({first_line(error)})", "make room, or name another place"
+            f"{where}: cannot be written ({first_line(error)})", "free some disk space, or name another place"
         ) from error
 
 
 def say(line: str) -> None:
-    """A line on stderr, or nowhere if it takes none."""
+    """Writes a line to stderr, if it can be written."""
     try:
         sys.stderr.write(f"{line}\n")
         sys.stderr.flush()
@@ -53,7 +53,7 @@ def say(line: str) -> None:
 
 
 def drop(stream: IO[str]) -> None:
-    """From here on what is written to `stream` goes nowhere, what it still holds included."""
+    """Discards everything that is written to `stream` from now on, and its buffer."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -63,13 +63,13 @@ def drop(stream: IO[str]) -> None:
 
 
 def flush_stdout() -> None:
-    """Brings results onto stdout. Raises `BrokenPipeError` where its reader is gone, else as `writing`."""
+    """Flushes results to stdout. Raises `BrokenPipeError` if its reader has ended, else the errors of `writing`."""
     with writing("standard output"):
         sys.stdout.flush()
 
 
 def let_go_of_stdout() -> None:
-    """Python's own flush at exit must not complain of a stdout that takes nothing more."""
+    """Keeps Python's own flush at exit from failing on a stdout that cannot be written."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

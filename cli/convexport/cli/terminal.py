@@ -1,4 +1,4 @@
-"""The one module that knows terminals: bars, colours, tables, how errors end a command.
+"""Everything about terminals: progress bars, colors, tables, and how errors end a command.
 
 stdout carries results and nothing else; progress and remarks go to stderr, bars only where it is a terminal.
 """
@@ -20,13 +20,13 @@ from convexport.cli.completion import SHELLS, completion
 from convexport.runtime.errors import ConvexportError, UsageError
 from convexport.runtime.text import printable
 
-_COLOURS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
+_COLORS = {"red": "31", "green": "32", "yellow": "33", "bold": "1", "dim": "2"}
 # What shells give for a command that wrote to a pipe without a reader (SIGPIPE).
 NO_READER = 141
 
 
 class _Voice:
-    """Whether remarks are wanted. One for the process, as there is one stderr."""
+    """Whether remarks are wanted. One for the process, like stderr."""
 
     quiet = False
 
@@ -44,7 +44,7 @@ def guard(program: str, command: Callable[[], int]) -> int:
                 number = signals.INTERRUPT
             if number is None or isinstance(error, SystemExit):
                 raise
-            # Whatever a library made of it: a signal is why this ends.
+            # A library may have replaced the exception; the signal is the reason.
             known = isinstance(error, ConvexportError) and error.exit_code == signals.code(signals.INTERRUPT)
             streams.say(printable(f"{program}: {error if known else signals.WORDS[number]}"))
             streams.let_go_of_stdout()
@@ -63,50 +63,51 @@ def _run(program: str, command: Callable[[], int]) -> int:
         streams.let_go_of_stdout()
         return error.exit_code
     except BrokenPipeError:
-        # The reader of our results went away (`classify ... | head`): nobody is left to tell, and not all was done.
+        # The reader of our results went away (`classify ... | head`): there is nobody to tell, and the work is
+        # incomplete.
         streams.let_go_of_stdout()
         return NO_READER
-    except SystemExit:  # of argparse, behind a help or a complaint
+    except SystemExit:  # of argparse, after a help text or an error
         streams.let_go_of_stdout()
         raise
 
 
 def be_quiet() -> None:
-    """From here on no remark and no bar; errors stay."""
+    """From now on no remarks and no bar; errors are still shown."""
     _Voice.quiet = True
 
 
 def complain(text: str) -> None:
-    """An error's line on stderr, and no more than that whatever names it holds."""
+    """Writes an error as one line to stderr, whatever names it contains."""
     streams.say(printable(text))
 
 
 def remark(text: str) -> None:
-    """A remark's line on stderr, if remarks are wanted and somebody is there to read them."""
+    """Writes a remark to stderr, if remarks are wanted and can be written."""
     signals.check()
     if not _Voice.quiet:
         complain(text)
 
 
-def result(text: str, colour: str | None = None) -> None:
-    """A line on stdout of a command whose result is a file: where nobody reads it any more, the work goes on."""
+def result(text: str, color: str | None = None) -> None:
+    """Writes a line to stdout, for a command whose result is a file: without a reader, the work continues."""
     line = printable(text)
     try:
         with streams.writing("standard output"):
-            print(paint(line, colour) if colour else line, flush=True)
+            print(paint(line, color) if color else line, flush=True)
     except BrokenPipeError:
         streams.drop(sys.stdout)
 
 
-def paint(text: str, colour: str, stream: IO[str] | None = None) -> str:
-    """`text` in `colour` where `stream` (stdout) is a terminal that has not asked for none (NO_COLOR)."""
+def paint(text: str, color: str, stream: IO[str] | None = None) -> str:
+    """`text` in `color` if `stream` (stdout) is a terminal and NO_COLOR is not set."""
     if not (stream or sys.stdout).isatty() or os.environ.get("NO_COLOR"):
         return text
-    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
+    return f"\x1b[{_COLORS[color]}m{text}\x1b[0m"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of aligned columns; a column whose cells are all numbers stands to the right."""
+    """Lines of aligned columns; a column whose cells are all numbers is aligned to the right."""
     cells = [list(header), *[list(row) for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     right = [all(_is_number(row[column]) for row in rows) for column in range(len(header))]
@@ -124,7 +125,7 @@ def _is_number(text: str) -> bool:
 
 
 class _Version(argparse.Action):
-    """Prints the version and ends; the package's metadata are read only then."""
+    """Prints the version and ends. Only this reads the package's metadata."""
 
     def __call__(self, parser: argparse.ArgumentParser, *words: Any) -> NoReturn:
         from importlib.metadata import PackageNotFoundError, version
@@ -154,19 +155,19 @@ class _Help(argparse.Action):
 
 
 def _end() -> NoReturn:
-    """Ends a command whose answer is on stdout."""
+    """Ends a command after its output on stdout."""
     streams.flush_stdout()
     raise SystemExit(0)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors that suggest the nearest option or choice, and help that keeps its examples."""
+    """argparse with one-line errors that suggest the nearest option or choice, and help with unchanged examples."""
 
     def __init__(self, program: str, description: str, examples: str) -> None:
         super().__init__(
             prog=program,
             description=description,
-            epilog=f"examples:\n{examples.rstrip()}\n\nenvironment variables (options win over them):\n"
+            epilog=f"examples:\n{examples.rstrip()}\n\nenvironment variables (an option wins over them):\n"
             + environment.listed(program),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -175,9 +176,11 @@ class Parser(argparse.ArgumentParser):
         add = self.add_argument
         add("-h", "--help", action=_Help, nargs=0, help="show this help and end")
         add("--version", action=_Version, nargs=0, help="show the version and end")
-        add("--quiet", action="store_true", help="no remarks and no progress; errors stay")
+        add("--quiet", action="store_true", help="show no remarks and no progress, only errors")
         shells = "|".join(SHELLS)
-        add("--print-completion", action=_Completion, metavar=shells, help="print a script that completes options")
+        add(
+            "--print-completion", action=_Completion, metavar=shells, help="print a shell script that completes options"
+        )
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Like argparse's, but an unknown option comes with the nearest known one."""
@@ -185,7 +188,7 @@ class Parser(argparse.ArgumentParser):
         end = words.index("--") if "--" in words else len(words)
         # Intermixed: `classify a.png --top 3 b.png` names two files.
         found, rest = self.parse_known_intermixed_args(words[:end], namespace)
-        # Intermixed parsing takes words behind `--` for options all the same.
+        # Intermixed parsing would treat words after `--` as options.
         literal, positional = words[end + 1 :], self._get_positional_actions()
         for names in positional:
             setattr(found, names.dest, [*getattr(found, names.dest), *literal])
@@ -208,9 +211,9 @@ class Parser(argparse.ArgumentParser):
 
 @contextmanager
 def bar(description: str, *, shown: bool = True) -> Iterator[Callable[[float | None, str], None]]:
-    """A progress bar on stderr, where that is a terminal. Gives `update(share done, text behind the bar)`.
+    """A progress bar on stderr, if it is a terminal. Returns `update(share done, text after the bar)`.
 
-    A share of None is one that is not known.
+    A share of None means that it is unknown.
     """
     if not (shown and bars_are_shown()):
         yield lambda share, text: None
@@ -230,19 +233,19 @@ def bar(description: str, *, shown: bool = True) -> Iterator[Callable[[float | N
 
 
 def bars_are_shown() -> bool:
-    """Whether stderr is a terminal whose reader wants progress."""
+    """Whether progress can be shown: stderr is a terminal and --quiet is not set."""
     return not _Voice.quiet and sys.stderr.isatty()
 
 
 class Pace:
-    """How far a count is, how fast it grows, and how long the rest takes where the total is known."""
+    """The state of a count: its speed, and the time left if the total is known."""
 
     def __init__(self, total: int | None) -> None:
         self.total = total
         self._started = time.monotonic()
 
     def share(self, done: int) -> float | None:
-        """The part of the total that is done."""
+        """The share of the total that is done."""
         return done / self.total if self.total else None
 
     def text(self, done: int, seconds: float | None = None) -> str:

@@ -1,4 +1,4 @@
-"""`Answering`: a network's answers to pictures normalized in any way, fast: its float32 graph on ONNX Runtime."""
+"""`Answering`: a network's answers to images normalized in any way, fast: its float32 graph on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Answering:
 
     Args:
         network: The network.
-        images: Some of the pictures, uint8 [N, H, W, C], on which graph and origin are compared.
+        images: Some of the images, uint8 [N, H, W, C], on which graph and origin are compared.
     """
 
     def __init__(self, network: Network, images: NDArray[np.uint8]) -> None:

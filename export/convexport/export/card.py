@@ -8,7 +8,7 @@ from convexport.runtime.manifest import Accuracy, Manifest, Verification
 from convexport.runtime.precision import PRECISIONS
 from convexport.runtime.text import markdown, printable
 
-INK = " Pictures of dark ink on light paper are inverted, and the record says so."
+INK = " Images of dark ink on light paper are inverted, and the record says so."
 FRAMING = {
     "crop": "the shorter side is scaled and the middle is cut out",
     "pad": "the longer side is scaled and the rest is black",
@@ -17,7 +17,7 @@ FRAMING = {
 
 
 def card(manifest: Manifest) -> str:
-    """Markdown: what the model does and how well, how to run it, what it cannot do, where it comes from."""
+    """Markdown: what the model does, how well, how to run it, its limits, and its origin."""
     labels = [markdown(label) for label in manifest.classes]
     dataset = manifest.provenance.dataset
     title, provenance = markdown(dataset.title), markdown(dataset.provenance)
@@ -43,18 +43,18 @@ def card(manifest: Manifest) -> str:
             f"classify --bundle {bundle} --self-test   # this device against the golden images",
             "```",
             "",
-            "## What it takes",
+            "## Input",
             "",
             _input(manifest),
             "",
             "## What it cannot do",
             "",
             _answers(manifest),
-            "Its probabilities are meant for pictures like those it was trained on.",
+            "Its probabilities are valid only for images like those that it was trained on.",
             "",
             "## Where it comes from",
             "",
-            f"- Data: {title}. {provenance}. Its terms hold for what was learnt from it.",
+            f"- Data: {title}. {provenance}. The terms of the data set apply to the network as well.",
             f"- Checkpoint: SHA-256 `{manifest.provenance.checkpoint_sha256}`",
             *([f"- Code: commit {markdown(manifest.provenance.git_commit)}"] if manifest.provenance.git_commit else []),
             f"- Versions: {markdown(_versions(manifest))}",
@@ -67,7 +67,7 @@ def _answers(manifest: Manifest) -> str:
     """What it answers where nothing fits."""
     if manifest.activation == "sigmoid":
         return "An image has each label whose probability reaches its threshold, several of them or none."
-    return "It answers with one of its classes whatever the picture shows, also when it shows none of them."
+    return "It always answers with one of its classes, even if the image shows none of them."
 
 
 def _versions(manifest: Manifest) -> str:
@@ -90,12 +90,12 @@ def _variants(manifest: Manifest) -> list[str]:
 
 
 def _purpose(name: str) -> str:
-    """What a graph is for, by what people call it: a precision, or one `for TensorRT`."""
+    """What a graph is for, by its name: a precision, or a precision `for TensorRT`."""
     return PRECISIONS[name].purpose if name in PRECISIONS else "GPU, in engines built from it"
 
 
 def accuracy_text(found: Verification) -> str:
-    """`98.61 %`, or that it was not measured."""
+    """`98.61 %`, or `not measured`."""
     if found.mean_average_precision is not None:
         return f"mean average precision {found.mean_average_precision:.4f}"
     return "not measured" if found.accuracy is None else f"{found.accuracy:.2%}"
@@ -111,7 +111,7 @@ def _accuracy(manifest: Manifest) -> list[str]:
         lines.append(
             "FP16 ran on a GPU as well as in emulation."
             if device != "cpu"
-            else "No GPU was there: FP16 was emulated by rounding the weights and every stored tensor through FP16."
+            else "No GPU was available: FP16 was emulated by rounding the weights and every stored tensor through FP16."
         )
     if found.accuracy is None:
         lines.append(f"Accuracy: {recorded(manifest.provenance.accuracy)}.")
@@ -119,17 +119,17 @@ def _accuracy(manifest: Manifest) -> list[str]:
 
 
 def recorded(accuracy: Accuracy) -> str:
-    """The checkpoint's own accuracy, quoted where it could not be measured again."""
+    """The accuracy that the checkpoint states, for exports that could not measure it again."""
     if accuracy.test is None:
-        return "not measured, and the checkpoint states none"
-    return f"{accuracy.test:.2%} on {accuracy.test_images:,} test images, measured at training, not again here"
+        return "not measured; the checkpoint states no accuracy"
+    return f"{accuracy.test:.2%} on {accuracy.test_images:,} test images, measured at training, not at export"
 
 
 def _input(manifest: Manifest) -> str:
     size = manifest.input
-    colour = "RGB" if size.channels == 3 else "grey"
+    color = "RGB" if size.channels == 3 else "gray"
     return (
-        f"Any picture; it is brought to {size.width} x {size.height} {colour} pixels: {FRAMING[size.framing]}."
+        f"An image of any size. It is resized to {size.width} x {size.height} {color} pixels: {FRAMING[size.framing]}."
         + (INK if size.ink == "light-on-dark" else "")
         + " Scaling, mean and standard deviation are inside the network's file."
     )

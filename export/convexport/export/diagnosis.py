@@ -1,8 +1,8 @@
-"""`diagnose`: which preprocessing and which order of labels fit labelled pictures best, tried on the origin itself.
+"""`diagnose`: which preprocessing and which order of labels fit labeled images best, tried on the origin itself.
 
 A hypothesis is judged by how likely it makes the labels: accuracy alone cannot tell hypotheses apart that are right on
-almost the same pictures. Probabilities are brought to the best temperature first, or a network that is too sure of
-itself would prefer pictures without contrast.
+almost the same images. Probabilities are brought to the best temperature first, or a network that is too sure of
+itself would prefer images without contrast.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from convexport.export import hypotheses, pictures
+from convexport.export import hypotheses, own_images
 from convexport.export.answering import Answering
 from convexport.export.hypotheses import Hypothesis, Order
 from convexport.export.samples import stratified
@@ -24,7 +24,7 @@ from convexport.runtime.inputs import Plain
 from convexport.runtime.manifest import Input
 
 Progress = Callable[[str], None]
-# Every hypothesis is tried on a few pictures, the likeliest ones on more, and the likeliest of those on all.
+# Every hypothesis is tried on a few images, the likeliest ones on more, and the likeliest of those on all.
 SCREENED, KEPT = (64, 200), (8, 5)
 ROWS = 12
 LEVEL = 0.05
@@ -32,18 +32,18 @@ _TEMPERATURES = np.geomspace(0.25, 8, 21)
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """One hypothesis on the labelled pictures.
+    """One hypothesis on the labeled images.
 
     Attributes:
         causes: What differs from what is stated; empty for what is stated.
         options: The options that state it; empty where none do.
-        images: How many pictures it was tried on.
+        images: How many images it was tried on.
         right: How many the network then gets right.
         log_loss: The mean of -log p of the right class, at the best temperature.
-        better: Pictures that are right by this hypothesis and wrong as stated.
+        better: Images that are right by this hypothesis and wrong as stated.
         worse: The other way round.
         p_value: Of McNemar's exact test: how often chance alone makes such a difference.
-        told_apart: Whether the pictures tell it from the first row.
+        told_apart: Whether the images tell it from the first row.
     """
 
     causes: tuple[str, ...]
@@ -76,15 +76,15 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Pictures of any size, and the network's index of each one's class as stated, int64 [N]."""
+class Labeled:
+    """Images of any size, and the network's index of each one's class as stated, int64 [N]."""
 
     sources: Sequence[Plain]
     truth: NDArray[np.int64]
 
-    def take(self, rows: NDArray[np.int64]) -> Labelled:
+    def take(self, rows: NDArray[np.int64]) -> Labeled:
         """Some of them."""
-        return Labelled([self.sources[row] for row in rows], self.truth[rows])
+        return Labeled([self.sources[row] for row in rows], self.truth[rows])
 
 
 @dataclass(frozen=True)
@@ -107,11 +107,11 @@ class _Trial:
 
 
 class _Trials:
-    """Tries hypotheses on some labelled pictures; each framing is read once."""
+    """Tries hypotheses on some labeled images; each framing is read once."""
 
-    def __init__(self, network: Network, labelled: Labelled, answering: Answering) -> None:
+    def __init__(self, network: Network, labeled: Labeled, answering: Answering) -> None:
         self._network = network
-        self._labelled = labelled
+        self._labeled = labeled
         self._answering = answering
         self._labels = network.facts.classes["en"]
         self._orders = hypotheses.orders(self._labels)
@@ -120,16 +120,16 @@ class _Trials:
         self.found: dict[tuple[str, ...], _Trial] = {}
 
     def images(self, input: Input) -> NDArray[np.uint8]:
-        """The pictures by one framing, uint8 [N, H, W, C]."""
+        """The images by one framing, uint8 [N, H, W, C]."""
         key = f"{input.framing} {input.crop:.4f} {input.filter}"
         if key not in self._read:
-            self._read[key] = pictures.read(self._labelled.sources, input)
+            self._read[key] = own_images.read(self._labeled.sources, input)
         return self._read[key]
 
     def run(self, hypothesis: Hypothesis, order: Order | None = None, *, all_orders: bool = True) -> None:
         """Tries a hypothesis with every order of the labels, or with one."""
         logs = self._answers(hypothesis)
-        truth = self._labelled.truth
+        truth = self._labeled.truth
         wanted = [None, *self._orders] if all_orders else [order]
         if all_orders:
             shown = hypotheses.order_shown(logs, truth, self._labels)
@@ -154,33 +154,33 @@ class _Trials:
         return sorted(self.found.values(), key=lambda trial: trial.cost)
 
 
-def diagnose(network: Network, labelled: Labelled, *, bgr: bool = False, progress: Progress | None = None) -> Diagnosis:
+def diagnose(network: Network, labeled: Labeled, *, bgr: bool = False, progress: Progress | None = None) -> Diagnosis:
     """Tries hypotheses on the origin and ranks them.
 
     Args:
         network: The network, with what is stated of it.
-        labelled: Pictures that it was not trained on, with the classes as stated.
+        labeled: Images that it was not trained on, with the classes as stated.
         bgr: Whether it is stated to take blue first.
         progress: Is told what is tried.
     """
     say = progress or (lambda line: None)
-    few, more = (labelled.take(stratified(labelled.truth, count)) for count in SCREENED)
+    few, more = (labeled.take(stratified(labeled.truth, count)) for count in SCREENED)
     base = hypotheses.stated(network.facts)
-    answering = Answering(network, pictures.read(few.sources[:4], base.input))
-    say(f"diagnosis   normalizations, colors and orders of labels, on {len(few.truth):,} labelled pictures")
+    answering = Answering(network, own_images.read(few.sources[:4], base.input))
+    say(f"diagnosis   normalizations, colors and orders of labels, on {len(few.truth):,} labeled images")
     screened = _Trials(network, few, answering)
     _content(screened, base, network, bgr)
     say(f"diagnosis   the likeliest of them, and framings, on {len(more.truth):,}")
     trials = _again(screened, _Trials(network, more, answering), KEPT[0])
     _framing(trials, base)
-    if len(labelled.truth) > len(more.truth):
-        say(f"diagnosis   the likeliest of all on all {len(labelled.truth):,}")
-        trials = _again(trials, _Trials(network, labelled, answering), KEPT[1])
+    if len(labeled.truth) > len(more.truth):
+        say(f"diagnosis   the likeliest of all on all {len(labeled.truth):,}")
+        trials = _again(trials, _Trials(network, labeled, answering), KEPT[1])
     return _table(trials.ranked)
 
 
 def _again(before: _Trials, after: _Trials, count: int) -> _Trials:
-    """The likeliest hypotheses, and what is stated, tried on more pictures."""
+    """The likeliest hypotheses, and what is stated, tried on more images."""
     likeliest = before.ranked[:count]
     as_stated = before.found[()]
     for trial in [*likeliest, *([as_stated] if as_stated not in likeliest else [])]:
@@ -215,7 +215,7 @@ def _content(trials: _Trials, start: Hypothesis, network: Network, bgr: bool) ->
 
 
 def _losses(logs: NDArray[np.float64], right: NDArray[np.int64]) -> NDArray[np.float64]:
-    """-log p of the right class of each picture [N], at the temperature that makes their sum smallest."""
+    """-log p of the right class of each image [N], at the temperature that makes their sum smallest."""
     best: NDArray[np.float64] | None = None
     for temperature in _TEMPERATURES:
         scaled = logs / temperature
@@ -243,7 +243,7 @@ def _table(ranked: list[_Trial]) -> Diagnosis:
     )
     others = [row for row in rows[1:] if not set(first.causes) <= set(row.causes)]
     alike = [row.cause for row in others if not row.told_apart]
-    doubt = f"; these pictures do not tell it from: {', '.join(alike[:3])}" if alike else ""
+    doubt = f"; these images do not tell it from: {', '.join(alike[:3])}" if alike else ""
     fix = f"state {first.options}" if first.options else "compare with how it was trained"
     return Diagnosis(rows=rows, verdict=f"{first.cause}: {gain}, {chance}{doubt}", fix=fix)
 

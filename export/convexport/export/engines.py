@@ -1,4 +1,4 @@
-"""TensorRT engines of a draft, built here and kept raw: of every precision but fp32 where fp16 serves a GPU better."""
+"""TensorRT engines for a draft, built here: one for each precision, except fp32 if fp16 serves a GPU better."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Which engines. `required` ends the export where one of them cannot be built, in place of a line that says why.
+    """Which engines to build. With `required`, the export fails if one cannot be built; else a line says why.
 
-    `flavour` None takes what is installed, `compute_capabilities` empty what one plan can hold.
+    `flavor` None means the installed one; empty `compute_capabilities` means as many as one plan can contain.
     """
 
     required: bool = False
-    flavour: str | None = None
+    flavor: str | None = None
     compute_capabilities: tuple[str, ...] = ()
 
 
 def build_engines(
     draft: Draft, variants: dict[Precision, Variant], options: EngineOptions, progress: Progress
 ) -> tuple[Engine, ...]:
-    """Builds and writes the engines of every variant but those that another one's engine makes needless.
+    """Builds and writes the engines of every variant, except those that another variant's engine replaces.
 
-    Raises `BackendError`, `DeviceError` or `EngineError` where they are required.
+    Raises `BackendError`, `DeviceError` or `EngineError` if they are required and cannot be built.
     """
     try:
-        load_tensorrt(options.flavour)
+        load_tensorrt(options.flavor)
     except BackendError as error:
         if options.required:
             raise
@@ -56,9 +56,9 @@ def build_engines(
 
 def _build(draft: Draft, precision: Precision, graph: str, options: EngineOptions, progress: Progress) -> list[Engine]:
     """The engines of one precision, all or none."""
-    # A flavour that is not RTX builds for this machine's GPU when no target is named.
+    # A flavor that is not RTX builds for this machine's GPU when no target is named.
     targets = plan_targets(options.compute_capabilities) or ((),)
-    common = BuildOptions(precision, options.flavour, name=graph)
+    common = BuildOptions(precision, options.flavor, name=graph)
     data = (draft.path / graph).read_bytes()
     try:
         built = [build_engine(data, replace(common, compute_capabilities=target)) for target in targets]
@@ -72,7 +72,7 @@ def _build(draft: Draft, precision: Precision, graph: str, options: EngineOption
 
 def _write(draft: Draft, built: BuiltEngine, progress: Progress) -> Engine:
     key = built.key
-    file = f"engines/{key.precision}-{key.flavour}-{'-'.join(key.compute_capabilities)}.plan"
+    file = f"engines/{key.precision}-{key.flavor}-{'-'.join(key.compute_capabilities)}.plan"
     draft.write(file, built.plan)
-    progress(f"engine      {file}: {len(built.plan):,} bytes, {key.flavour} {key.version}, {built.build_seconds:.1f} s")
+    progress(f"engine      {file}: {len(built.plan):,} bytes, {key.flavor} {key.version}, {built.build_seconds:.1f} s")
     return Engine(file=file, key=key, layer_types=built.layer_types, build_seconds=built.build_seconds)

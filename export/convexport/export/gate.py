@@ -1,7 +1,7 @@
 """The gate: compares every variant with torch float32 on the runtime that will serve it. No bundle if one fails.
 
-The checkpoint itself is held against its own header as well, since a network damaged before the export agrees with
-itself perfectly. What can be caught without labelled images, and what cannot, is in docs/decisions.
+The checkpoint is compared with its own header as well, because a network that was damaged before the export agrees
+perfectly with itself. What can be caught without labeled images, and what cannot, is in docs/decisions.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from convexport.runtime.manifest import Engine, Manifest, Measure, Verification
 from convexport.runtime.precision import PRECISIONS, Precision
 
 Progress = Callable[[str], None]
-# What to look at first, where a measure tells that.
-_COMPARE = "compare the order of the classes, and mean and std, with those it was trained with"
+# What to look at first, if a measure points to it.
+_COMPARE = "compare the order of the classes, the mean and the std with those of the training"
 FIXES = replay.FIXES | {record.ABOVE_CHANCE: _COMPARE, record.STATED: _COMPARE, record.STATED_PRECISION: _COMPARE}
 
 
@@ -57,9 +57,9 @@ class GateResult:
     Attributes:
         verifications: Of each variant, one for each back end and kind of device that this machine has. The first is the
             one that summaries show.
-        engine_graphs: Of the graph that TensorRT takes in a variant's place.
-        engines: Of each engine by its file, where a GPU could run it.
-        details: What goes to `Variant.details`.
+        engine_graphs: Of the graph that TensorRT uses instead of a variant's.
+        engines: Of each engine by its file, if a GPU could run it.
+        details: The content of `Variant.details`.
     """
 
     verifications: dict[Precision, tuple[Verification, ...]]
@@ -79,7 +79,7 @@ class GateResult:
 
     @property
     def failures(self) -> list[tuple[str, Measure]]:
-        """Every measure beyond its limit."""
+        """Every measure outside its limit."""
         return [
             (name, measure)
             for name, verification in self.everything.items()
@@ -104,15 +104,15 @@ class GateResult:
 
 @dataclass(frozen=True)
 class Case:
-    """What stands before the gate.
+    """What the gate examines.
 
     Attributes:
         folder: A draft of a bundle.
-        manifest: What the draft says of itself.
+        manifest: The draft's manifest.
         types: The element types of each ONNX file by its name.
         network: The network that was exported.
         expected: Its own answers in float32, which the files must match.
-        title: The data set that the images are of; empty where they have no labels.
+        title: The data set of the images; empty if they have no labels.
     """
 
     folder: Path
@@ -124,7 +124,7 @@ class Case:
 
 
 def judge(case: Case, progress: Progress) -> GateResult:
-    """Measures every variant of a draft. Says nothing about limits passed or not: that is `GateResult.refuse`."""
+    """Measures every variant of a draft. `GateResult.refuse` compares the results with the limits."""
     details: dict[Precision, dict[str, Any]] = {}
     verifications: dict[Precision, tuple[Verification, ...]] = {}
     with ExitStack() as stack:
@@ -161,7 +161,7 @@ def summary(found: Verification) -> str:
     return (
         f"{accuracy}, agreement {found.agreement:.2%}, max |Δp| {found.max_abs_difference:.2g} "
         f"by {found.backend} on {found.device}"
-    ) + (f"; beyond its limit: {', '.join(failed)}" if failed else "")
+    ) + (f"; outside its limit: {', '.join(failed)}" if failed else "")
 
 
 def _served(case: Case, precision: Precision, progress: Progress) -> Iterator[Classifier]:
@@ -183,7 +183,7 @@ def _open(case: Case, device: str, backend: str, precision: Precision) -> Classi
 
 @contextmanager
 def _told(progress: Progress, precision: Precision) -> Iterator[None]:
-    """A back end that cannot run a variant here is no fault of the variant: a line says so."""
+    """If a back end cannot run a variant here, a line says so, and the export continues."""
     try:
         yield
     except UnavailableError as error:
@@ -198,14 +198,14 @@ def _gpu_is_there() -> bool:
 
 
 def _rates(case: Case, classifiers: list[Classifier]) -> dict[int, float]:
-    """Images/s of each back end on the CPU, by its identity, all taken in turns."""
+    """Images/s of each back end on the CPU, by its identity, measured in turns."""
     batch = case.expected.read[np.arange(MAX_BATCH) % len(case.expected.read)]
     backends = {id(one.backend): one.backend for one in classifiers if one.backend.device.kind == "cpu"}
     return images_per_second(backends, batch)
 
 
 def _verify_engine_graphs(case: Case, progress: Progress) -> dict[Precision, Verification]:
-    """The graphs that TensorRT takes in place of a variant, run by ONNX Runtime: the same numbers in 8 bits."""
+    """The graphs that TensorRT uses instead of a variant's, run by ONNX Runtime: the same numbers in 8 bits."""
     verifications: dict[Precision, Verification] = {}
     for precision, variant in case.manifest.variants.items():
         if variant.engine_graph is None:
@@ -219,7 +219,7 @@ def _verify_engine_graphs(case: Case, progress: Progress) -> dict[Precision, Ver
 
 
 def _verify_engines(case: Case, progress: Progress) -> dict[str, Verification]:
-    """The engines that were built for this machine's GPU; without one none can be loaded."""
+    """The engines that were built for this machine's GPU; without a GPU no engine can be loaded."""
     verifications: dict[str, Verification] = {}
     for engine in case.manifest.engines:
         key = engine.key
@@ -243,14 +243,14 @@ def _verify_engines(case: Case, progress: Progress) -> dict[str, Verification]:
 
 
 def _open_engine(case: Case, engine: Engine, device: Device) -> TensorRTBackend:
-    """This very plan: the runtime's own choice might take another flavour's engine, or build a refused one again."""
+    """Exactly this plan: the runtime's own choice could be another flavor's engine, or a new build of a refused one."""
     data, sha256 = (case.folder / engine.file).read_bytes(), case.manifest.files[engine.file].sha256
     plan = Plan(data, sha256, engine.key, f"the bundle's {engine.file}")
     return TensorRTBackend(plan, TensorRTOptions(device, MAX_BATCH))
 
 
 def _verify(case: Case, precision: Precision, served: Classifier, rate: float | None, file: str = "") -> Verification:
-    """One file through one back end; `file` is the variant's where none is named."""
+    """One file through one back end; without `file`, the variant's."""
     file = file or case.manifest.variants[precision].file
     found = measures.verify(precision, served, case.expected, case.types[file])
     return msgspec.structs.replace(
@@ -259,9 +259,9 @@ def _verify(case: Case, precision: Precision, served: Classifier, rate: float | 
 
 
 def _with_record(case: Case, found: Verification) -> Verification:
-    """The base's verification with what the network is held against: its witnesses, and what is said of it.
+    """The base's verification, together with the comparisons with the network's witnesses and its stated facts.
 
-    The witnesses come first: where they fail they name the cause, and the rest follows from it.
+    The witnesses come first: if they fail, they show the cause of the other failures.
     """
     network = case.network
     witnesses = replay.replay(network.checkpoint) if isinstance(network, CheckpointNetwork) else []

@@ -24,9 +24,9 @@ from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Golden, Input, Verification
 from convexport.training import witnesses
 
-# How many, where there are no witnesses.
+# How many, if there are no witnesses.
 COUNT = 5
-# An answer must not hang on the last bit of a precision.
+# An answer must not depend on the last bit of a precision.
 CLEAR_MARGIN = 0.2
 
 
@@ -103,10 +103,10 @@ def _chosen(network: Network, expected: Reference, own: Sample | None) -> _Chose
 
 
 def tolerance(limits: Limits, measured: Iterable[Verification]) -> tuple[float, dict[str, Any]]:
-    """What a device may show on the golden images, and how that follows from what the gate measured on this machine.
+    """The tolerance of a device on the golden images, and how it follows from what the gate measured here.
 
-    It is `GOLDEN_FACTOR` times the largest |Δp| that any back end showed on them here, or that FP16 storage showed in
-    emulation on the gate's images, and the precision's floor at least.
+    It is `GOLDEN_FACTOR` times the largest |Δp| that any back end showed on them here, or that emulated FP16 storage
+    showed on the gate's images, but at least the precision's floor.
     """
     found = list(measured)
     values = [one.value for verification in found for one in verification.measures if one.name == GOLDEN]
@@ -126,9 +126,9 @@ def png(image: NDArray[np.uint8]) -> bytes:
 
 
 def golden_rows(probabilities: NDArray[np.float32], images: NDArray[np.uint8], wanted: Input) -> list[int]:
-    """Which pictures become golden: the surest of up to four predicted classes, and the least sure with a clear answer.
+    """Which images become golden: the surest of up to four predicted classes, and the least sure with a clear answer.
 
-    Only pictures that the runtime reads back from a PNG unchanged, ink included: a golden image is read as a file.
+    Only images that the runtime reads back from a PNG unchanged, ink included: a golden image is read as a file.
     """
     ordered = np.sort(probabilities, axis=1)
     margin = ordered[:, -1] - ordered[:, -2]

@@ -1,6 +1,6 @@
-"""`to_onnx`: a network of any origin -> the bytes of an ONNX file that takes images and gives probabilities.
+"""`to_onnx`: a network of any origin -> the bytes of an ONNX file that takes images and returns probabilities.
 
-The graph takes uint8 images `images` [batch, H, W, C] and gives `probabilities` float32 [batch, K]; scaling, mean,
+The graph takes uint8 images `images` [batch, H, W, C] and returns `probabilities` float32 [batch, K]; scaling, mean,
 standard deviation, temperature and softmax are inside. The same network always gives the same bytes: no date, no local
 path, no stack trace.
 """
@@ -22,11 +22,11 @@ _CASTS: dict[FloatPrecision, tuple[GraphPass, ...]] = {"fp32": (), "fp16": (half
 
 
 def to_onnx(network: Network, precision: FloatPrecision = "fp32") -> bytes:
-    """Wraps a network's graph in the shell and gives the bytes of one ONNX file.
+    """Wraps a network's graph in the shell and returns the bytes of one ONNX file.
 
     Args:
         network: Of any origin.
-        precision: With `fp16` the network runs in half inside a float32 shell.
+        precision: With `fp16` the network runs in half precision inside a float32 shell.
 
     Raises:
         CheckpointError: The network has no graph.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from convexport.export.sources.network import Facts
 from convexport.runtime.manifest import Filter, Framing, Input, Normalization
 
-Colors = Literal["as stated", "reversed", "grey", "inverted"]
+Colors = Literal["as stated", "reversed", "gray", "inverted"]
 # In units of pixels from 0 to 1, red first. One number stands for every channel.
 _NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...], str]] = {
     "ImageNet's mean and std": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), ""),
@@ -26,13 +26,13 @@ _NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...], str]] = {
     "CLIP's mean and std": ((0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758), ""),
     "ImageNet's mean of pixels 0..255, no std": ((0.485, 0.456, 0.406), (1 / 255,), ""),
 }
-# What is met more seldom, and what the pictures themselves suggest, must show more.
-_SELDOM, _SELDOM_COST = ("CLIP's mean and std", "mean and std of these pictures"), 2.0
+# What is met more seldom, and what the images themselves suggest, must show more.
+_SELDOM, _SELDOM_COST = ("CLIP's mean and std", "mean and std of these images"), 2.0
 _CROPS = (1.0, 0.95, 0.9, 0.875, 0.8)
 # A change is believed where it makes the labels more likely by a factor of e to the power of this.
 PRIOR = 3.0
 _PRIOR_FOUND = 6.0
-# Fewer pictures of each class, or more classes, say nothing of an order that only they show.
+# Fewer images of each class, or more classes, say nothing of an order that only they show.
 _FOUND_CLASSES, _FOUND_IMAGES = 100, 4
 # An order of so many labels is written out.
 _LISTED = 12
@@ -40,12 +40,12 @@ _LISTED = 12
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One way in which pictures may have reached the network when it was trained.
+    """One way in which images may have reached the network when it was trained.
 
     Attributes:
         input: Size and framing.
         normalization: Mean and std of pixels from 0 to 1, red first.
-        colors: What happens to the colors of a picture before that.
+        colors: What happens to the colors of an image before that.
         causes: What differs from what is stated, in words; empty for what is stated.
         options: What states it.
         cost: What the labels must be more likely by, as a natural logarithm, before it is believed.
@@ -65,18 +65,18 @@ class Hypothesis:
         return replace(found, causes=(*self.causes, cause), options=(*self.options, *given), cost=self.cost + cost)
 
     def colored(self, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Pictures uint8 [N, H, W, C] as this hypothesis has their colors."""
+        """Images uint8 [N, H, W, C] as this hypothesis has their colors."""
         if self.colors == "reversed":
             return np.ascontiguousarray(images[..., ::-1])
         if self.colors == "inverted":
             return np.asarray(255 - images, np.uint8)
-        if self.colors == "grey":
-            grey = np.rint(images @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
-            return np.repeat(grey[..., None], 3, axis=3)
+        if self.colors == "gray":
+            gray = np.rint(images @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+            return np.repeat(gray[..., None], 3, axis=3)
         return images
 
     def facts(self, facts: Facts) -> Facts:
-        """The facts of a network that takes its pictures so."""
+        """The facts of a network that takes its images so."""
         norm = self.normalization
         if self.colors == "reversed":
             norm = msgspec.structs.replace(norm, mean=norm.mean[::-1], std=norm.std[::-1])
@@ -89,7 +89,7 @@ def stated(facts: Facts) -> Hypothesis:
 
 
 def normalizations(base: Hypothesis, images: NDArray[np.uint8]) -> Iterator[Hypothesis]:
-    """Other ranges, means and stds, those of the pictures themselves among them."""
+    """Other ranges, means and stds, those of the images themselves among them."""
     channels, norm = base.input.channels, base.normalization
     candidates = dict(_NORMALIZATIONS)
     candidates["the stated mean and std, of pixels 0..255"] = (
@@ -99,7 +99,7 @@ def normalizations(base: Hypothesis, images: NDArray[np.uint8]) -> Iterator[Hypo
     )
     candidates["the stated mean, no std"] = (norm.mean, (1.0,), "")
     values = images.reshape(-1, channels).astype(np.float64) / 255
-    candidates["mean and std of these pictures"] = (
+    candidates["mean and std of these images"] = (
         tuple(round(float(value), 4) for value in values.mean(axis=0)),
         tuple(max(round(float(value), 4), 0.01) for value in values.std(axis=0)),
         "",
@@ -128,13 +128,13 @@ def _same(one: Normalization, other: Normalization) -> bool:
 
 
 def colors(base: Hypothesis, *, bgr: bool) -> Iterator[Hypothesis]:
-    """Other orders of the channels, grey, and black and white exchanged; `bgr` says which order is stated."""
+    """Other orders of the channels, gray, and black and white exchanged; `bgr` says which order is stated."""
     if base.input.channels == 1:
         yield base.but("black and white exchanged", colors="inverted")
         return
     cause, option = ("red first", "--channels rgb") if bgr else ("blue first (BGR)", "--channels bgr")
     yield base.but(cause, option, colors="reversed")
-    yield base.but("pictures without color", colors="grey")
+    yield base.but("images without color", colors="gray")
 
 
 def framings(base: Hypothesis) -> Iterator[Hypothesis]:
@@ -192,11 +192,11 @@ def _number(label: str) -> tuple[int, str]:
 
 
 def order_shown(logs: NDArray[np.float64], truth: NDArray[np.int64], labels: Sequence[str]) -> Order | None:
-    """The order that the answers themselves show; None where the pictures are too few to show one.
+    """The order that the answers themselves show; None where the images are too few to show one.
 
     Args:
         logs: Logarithms of the probabilities [N, K].
-        truth: The stated class of each picture [N].
+        truth: The stated class of each image [N].
         labels: The stated labels.
     """
     from scipy.optimize import linear_sum_assignment

@@ -15,8 +15,8 @@ NAMES_SHOWN = 3
 def matched(name: str, theirs: Sequence[str], own: Sequence[str]) -> NDArray[np.int64]:
     """Matches a data set's classes with a network's.
 
-    By name where the names are the same set and no name occurs twice, else by index: "0" and "zero" may mean one class,
-    and two classes may have one name. Names that agree in part and contradict their indices are refused.
+    By name if both sets of names are equal and no name occurs twice, else by index: "0" and "zero" may mean the same
+    class, and two classes may have the same name. Names that agree in part but at other indices are refused.
 
     Args:
         name: What the data set is called in an error.
@@ -27,12 +27,12 @@ def matched(name: str, theirs: Sequence[str], own: Sequence[str]) -> NDArray[np.
         The network's index for each index of the data set, int64 [classes].
 
     Raises:
-        DatasetError: The number of classes differs, or some names stand at other indices and the rest do not agree.
+        DatasetError: The number of classes differs, or some names are at other indices and the rest do not agree.
     """
     if len(theirs) != len(own):
         raise DatasetError(
             f"data set {name} has {len(theirs)} classes, the checkpoint {len(own)}{_difference(theirs, own)}",
-            "name its own",
+            "name its own data set",
         )
     place = {label: index for index, label in enumerate(own) if own.count(label) == 1}
     unique = {label: index for index, label in enumerate(theirs) if theirs.count(label) == 1}
@@ -42,14 +42,14 @@ def matched(name: str, theirs: Sequence[str], own: Sequence[str]) -> NDArray[np.
         if unique[label] != place[label]:
             raise DatasetError(
                 f"data set {name}: its class {unique[label]} is {label!r}, which is class {place[label]} of the "
-                f"checkpoint, and their other names do not agree{_difference(theirs, own)}",
-                "give both the same names, each of them once",
+                f"checkpoint, and their other names differ{_difference(theirs, own)}",
+                "give both the same names, and each name once",
             )
     return np.arange(len(own), dtype=np.int64)
 
 
 def _difference(theirs: Sequence[str], own: Sequence[str]) -> str:
-    """Which names one of the two lacks, where they have some in common."""
+    """Which names one of the two lacks, if they have some in common."""
     if not set(theirs) & set(own):
         return ""
     parts = []

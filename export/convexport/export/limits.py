@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """What a precision may differ from torch float32. Shares of 1; differences are of probabilities.
+    """What a precision may differ from torch float32. Shares are from 0 to 1; differences are of probabilities.
 
-    `accuracy_loss` and `disagreement` always allow one image. `rows` bounds what neighbours in a batch may change,
-    `golden_floor` is what a device may always show on the golden images (other kernels, TF32, other rounding); it
-    may show more where the export measured more (`GOLDEN_FACTOR`).
+    `accuracy_loss` and `disagreement` always allow one image. `rows` limits the influence of the other images of a
+    batch, `golden_floor` is the difference that a device may always show on the golden images (other kernels, TF32,
+    other rounding); if the export measured more, it may show more (`GOLDEN_FACTOR`).
     """
 
     accuracy_loss: float
@@ -22,19 +22,19 @@ class Limits:
     golden_floor: float
 
 
-# Of the largest |Δp| that the export measured on the golden images, what another device may show.
+# Another device may show this multiple of the largest |Δp| that the export measured on the golden images.
 GOLDEN_FACTOR = 1.5
-# Torch float32 on another machine against what the witnesses of a checkpoint recorded.
+# Torch float32 on another machine against the recorded answers to a checkpoint's witnesses.
 WITNESS_DIFFERENCE = 1e-3
-# Framed by another version of Pillow, a witness may differ so much from the record on average, of 255.
+# The mean difference, of 255, of a witness that another version of Pillow framed.
 WITNESS_FRAMING = 2.0
-# Other pictures may reach twice the largest activation seen.
+# Other images may cause activations up to twice the largest one that was measured.
 FP16_HEADROOM = 2.0
-# An honest checkpoint is refused by its own header with this chance at most, a class or overall.
+# The chance at most that a correct checkpoint is refused because of its own header, for one class or overall.
 FALSE_ALARM = 1e-6
-# Share of images that other hardware, or weights stored in half, may decide differently than training did.
+# Share of images to which other hardware, or weights in half precision, may give another label than training.
 RECORD_SLACK = 0.002
-# Another copy of a data set (JPEG copies of CIFAR-10) costs accuracy honestly.
+# Another copy of a data set (JPEG copies of CIFAR-10) may cost some accuracy.
 OTHER_COPY_SLACK = 0.05
-# A network without skill passes for one that is better than chance in one of a hundred exports at most.
+# The chance at most that a network that only guesses passes as better than chance.
 CHANCE_LEVEL = 0.01

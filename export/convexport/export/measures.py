@@ -1,4 +1,4 @@
-"""What the gate measures on a variant: the runtime's answers against torch float32, each beside its limit."""
+"""What the gate measures on a variant: the runtime's answers against torch float32, each with its limit."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ FLIPS_LISTED = 50
 
 @dataclass(frozen=True)
 class Reference:
-    """The origin's own answers in float32: no folding, no graph of ours.
+    """The origin's own answers in float32, without our graph.
 
     Attributes:
-        facts: What is known of the network.
+        facts: What is known about the network.
         sample: The images, and their classes where they have some.
         probabilities: The origin's answers, float32 [N, K].
-        read: The images as the runtime reads them, uint8 [N, H, W, C]: as the sample has them, or the gate finds it.
+        read: The images as the runtime reads them, uint8 [N, H, W, C]: as in the sample, or as the gate measures it.
     """
 
     facts: Facts
@@ -74,7 +74,7 @@ class Reference:
 
 
 def reference(network: Network, sample: Sample) -> Reference:
-    """What the origin gives for a sample in float32. Raises `CheckpointError` where that is no number."""
+    """The origin's float32 answers to a sample. Raises `CheckpointError` if one is not a number."""
     facts = network.facts
     probabilities = network.reference(sample.images)
     lost = int((~np.isfinite(probabilities)).any(axis=1).sum())
@@ -87,14 +87,14 @@ def reference(network: Network, sample: Sample) -> Reference:
 
 
 def verify(precision: Precision, served: Classifier, expected: Reference, types: ElementTypes) -> Verification:
-    """Everything that holds for any precision: the variant through the runtime against torch float32."""
+    """The measures of any precision: the variant through the runtime against torch float32."""
     row = EXPORTS[precision]
     sample = expected.sample
     found = served.probabilities(expected.read)
     wrong_type = sum(types.compute.values()) - types.compute.get(PRECISIONS[precision].onnx_type, 0) - types.kept
     measures = [
         *_agreement(found, expected, row.limits),
-        measure("rows changed by neighbours", neighbours(served.probabilities, expected.read), "<=", row.limits.rows),
+        measure("rows changed by neighbors", neighbors(served.probabilities, expected.read), "<=", row.limits.rows),
         measure("layers of another precision", wrong_type, "==", 0),
         measure("labels unlike the checkpoint's", _wrong_labels(served.bundle, expected.facts), "==", 0),
     ]
@@ -141,7 +141,7 @@ def of_origin(expected: Reference, measured: Sequence[Measure]) -> Verification:
 def with_fp16_storage(
     precision: Precision, found: Verification, emulation: Fp16Emulation, expected: Reference
 ) -> Verification:
-    """A variant's verification with what a GPU's FP16 storage does, found without one: overflow, headroom, agreement.
+    """A variant's verification with the effect of a GPU's FP16 storage, emulated: overflow, headroom, agreement.
     The summary takes the worse of the two."""
     stored = emulation(expected.sample.images)
     measures = [
@@ -168,7 +168,7 @@ def _golden(served: Classifier) -> float:
 
 
 def _wrong_labels(bundle: Bundle, facts: Facts) -> int:
-    """How many labels of the bundle are not the checkpoint's at the same index, in the manifest and in `labels.txt`."""
+    """How many labels of the bundle, in the manifest and `labels.txt`, differ from the checkpoint's."""
     pairs = [(bundle.manifest.labels.get(language, ()), labels) for language, labels in facts.classes.items()]
     pairs.append((tuple(bundle.read("labels.txt").decode().splitlines()), facts.classes["en"]))
     return sum(_unequal(found, right) for found, right in pairs)
@@ -203,7 +203,7 @@ def _agreement(found: Probabilities, expected: Reference, limits: Limits) -> lis
 
 
 def predicted(probabilities: Probabilities) -> NDArray[np.int64]:
-    """The class of each row, int64 [N]; a value that is no number is never the largest."""
+    """The class of each row, int64 [N]; NaN is never the largest value."""
     return np.asarray(np.nan_to_num(probabilities, nan=-1.0).argmax(axis=1), np.int64)
 
 
@@ -238,10 +238,10 @@ def _decided_differently(found: Probabilities, expected: Reference) -> list[Flip
     ]
 
 
-def neighbours(run: Callable[[Images], Probabilities], images: Images) -> float:
+def neighbors(run: Callable[[Images], Probabilities], images: Images) -> float:
     """The largest |Δp| between an image alone and the same image in batches of 1, 2, 3, 7 and max.
 
-    In the small batches every image stands at every row in turn; in the largest, at two.
+    In the small batches every image is placed at every row once, in the largest at two.
     """
     images = images[:MAX_BATCH]
     count = len(images)
@@ -261,7 +261,7 @@ def measure(name: str, value: float, relation: Relation, limit: float) -> Measur
 
 
 def _largest(found: Probabilities, expected: Probabilities) -> float:
-    """Max |Δp|; where a value is no number it differs by everything."""
+    """Max |Δp|; infinite if a value is not a number."""
     return float(np.nan_to_num(np.abs(found - expected), nan=1.0, posinf=1.0).max(initial=0.0))
 
 

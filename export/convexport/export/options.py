@@ -17,11 +17,11 @@ class ExportOptions:
 
     Attributes:
         source: The checkpoint.
-        precisions: The variants beside fp32, which every bundle holds.
+        precisions: The variants besides fp32, which every bundle contains.
         calibration: How a precision of 8 bits is calibrated.
         engines: Which TensorRT engines are built; None builds none.
         verify_images: How many images the gate takes at most; None takes as many as its time allows.
-        require_labels: Whether the export ends where there are no labelled images, in place of using photographs.
+        require_labels: Whether the export fails if there are no labeled images, instead of using photographs.
         data: The root of the data sets.
         verify_data: A folder of class folders or a CSV file of labelled pictures, in place of a data set.
         witnesses: A folder of pictures that the golden images are chosen from, in place of the checkpoint's witnesses

@@ -1,4 +1,4 @@
-"""Results of another origin are never replaced without being told: which checkpoint a bundle was exported from."""
+"""A bundle that was exported from another checkpoint is replaced only if the user asks for it."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from convexport.runtime.manifest import Provenance
 
 
 def check_origin(target: Path, wanted: Provenance) -> None:
-    """Raises `UsageError` where the bundle at `target` was exported from another checkpoint than `wanted` tells of."""
+    """Raises `UsageError` if the bundle at `target` was exported from another checkpoint than the one in `wanted`."""
     if not target.exists():
         return
     try:
         with open_bundle(target) as bundle:
             found = bundle.manifest.provenance
     except BundleError:
-        return  # what nobody can read any more is no result
+        return  # an unreadable bundle is not worth keeping
     if _same(found, wanted):
         return
     raise UsageError(
-        f"{target} is there and was exported from another checkpoint (SHA-256 {found.checkpoint_sha256[:12]}..., "
+        f"{target} exists and was exported from another checkpoint (SHA-256 {found.checkpoint_sha256[:12]}..., "
         f"this one {wanted.checkpoint_sha256[:12]}...)",
-        "name another place with --out, or replace it with --force",
+        "choose another folder with --out, or replace it with --force",
     )
 
 
 def _same(found: Provenance, wanted: Provenance) -> bool:
-    """One file, or two of one run: a run that is repeated leaves the same weights beside another time."""
+    """The same file, or two files of the same run: a repeated run writes the same weights and another time."""
     if found.checkpoint_sha256 == wanted.checkpoint_sha256:
         return True
     runs = [

@@ -19,7 +19,7 @@ from convexport.export.engines import build_engines
 from convexport.export.options import ExportOptions
 from convexport.export.origin import check_origin
 from convexport.export.precisions import EXPORTS, Built, Material
-from convexport.export.sources.checkpoint import labelled_set
+from convexport.export.sources.checkpoint import labeled_set
 from convexport.export.sources.network import Network
 from convexport.export.sources.opening import open_network
 from convexport.runtime.bundle import open_bundle
@@ -39,7 +39,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ExportResult:
-    """The bundle's folder and what it holds."""
+    """The bundle's folder and its content."""
 
     path: Path
     manifest: Manifest
@@ -47,7 +47,7 @@ class ExportResult:
 
 
 def export_bundle(options: ExportOptions, progress: Progress = lambda line: None) -> ExportResult:
-    """Exports one checkpoint. Raises `gate.Refusal` where the gate refuses, else what `runtime.errors` documents."""
+    """Exports one checkpoint. Raises `gate.Refusal` if the gate refuses, and the errors of `runtime.errors`."""
     started = time.perf_counter()
     network = open_network(options.source)
     facts = network.facts
@@ -56,7 +56,7 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
         progress(remark)
     if facts.activation == "sigmoid":
         progress("activation  sigmoid: an image may have several labels")
-    dataset = labelled_set(facts, options.source.dataset, options.data)
+    dataset = labeled_set(facts, options.source.dataset, options.data)
     sample, dataset = verifying.sample(network, dataset, options, progress)
     expected = measures.reference(network, sample)
     verifying.check_labels(network, expected, options, progress)
@@ -91,7 +91,7 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
 
 
 def _suffix(wanted: tuple[Precision, ...]) -> str:
-    """`fp16-int8`: what the bundle holds beside fp32, or fp32 where that is all."""
+    """`fp16-int8`: the precisions of the bundle besides fp32, or `fp32` if there are no others."""
     base, *others = precisions.chosen(wanted)
     return "-".join(others) or base
 
@@ -223,7 +223,7 @@ def _verified(manifest: Manifest, result: gate.GateResult) -> Manifest:
 
 
 def _measured(manifest: Manifest, result: gate.GateResult, kind: Precision) -> list[Verification]:
-    """Everything that was measured of a precision: its variant, its graph for TensorRT, its engines."""
+    """Everything that was measured for a precision: its variant, its graph for TensorRT, its engines."""
     engines = [
         result.engines[one.file] for one in manifest.engines if one.key.precision == kind and one.file in result.engines
     ]

@@ -1,4 +1,4 @@
-"""What the export knows of each precision: how its graph is made and what it may cost. One row per precision.
+"""The export's table of precisions: how each graph is made and how much it may differ. One row per precision.
 
 The runtime's table has the same keys. A new precision is a row there, a row here, and the pass that makes its graph.
 """
@@ -21,21 +21,21 @@ from convexport.export.passes.quantize import FOR_CPU, FOR_TENSORRT, Form, Int8O
 from convexport.export.sources.network import Network
 from convexport.runtime.precision import Precision
 
-# Every bundle holds it, the others are made from it, and it is what a checkpoint's record is held against.
+# Every bundle contains it, the others are made from it, and the checkpoint's stated accuracy is compared with it.
 BASE: Precision = "fp32"
 
 
 @dataclass(frozen=True)
 class Material:
-    """What graphs are made from.
+    """The material that graphs are made from.
 
     Attributes:
         network: The network, of any origin.
-        calibration_images: Gives the pictures that a precision of 8 bits is calibrated on, and what they are in words;
-            it is asked for at most so many.
+        calibration_images: Returns at most a given number of images to calibrate 8-bit precisions on, and a
+            description of them.
         calibration: How a precision of 8 bits is calibrated.
-        for_tensorrt: Whether the bundle is to hold what TensorRT takes in place of a graph that it refuses.
-        base: The fp32 graph, once it was made.
+        for_tensorrt: Whether the bundle contains replacements for graphs that TensorRT refuses.
+        base: The fp32 graph, after it was made.
     """
 
     network: Network
@@ -47,7 +47,7 @@ class Material:
 
 @dataclass(frozen=True)
 class Built:
-    """One ONNX file, and what is known of it before the gate. `engine_graph` is what TensorRT takes in its place."""
+    """One ONNX file, and what is known about it before the gate. TensorRT uses `engine_graph` instead."""
 
     data: bytes
     types: ElementTypes
@@ -61,10 +61,10 @@ class PrecisionExport:
 
     Attributes:
         make: Makes the graph.
-        limits: What it may differ from torch float32.
+        limits: How much it may differ from torch float32.
         triton_kind: Where Triton runs the ONNX file.
-        stores_half: Whether a CPU computes it wider than a GPU stores it, so that the gate emulates the storage.
-        engine_instead: The precision whose engine makes one of this precision needless; None where it has one always.
+        stores_half: Whether a GPU stores its values in half precision, which the gate has to emulate on a CPU.
+        engine_instead: The precision whose engine replaces this one's; None if it always has its own.
     """
 
     make: Callable[[Material], Built]
@@ -78,7 +78,7 @@ def build(material: Material, wanted: Collection[Precision]) -> dict[Precision, 
     """Makes the base and the `wanted` precisions, in the table's order.
 
     Raises:
-        DatasetError: One of them is calibrated on images, and there are none.
+        DatasetError: One of them needs images for calibration, and there are none.
     """
     built: dict[Precision, Built] = {BASE: EXPORTS[BASE].make(material)}
     material = replace(material, base=built[BASE].data)
@@ -101,7 +101,7 @@ def _fp16(material: Material) -> Built:
 
 
 def _int8(material: Material) -> Built:
-    """The graph for CPUs, and with it the one that TensorRT takes, calibrated on the same images."""
+    """The graph for CPUs and the one for TensorRT, calibrated on the same images."""
     options = material.calibration
     images, kind = material.calibration_images(options.images)
     details = {"calibration": msgspec.to_builtins(options), "calibrated_on": kind}

@@ -14,7 +14,7 @@ from convexport.runtime.backends.base import Backend
 
 Key = TypeVar("Key")
 
-# A rate is taken over at least this long, and is the median of so many rounds.
+# Each round lasts at least this long; the rate is the median of the rounds.
 MINIMUM_SECONDS = 0.1
 ROUNDS = 5
 
@@ -23,7 +23,7 @@ def images_per_second(backends: Mapping[Key, Backend], images: NDArray[np.uint8]
     """Measures the rate of each back end, in turns, so that a busy machine slows all of them alike.
 
     Args:
-        backends: The back ends by whatever tells them apart.
+        backends: The back ends, by a key of the caller's choice.
         images: One batch, uint8 [N, H, W, C].
 
     Returns:

@@ -19,16 +19,16 @@ STATED_PRECISION = "torch mean average precision, as stated"
 
 
 def verify_network(network: Network, expected: Reference, title: str) -> list[Measure]:
-    """Measures what no comparison of files with torch can show.
+    """Measures what a comparison of files with torch cannot show.
 
     Args:
-        network: The network and what is said of it.
+        network: The network and its stated facts.
         expected: Its own answers.
-        title: The data set at hand; empty where there is none.
+        title: The data set of the images; empty if there is none.
 
     Returns:
-        Weight tensors of zeros; where the images have labels, accuracy against chance; where an accuracy is
-        stated too, that one against it, overall and per class.
+        The number of weight tensors that are all zeros; with labels, the accuracy compared with chance; with a stated
+        accuracy, the accuracy compared with it, overall and per class.
     """
     facts, sample = network.facts, expected.sample
     measures = [measure("weight tensors of zeros", network.dead, "==", 0)]
@@ -42,7 +42,7 @@ def verify_network(network: Network, expected: Reference, title: str) -> list[Me
     accuracy = float(correct.mean())
     chance = chance_of(predicted(expected.probabilities), sample.truth, len(expected.classes))
     measures.append(measure(ABOVE_CHANCE, accuracy, ">=", fewest_above_chance(len(sample), chance) / len(sample)))
-    if network.stated_accuracy is not None:  # of these very images: one of them may be decided differently
+    if network.stated_accuracy is not None:  # of the same images: one of them may get another label
         measures.append(measure(STATED, accuracy, ">=", network.stated_accuracy - 1 / len(sample)))
     if facts.accuracy.test is None:
         return measures
@@ -53,7 +53,7 @@ def verify_network(network: Network, expected: Reference, title: str) -> list[Me
     for index, name in enumerate(expected.classes):
         members = sample.truth == index
         recorded = facts.accuracy.per_class.get(name)
-        # A record by name says nothing of one of two classes with that name.
+        # If two classes have the same name, a stated accuracy by name belongs to neither.
         if recorded is None or not members.any() or expected.classes.count(name) > 1:
             continue
         lowest = fewest_correct(int(sample.population[index]), recorded, int(members.sum()), slack)
@@ -63,10 +63,10 @@ def verify_network(network: Network, expected: Reference, title: str) -> list[Me
 
 
 def chance_of(answers: NDArray[np.int64], truth: NDArray[np.int64], classes: int) -> float:
-    """How often answers without skill are right: given as often as the network gives each, but to any image.
+    """How often guesses would be right that give each class as often as the network does, but to random images.
 
-    It is 1 of `classes` at least. A network that always gives the most frequent class has no skill by it, while one
-    that finds a rare class at the price of a few false alarms has.
+    It is at least 1 / `classes`. By this measure, a network that always answers the most frequent class is no better
+    than chance, and one that finds a rare class with a few false alarms is better.
     """
     shares = [np.bincount(labels, minlength=classes) / len(labels) for labels in (answers, truth)]
     return max(float(shares[0] @ shares[1]), 1 / classes)
@@ -75,18 +75,18 @@ def chance_of(answers: NDArray[np.int64], truth: NDArray[np.int64], classes: int
 def fewest_above_chance(drawn: int, chance: float) -> int:
     """The smallest number of right answers among `drawn` that is better than chance: a one-sided binomial test.
 
-    So many or more come by `chance` with a probability of `CHANCE_LEVEL` at most. All of them right always suffice: so
-    few images can show nothing.
+    By `chance`, so many or more are right with a probability of at most `CHANCE_LEVEL`. If all of them are right, that
+    is always enough, because so few images can show nothing.
     """
     return min(int(binom.isf(CHANCE_LEVEL, drawn, chance)) + 1, drawn)
 
 
 def fewest_correct(population: int, accuracy: float, drawn: int, slack: float) -> int:
-    """The smallest number of right answers among `drawn` images that an honest record allows.
+    """The smallest number of right answers among `drawn` images that agrees with a stated accuracy.
 
-    The record says that a share `accuracy` of `population` images is answered right. Drawn without replacement, the
-    right answers are hypergeometric: fewer than this come with a chance below `FALSE_ALARM`. `slack` is the share of
-    the population that may be decided differently on another machine; one image always may.
+    It is stated that a share `accuracy` of `population` images is right. Drawn without replacement, the right answers
+    are hypergeometric: fewer than this have a chance below `FALSE_ALARM`. `slack` is the share of the population that
+    may get another label on another machine; one image always may.
     """
     right = max(round(accuracy * population) - math.ceil(slack * population) - 1, 0)
     return int(hypergeom.ppf(FALSE_ALARM, population, right, drawn))

@@ -1,4 +1,4 @@
-"""A checkpoint's witnesses, replayed without any data set: torch float32 now against what it answered at training."""
+"""Replays a checkpoint's witnesses, without any data set: compares torch's answers now with those at training."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from convexport.training import evaluate, witnesses
 from convexport.training.checkpoint import Checkpoint
 
 ANSWERS = "witnesses max |Δp|"
-RIGHT = "witnesses right at training and wrong now, or the other way round"
-LABELS = "witnesses' languages with other class names"
+RIGHT = "witnesses right at training and wrong now, or the reverse"
+LABELS = "languages whose class names changed since training"
 FRAMING = "witnesses as framed, mean |Δ| of 255"
-_CHANGED = "the checkpoint was changed after its training: take the file that the training wrote"
-# What to do where one of these measures lies beyond its limit.
+_CHANGED = "the checkpoint was changed after its training; use the file that the training wrote"
+# What to do if one of these measures is outside its limit.
 FIXES = dict.fromkeys((ANSWERS, RIGHT, LABELS, FRAMING), _CHANGED)
 
 
 def replay(checkpoint: Checkpoint) -> list[Measure]:
-    """What of the checkpoint is not as on the day of training; nothing where it has no witnesses.
+    """The differences between the checkpoint now and at training; empty if it has no witnesses.
 
-    `ANSWERS` sees weights, normalization, color order and temperature; `FRAMING` sees ink and framing; `LABELS` sees
-    class names of every language; `RIGHT` sees the witnesses' own labels.
+    `ANSWERS` depends on weights, normalization, color order and temperature; `FRAMING` on ink and framing; `LABELS` on
+    the class names of every language; `RIGHT` on the witnesses' own labels.
     """
     found, record = checkpoint.witnesses, checkpoint.header.witnesses
     if found is None or record is None:

@@ -13,22 +13,22 @@ from convexport.runtime.manifest import Input
 from convexport.training.datasets import Split
 
 CROPS = 512
-# Of pictures beyond this many pixels a quarter is looked at: a network takes as much longer for each.
+# Of images with more pixels than this, the gate uses a quarter: each takes a network that much longer.
 LARGE = 64 * 64
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Images and what they are.
+    """Images and their description.
 
     Attributes:
         images: uint8 [N, H, W, C].
         truth: The network's index of each image's class, int64 [N]; None where the images have no labels.
-        names: How an image is called in a list of flips.
-        kind: What the images are, in words.
+        names: The name of each image in a list of flips.
+        kind: A description of the images.
         labels: Which image has which of several labels, bool [N, K]; None where each has one, or none are known.
-        population: How many images of each class the set has that they were drawn from, int64 [K].
+        population: The size of each class in the set that they were drawn from, int64 [K].
     """
 
     images: NDArray[np.uint8]
@@ -43,7 +43,7 @@ class Sample:
 
 
 def from_test_set(test: Split, classes: NDArray[np.int64], title: str, wanted: int) -> Sample:
-    """At most `wanted` images of a labelled test set, as many of each class as its share, chosen by seed.
+    """At most `wanted` images of a labeled test set, as many of each class as its share, chosen by seed.
 
     `classes` are the network's indices by those of the data set, as `labels.matched` gives them.
     """
@@ -62,7 +62,7 @@ def from_test_set(test: Split, classes: NDArray[np.int64], title: str, wanted: i
 
 
 def stratified(labels: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
-    """Sorted indices of at most `wanted` entries, each class in proportion; the same ones every time."""
+    """Sorted indices of at most `wanted` entries, each class in proportion; always the same ones."""
     if wanted >= len(labels):
         return np.arange(len(labels))
     rng = np.random.default_rng(SEED)
@@ -75,7 +75,7 @@ def stratified(labels: NDArray[np.int64], wanted: int) -> NDArray[np.int64]:
 
 
 def from_photographs(wanted: Input, count: int | None = None) -> Sample:
-    """`count` crops of scikit-learn's two sample photographs, brought to `wanted` as the runtime does. No labels."""
+    """`count` crops of scikit-learn's two sample photographs, framed for `wanted` as the runtime does. No labels."""
     from sklearn.datasets import load_sample_images
 
     if count is None:
@@ -92,7 +92,7 @@ def from_photographs(wanted: Input, count: int | None = None) -> Sample:
         left, top = (int(rng.integers(0, full - side + 1)) for full in photograph.size)
         crop = photograph.crop((left, top, left + side, top + side))
         image = load_image(crop, wanted)[0]
-        # Left out where its ink would be judged otherwise once it is small: torch and the runtime must see one picture.
+        # Left out if the runtime would invert it after scaling: torch and the runtime must see the same image.
         if np.array_equal(load_image(image, wanted)[0], image):
             images.append(image)
             names.append(f"photograph {position} at {left},{top} side {side}")

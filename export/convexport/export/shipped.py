@@ -21,13 +21,13 @@ _INSTALLED = Path(__file__).with_name("checkpoints")
 
 
 def installed(name: str) -> Path | None:
-    """The checkpoint of that name inside the installed package; None where it is not one of these."""
+    """The checkpoint of that name inside the installed package; None if there is none."""
     path = _INSTALLED / f"{name}.safetensors"
     return path if path.is_file() else None
 
 
 def where_to_get(name: str, training: str) -> str:
-    """How to come by a checkpoint that is not there. `training` is the command that trains it."""
+    """How to get a missing checkpoint. `training` is the command that trains it."""
     if name in IN_REPOSITORY:
         return f"copy it from the folder checkpoints/ of convexport's source repository, or train it with: {training}"
     return f"train it with: {training}"

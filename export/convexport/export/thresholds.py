@@ -1,8 +1,8 @@
 """The table of promises: above which probability the answers of a network are right with a stated share.
 
-One half of the labelled images chooses a threshold, the other half checks it. The choice is a test for every step of a
-fixed sequence of thresholds, from the surest answers down, which ends at the first that fails. Choosing the lowest of
-all thresholds that pass for themselves would break the promise in up to every sixth case: docs/sure.md has the numbers.
+One half of the labeled images chooses a threshold, the other half checks it. The choice tests a fixed sequence
+of thresholds, from the surest answers down, and ends at the first that fails. Choosing the lowest of all thresholds
+that pass on their own would break the promise in up to every sixth case: docs/sure.md has the numbers.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ SHARES = (0.90, 0.95, 0.98, 0.99)
 CONFIDENCE = 0.95
 STEPS = 20
 SEED = 0
-# A class says something of itself from so many answers on.
+# A class with fewer answers is not judged on its own.
 CLASS_ANSWERS = 20
 
 
 class Answers:
-    """The first answer to each labelled image, the surest first.
+    """The first answer to each labeled image, the surest first.
 
     Args:
         probabilities: float32 [N, K].
@@ -36,7 +36,7 @@ class Answers:
     """
 
     def __init__(self, probabilities: NDArray[np.float32], truth: NDArray[np.int64]) -> None:
-        sureness = np.round(probabilities.max(axis=1).astype(np.float64), 6)  # as the records show it
+        sureness = np.round(probabilities.max(axis=1).astype(np.float64), 6)  # as in the records
         order = np.argsort(-sureness, kind="stable")
         self.sureness = sureness[order]
         self.given = probabilities.argmax(axis=1)[order]
@@ -46,21 +46,21 @@ class Answers:
         return len(self.right)
 
     def answered(self, threshold: float) -> int:
-        """How many are as sure as that."""
+        """How many answers have at least this probability."""
         return int(np.searchsorted(-self.sureness, -threshold, side="right"))
 
     def counted(self, threshold: float) -> Counted | None:
-        """How many are as sure as that, and right; None where none is."""
+        """Counts the answers with at least this probability, and the right ones; None if none is right."""
         answered = self.answered(threshold)
         right = int(self.right[:answered].sum())
         return Counted(images=len(self), answered=answered, right=right) if right else None
 
 
 def promises(probabilities: NDArray[np.float32], truth: NDArray[np.int64] | None) -> tuple[Promise, ...]:
-    """The rows that labelled images suffice for; without labels, none.
+    """The rows for which there are enough labeled images; without labels, none.
 
     Args:
-        probabilities: What a variant gave, float32 [N, K].
+        probabilities: A variant's answers, float32 [N, K].
         truth: The class of each image, int64 [N]; images that the network was not trained on.
     """
     if truth is None or not np.isfinite(probabilities).all():
@@ -74,7 +74,7 @@ def promises(probabilities: NDArray[np.float32], truth: NDArray[np.int64] | None
 
 
 def chosen(answers: Answers, share: float) -> float | None:
-    """The lowest threshold down to which every step of the sequence shows the share; None where not one does."""
+    """The lowest threshold down to which every step of the sequence shows the share; None if no step does."""
     passed = list(takewhile(lambda threshold: _shows(answers, threshold, share), _sequence(answers, share)))
     return passed[-1] if passed else None
 
@@ -91,7 +91,7 @@ def _row(share: float, chooser: Answers, checker: Answers, everything: Answers) 
 
 
 def _sequence(answers: Answers, share: float) -> Iterator[float]:
-    """Thresholds from the surest answers down, in even steps of images, whatever the answers are."""
+    """Thresholds from the surest answers down, in equal steps of images, independent of the answers."""
     first = _fewest(len(answers), share)
     if first is None:
         return
@@ -100,21 +100,21 @@ def _sequence(answers: Answers, share: float) -> Iterator[float]:
 
 
 def _fewest(images: int, share: float) -> int | None:
-    """The fewest answers that show the share although one of them is wrong; None where `images` are fewer."""
+    """The fewest answers that show the share with one of them wrong; None if there are fewer `images`."""
     counts = np.arange(2, images + 1)
     enough = counts[binom.sf(counts - 2, counts, share) <= 1 - CONFIDENCE]
     return int(enough[0]) if len(enough) else None
 
 
 def _shows(answers: Answers, threshold: float, share: float) -> bool:
-    """Whether so many right answers would be rare, were the true share no more than promised."""
+    """Whether so many right answers would be unlikely if the true share were not above the promised one."""
     answered = answers.answered(threshold)
     right = int(answers.right[:answered].sum())
     return bool(binom.sf(right - 1, answered, share) <= 1 - CONFIDENCE)
 
 
 def _weak(answers: Answers, threshold: float, share: float) -> tuple[int, ...]:
-    """The classes whose own answers show less than the share: a test for each, which divide the level evenly."""
+    """The classes whose own answers show less than the share, by one test for each, at an equal part of the level."""
     answered = answers.answered(threshold)
     given, right = answers.given[:answered], answers.right[:answered]
     classes, counts = np.unique(given, return_counts=True)

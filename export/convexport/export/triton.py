@@ -3,10 +3,10 @@
     DIR/vgg19-cifar10-fp16/config.pbtxt     input uint8 [H, W, C], dynamic batching, labels, warm-up
                            labels.txt
                            1/model.onnx
-    DIR/vgg19-cifar10-fp16-tensorrt/...     the plans, one a compute capability, where the bundle holds some
+    DIR/vgg19-cifar10-fp16-tensorrt/...     the plans, one for each compute capability, if the bundle has some
 
 Server: https://github.com/triton-inference-server/server; schema: model_config.proto of its repository `common`.
-Triton's TensorRT back end loads plans of the flavour `tensorrt` of its own version, and none of TensorRT for RTX.
+Triton's TensorRT back end loads plans of the flavor `tensorrt` of its own version, but no plans of TensorRT for RTX.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from convexport.runtime.manifest import Engine, Manifest
 
 MAX_BATCH = 256
 QUEUE_DELAY_MICROSECONDS = 500
-_SUFFIX = rf"(-({'|'.join(EXPORTS)}))+$"  # a bundle is named after its precisions, a model after its own
+_SUFFIX = rf"(-({'|'.join(EXPORTS)}))+$"  # a bundle's name ends in all its precisions, a model's name in its own
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Repository:
 
 @dataclass(frozen=True)
 class _Model:
-    """One model of the repository. `files` are names in its version folder 1/ with the bundle's files behind them."""
+    """One model of the repository. `files` maps names in its version folder 1/ to the bundle's files."""
 
     name: str
     backend: str
@@ -51,14 +51,14 @@ class _Model:
 def write_repository(bundle: Path, directory: Path) -> Repository:
     """Adds the bundle's ONNX variants and TensorRT plans to a model repository.
 
-    Each model appears whole or not at all. Raises `BundleError` for a bundle that is damaged, `UsageError` where a
-    model is there already, `StorageError` where the folder cannot be written.
+    Each model appears whole or not at all. Raises `BundleError` for a damaged bundle, `UsageError` if a model
+    exists already, `StorageError` if the folder cannot be written.
     """
     with open_bundle(bundle, verify=True) as opened:
         models, notes = _models(opened.manifest)
         for model in models:
             if (directory / model.name).exists():
-                raise UsageError(f"{directory / model.name} is there already", "remove it or name another folder")
+                raise UsageError(f"{directory / model.name} exists already", "remove it, or name another folder")
         try:
             directory.mkdir(parents=True, exist_ok=True)
             for model in models:
@@ -103,9 +103,9 @@ def config(manifest: Manifest, model: _Model) -> str:
 def _models(manifest: Manifest) -> tuple[list[_Model], tuple[str, ...]]:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", manifest.name):
         raise BundleError(
-            f"bundle {manifest.name!r}: no name for a folder of Triton's, which has letters, digits, '.', '_' and '-' "
+            f"bundle {manifest.name!r}: not a folder name for Triton, which allows letters, digits, '.', '_' and '-' "
             "only",
-            "name the checkpoint's file or the data set's folder so, and export again",
+            "rename the checkpoint or the data set's folder, and export again",
         )
     models = []
     for precision in EXPORTS:
@@ -114,19 +114,19 @@ def _models(manifest: Manifest) -> tuple[list[_Model], tuple[str, ...]]:
         name = f"{re.sub(_SUFFIX, '', manifest.name)}-{precision}"
         files = {"model.onnx": manifest.variants[precision].file}
         models.append(_Model(name, "onnxruntime", MAX_BATCH, EXPORTS[precision].triton_kind, files))
-        plans = [one for one in manifest.engines if one.key.precision == precision and one.key.flavour == "tensorrt"]
+        plans = [one for one in manifest.engines if one.key.precision == precision and one.key.flavor == "tensorrt"]
         if plans:
             models.append(_plan_model(f"{name}-tensorrt", plans))
     notes = tuple(
-        f"{one.file} is left out: Triton's TensorRT back end loads no plan of TensorRT for RTX"
+        f"{one.file} is left out: Triton's TensorRT back end cannot load plans of TensorRT for RTX"
         for one in manifest.engines
-        if one.key.flavour == "tensorrt_rtx"
+        if one.key.flavor == "tensorrt_rtx"
     )
     return models, notes
 
 
 def _plan_model(name: str, plans: list[Engine]) -> _Model:
-    """The plans of one precision: the server picks by the compute capability of its GPU."""
+    """The plans of one precision: the server chooses by the compute capability of its GPU."""
     by_capability = {capability: one.file for one in plans for capability in one.key.compute_capabilities}
     return _Model(
         name,
@@ -144,7 +144,7 @@ def _plan_name(capability: str) -> str:
 
 
 def _profiles(count: int) -> str:
-    """Every optimization profile by its index; left to itself the server takes the first one only."""
+    """Every optimization profile by its index; by default the server would use only the first one."""
     names = ", ".join(f'"{index}"' for index in range(count))
     return f" profile: [ {names} ]" if count else ""
 

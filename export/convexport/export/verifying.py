@@ -8,12 +8,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from convexport.export import diagnosis, gate, labels, measures, pictures, record, samples
-from convexport.export.diagnosis import Diagnosis, Labelled
+from convexport.export import diagnosis, gate, labels, measures, own_images, record, samples
+from convexport.export.diagnosis import Diagnosis, Labeled
 from convexport.export.measures import Reference
 from convexport.export.options import ExportOptions
 from convexport.export.precisions import BASE
-from convexport.export.sources.checkpoint import labelled_set
+from convexport.export.sources.checkpoint import labeled_set
 from convexport.export.sources.network import Network
 from convexport.export.sources.opening import open_network
 from convexport.runtime.errors import DatasetError
@@ -33,13 +33,13 @@ def sample(
     facts = network.facts
     wanted = options.verify_images or affordable(network, progress)
     if options.verify_data is not None:
-        found = pictures.sample_of(pictures.labelled_files(options.verify_data, facts, wanted), facts.input)
+        found = own_images.sample_of(own_images.labeled_files(options.verify_data, facts, wanted), facts.input)
         progress(f"images      {found.kind}")
         return found, dataset
     reason = f"no data set is known for {facts.name}"
     if dataset is not None:
         own = facts.classes["en"]
-        if options.source.dataset is not None:  # one that was named and does not fit is no reason to look elsewhere
+        if options.source.dataset is not None:  # a data set that was named and does not fit is an error
             labels.matched(dataset.name, dataset.classes["en"], own)
         try:
             classes = labels.matched(dataset.name, dataset.classes["en"], own)
@@ -88,21 +88,21 @@ def affordable(network: Network, progress: Progress) -> int:
 def calibration_images(
     network: Network, dataset: Dataset | None, options: ExportOptions, count: int
 ) -> tuple[NDArray[np.uint8], str]:
-    """What int8 is calibrated on. Raises `DatasetError` where there is nothing."""
+    """The images that int8 is calibrated on. Raises `DatasetError` if there are none."""
     if options.calibration_data is not None:
-        images = pictures.without_labels(options.calibration_data, network.facts.input, count)
-        return images, f"{len(images)} pictures of {options.calibration_data.name}"
+        images = own_images.without_labels(options.calibration_data, network.facts.input, count)
+        return images, f"{len(images)} images of {options.calibration_data.name}"
     if dataset is None:
         raise DatasetError(
-            "int8 is calibrated on training images, and there are none",
-            "name their folder with --data, or any folder of such pictures with --calibration-data",
+            "int8 is calibrated on training images, and none were found",
+            "name their folder with --data, or any folder of such images with --calibration-data",
         )
     train = dataset.train
     return train.images[samples.stratified(train.labels, count)], f"{dataset.title} training set"
 
 
 def check_labels(network: Network, expected: Reference, options: ExportOptions, progress: Progress) -> None:
-    """Holds the origin against a person's labelled pictures before anything is built.
+    """Holds the origin against a person's labeled images before anything is built.
 
     Raises:
         gate.Refusal: It is no better than chance on them, or below what is stated; with the causes that were tried.
@@ -115,41 +115,41 @@ def check_labels(network: Network, expected: Reference, options: ExportOptions, 
         return
     progress(f"images      {failed[0].name}: {failed[0].value:.2%}, expected {failed[0].limit:.2%} or more")
     found = diagnosis.diagnose(
-        network, _labelled(network, expected.sample, options), bgr=_bgr(options), progress=progress
+        network, _labeled(network, expected.sample, options), bgr=_bgr(options), progress=progress
     )
     result = gate.GateResult({BASE: (measures.of_origin(expected, held),)}, {}, {}, {})
     result.refuse(found)
 
 
 def diagnose(options: ExportOptions, progress: Progress = lambda line: None) -> Diagnosis:
-    """Which preprocessing and order of labels fit labelled images best.
+    """Which preprocessing and order of labels fit labeled images best.
 
     Args:
-        options: What is exported, and the labelled images; precisions do not matter.
+        options: What is exported, and the labeled images; precisions do not matter.
         progress: Is told what is tried.
 
     Raises:
-        DatasetError: There are no labelled images.
+        DatasetError: There are no labeled images.
     """
     network = open_network(options.source)
     for remark in network.remarks:
         progress(remark)
-    dataset = None if options.verify_data else labelled_set(network.facts, options.source.dataset, options.data)
+    dataset = None if options.verify_data else labeled_set(network.facts, options.source.dataset, options.data)
     found, _ = sample(network, dataset, options, progress)
     if found.labels is not None:
         raise DatasetError("causes are told apart by images with one label, and these may have several")
     if found.truth is None:
-        raise DatasetError("causes are told apart by labelled images, and there are none", "name some --verify-data")
-    return diagnosis.diagnose(network, _labelled(network, found, options), bgr=_bgr(options), progress=progress)
+        raise DatasetError("causes are told apart by labeled images, and there are none", "name some --verify-data")
+    return diagnosis.diagnose(network, _labeled(network, found, options), bgr=_bgr(options), progress=progress)
 
 
-def _labelled(network: Network, found: samples.Sample, options: ExportOptions) -> Labelled:
-    """The labelled images at their own size, where they have files: only so can they be framed otherwise."""
+def _labeled(network: Network, found: samples.Sample, options: ExportOptions) -> Labeled:
+    """The labeled images at their own size, where they have files: only so can they be framed otherwise."""
     assert found.truth is not None
     if options.verify_data is None:
-        return Labelled(list(found.images), found.truth)
-    files = pictures.labelled_files(options.verify_data, network.facts, len(found))
-    return Labelled(files.files, files.truth)
+        return Labeled(list(found.images), found.truth)
+    files = own_images.labeled_files(options.verify_data, network.facts, len(found))
+    return Labeled(files.files, files.truth)
 
 
 def _bgr(options: ExportOptions) -> bool:

@@ -1,10 +1,10 @@
 """A bundle appears whole or not at all: temporary folder -> files -> hashes -> manifest last -> sync -> rename.
 
-One export at a time writes to a place: a lock file beside it is held meanwhile, and the operating system lets go of it
-when the process dies, on this machine or in another container. So every draft that is found once the lock is held is
-dead, and is cleared away. The draft lies in a hidden folder beside its place, one level deeper than bundles are looked
-for. A bundle that is replaced is moved into that folder first: a run killed between the two renames leaves none, and
-the next export puts the old one back.
+Only one export at a time writes to a place: it holds a lock file next to it, which the operating system releases when
+the process dies, also in another container. So every draft that is found after the lock was taken belongs to a dead
+process, and is removed. The draft is in a hidden folder next to its place, one level deeper than the search for bundles
+goes. A bundle that is replaced is moved into that folder first: if a run is killed between the two renames, the next
+export moves the old bundle back.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ class Draft:
 
 @contextmanager
 def drafting(target: Path) -> Iterator[Draft]:
-    """A draft that becomes the bundle `target` when the block ends, and leaves nothing when it raises.
+    """A draft that becomes the bundle `target` when the block ends, and is removed when it raises.
 
     Raises:
-        UsageError: `target` is there and no bundle, or another export is writing to it.
+        UsageError: `target` exists and is not a bundle, or another export is writing to it.
         StorageError: It cannot be written.
     """
     work = target.with_name(f".{target.name}.partial")
     with alone(target, f"{target} is being written by another export", seconds=LOCK_SECONDS):
         try:
-            with _translated(target, "name another place with --out"):
+            with _translated(target, "choose another folder with --out"):
                 _discard(work, target)  # left by a run that was killed
                 if not _free(target):
                     raise UsageError(
-                        f"{target} is there and is no bundle", "name another place with --out, or move it away"
+                        f"{target} exists and is not a bundle", "choose another folder with --out, or move it away"
                     )
                 draft = work / _DRAFT
                 draft.mkdir(parents=True)
-            with _translated(target, "mend that and export again"):
+            with _translated(target, "fix that and export again"):
                 yield Draft(draft)
                 _sync_tree(draft)
                 _place(draft, target, work / _OLD)
@@ -81,7 +81,7 @@ def _translated(target: Path, fix: str) -> Iterator[None]:
 
 
 def _free(target: Path) -> bool:
-    """Whether a bundle may go there: nothing is there, or another bundle."""
+    """Whether a bundle may be written there: there is nothing, or another bundle."""
     try:
         return not {MANIFEST, OLD_MANIFEST}.isdisjoint(os.listdir(target))  # noqa: PTH208 - pathlib's lists lazily
     except FileNotFoundError:
@@ -98,7 +98,7 @@ def _place(draft: Path, target: Path, old: Path) -> None:
 
 
 def _discard(work: Path, target: Path) -> None:
-    """Takes a run's folder away; a bundle that it had moved aside without replacing it goes back."""
+    """Removes a run's folder; a bundle that it had moved aside without replacing it is moved back."""
     if (work / _OLD).is_dir() and not target.exists():
         try:
             (work / _OLD).rename(target)

@@ -5,8 +5,8 @@
     with Classifier("bundles/lenet5-mnist") as classifier:
         print(classifier.classify_one("seven.png").label)
 
-The names below are what programs may rely on. Each is imported when it is first asked for, so that importing this
-package loads neither numpy nor Pillow.
+The names below are the public API. Each is imported at its first use, so that importing this package loads neither
+numpy nor Pillow.
 """
 
 from __future__ import annotations

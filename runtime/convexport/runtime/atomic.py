@@ -11,7 +11,7 @@ from typing import IO
 
 try:
     import fcntl
-except ImportError:  # Windows, where nothing tells a file of a dead writer from one of a slow writer
+except ImportError:  # Windows, where a file of a dead writer looks like one of a slow writer
     fcntl = None  # type: ignore[assignment]
 
 
@@ -19,9 +19,9 @@ except ImportError:  # Windows, where nothing tells a file of a dead writer from
 def replacing(path: Path, *, writer: str = "", mode: int = 0o666) -> Iterator[IO[bytes]]:
     """A new file that takes the place of `path` when the block ends; when it raises, `path` is left as it was.
 
-    What a killed run leaves beside `path` is overwritten by the next. Where several may write at once, `writer`
-    (hexadecimal digits) tells their files apart, and the next run removes those of killed ones. `mode` are its
-    permissions, less those of the umask.
+    A file that a killed run left next to `path` is overwritten by the next run. If several may write at once, `writer`
+    (hexadecimal digits) distinguishes their files, and the next run removes those of killed ones. `mode` are the
+    permissions, without those in the umask.
     """
     draft = path.with_name(f".{path.name}{writer}.partial")
     try:
@@ -37,12 +37,12 @@ def replacing(path: Path, *, writer: str = "", mode: int = 0o666) -> Iterator[IO
 
 
 def _open_locked(draft: Path, mode: int) -> int:
-    """Opens a draft, empty, and holds its lock, which goes with this process however it ends."""
+    """Opens an empty draft and locks it; the lock ends with this process, however it ends."""
     while True:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0), mode)
         if not _lock(descriptor):
             return descriptor
-        # Before the lock was held, another run may have taken the file for a dead one's, and removed it.
+        # Before it was locked, another run may have removed the file because it looked like one of a dead run.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), draft.stat()):
                 return descriptor
@@ -50,9 +50,9 @@ def _open_locked(draft: Path, mode: int) -> int:
 
 
 def _remove_dead(path: Path, own: Path) -> None:
-    """Removes the drafts of `path` whose writers are dead: nobody holds their locks."""
+    """Removes the drafts of `path` whose writers are dead: drafts that are not locked."""
     drafts = re.compile(rf"\.{re.escape(path.name)}\.?[0-9a-f]+\.partial")
-    with suppress(OSError):  # tidying fails nobody's work
+    with suppress(OSError):  # a failed cleanup must not end the work
         for other in path.parent.iterdir():
             if other == own or not drafts.fullmatch(other.name):
                 continue
@@ -65,7 +65,7 @@ def _remove_dead(path: Path, own: Path) -> None:
 
 
 def _lock(descriptor: int) -> bool:
-    """Whether this process now holds the lock of an open file; False too where the file system has none."""
+    """Whether this process now holds the lock of an open file; also False if the file system has no locks."""
     if fcntl is None:
         return False
     try:
@@ -76,20 +76,20 @@ def _lock(descriptor: int) -> bool:
 
 
 def write(path: Path, data: bytes, *, writer: str = "", mode: int = 0o666) -> None:
-    """Writes a whole file by `replacing`, in a folder that is made where it is not there."""
+    """Writes a whole file by `replacing`, and creates its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, writer=writer, mode=mode) as file:
         file.write(data)
 
 
 def sync_file(file: IO[bytes]) -> None:
-    """Brings what was written to `file` onto the disk."""
+    """Syncs `file` to the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def sync_folder(folder: Path) -> None:
-    """Brings the names in `folder` onto the disk: a file renamed without it may be gone after a power cut."""
+    """Syncs the names in `folder` to the disk, so that a renamed file survives a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""Bundles: a folder, or a zip of one. No parser sees a byte of a file before its SHA-256 was compared.
+"""Bundles: a folder, or a zip of one. No byte of a file reaches a parser before its SHA-256 was compared.
 
-A file is read and hashed when it is used, once. Opening reads the manifest alone, and looks whether every file that it
-lists is there with its size. Only listed files can be read; others beside them (a `.DS_Store`, notes of one's own) are
-never opened.
+A file is read and hashed once, when it is used. Opening reads only the manifest, and checks that every listed file
+exists with its size. Only listed files can be read; others in the folder (a `.DS_Store`, your own notes) are never
+opened.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ _CHUNK = 1 << 20
 
 
 class Bundle:
-    """An opened bundle: a folder, or a zip of one. `open_bundle` gives it.
+    """An open bundle: a folder, or a zip of one. `open_bundle` returns it.
 
         with open_bundle("bundles/lenet5-mnist.zip") as bundle:
             print(bundle.info())
 
     Attributes:
-        path: Where it was found.
-        manifest: What it says of itself.
-        remarks: What the reader of the manifest remarked, such as keys of a newer version that it ignored.
+        path: The bundle's folder or zip.
+        manifest: Its manifest.
+        remarks: Remarks from reading the manifest, such as ignored keys of a newer version.
     """
 
     def __init__(self, path: Path, files: BundleFiles) -> None:
@@ -53,7 +53,7 @@ class Bundle:
             self._check_size(name, files.size(name), listed.bytes)
 
     def read(self, name: str) -> bytes:
-        """The bytes of a listed file, verified. Raises `BundleError` where they are missing or not the listed ones."""
+        """The verified bytes of a listed file. Raises `BundleError` if they are missing or differ from the manifest."""
         listed = self._listed(name)
         data = self._files.read(name, listed.bytes)
         self._check(name, len(data), hashlib.sha256(data).hexdigest())
@@ -64,11 +64,11 @@ class Bundle:
         return self._listed(name).sha256
 
     def verify(self) -> None:
-        """Reads every listed file once, in pieces. Raises `BundleError` naming the first that is not as listed."""
+        """Reads every listed file once, in pieces. Raises `BundleError` for the first that is not as listed."""
         for name, listed in self.manifest.files.items():
             digest, size = hashlib.sha256(), 0
             with self._files.open(name) as file:
-                # One byte more than listed, and no further, is enough to refuse a file that goes on for ever.
+                # Reading one byte more than listed is enough to refuse a file that is too long.
                 while chunk := file.read(min(_CHUNK, listed.bytes + 1 - size)):
                     digest.update(chunk)
                     size += len(chunk)
@@ -85,7 +85,7 @@ class Bundle:
         self.close()
 
     def info(self) -> dict[str, Any]:
-        """What the bundle says of itself, as plain values for `json.dumps`."""
+        """The description of the bundle, as plain values for `json.dumps`."""
         manifest = self.manifest
         input = manifest.input
         return {
@@ -110,14 +110,16 @@ class Bundle:
         return html_table(f"Bundle {self.manifest.name}", self.info())
 
     def check_labels(self) -> None:
-        """Compares `labels.txt` with the manifest, whose labels no hash protects. Raises `BundleError`."""
+        """Compares `labels.txt` with the labels in the manifest, which has no hash itself. Raises `BundleError`."""
         if LABELS not in self.manifest.files:
             return
         where = self.path / LABELS
         try:
             found = self.read(LABELS).decode().removesuffix("\n").split("\n")
         except UnicodeDecodeError as error:
-            raise BundleError(f"{where}: no text in UTF-8 ({first_line(error)})", "export the bundle again") from error
+            raise BundleError(
+                f"{where}: the file is not UTF-8 text ({first_line(error)})", "export the bundle again"
+            ) from error
         expected = list(self.manifest.classes)
         if len(found) != len(expected):
             different = f"{len(found)} labels, the manifest has {len(expected)}"
@@ -143,7 +145,7 @@ class Bundle:
             raise BundleError(f"{self.path / name}: {found}", DAMAGED)
 
     def _check_size(self, name: str, size: int, expected: int) -> None:
-        if size != expected:  # a reader stops at one byte too many
+        if size != expected:  # reading stops after one byte too many
             found = f"{size:,} bytes" if size < expected else f"more than {expected:,} bytes"
             raise BundleError(f"{self.path / name}: {found}, expected {expected:,}", DAMAGED)
 
@@ -156,10 +158,10 @@ def open_bundle(path: str | os.PathLike[str], *, verify: bool = False) -> Bundle
 
     Args:
         path: The bundle's folder or zip.
-        verify: Reads every listed file now. By default a file is compared with its SHA-256 when it is read.
+        verify: Reads every listed file now. By default, a file is compared with its SHA-256 when it is used.
 
     Returns:
-        The bundle, to be closed.
+        The bundle; close it after use.
 
     Raises:
         BundleError: It is missing, damaged, or of another format.
@@ -183,7 +185,7 @@ def open_bundle(path: str | os.PathLike[str], *, verify: bool = False) -> Bundle
 
 
 def default_bundle(root: str | os.PathLike[str] = "bundles") -> Path:
-    """The only bundle under `root`. Raises `BundleError` that says which there are."""
+    """The only bundle under `root`. Raises `BundleError` with the names if there are several, or none."""
     found = find_bundles(root)
     if len(found) != 1:
         raise BundleError("no bundle was named", _which(Path(root), ""))
@@ -194,9 +196,9 @@ def find_bundles(root: str | os.PathLike[str] = "bundles") -> list[Path]:
     """Folders with a manifest, and zips, directly under `root`, sorted."""
     try:
         found = sorted(Path(root).iterdir())
-    except OSError:  # no such folder, or not for this user
+    except OSError:  # the folder is missing or not readable
         return []
-    # os.path says no where pathlib raises, as for another user's folder.
+    # os.path returns False where pathlib raises, for example for another user's folder.
     is_file = os.path.isfile
     names = (MANIFEST, OLD_MANIFEST)
     return [
@@ -207,11 +209,11 @@ def find_bundles(root: str | os.PathLike[str] = "bundles") -> list[Path]:
 
 
 def _which(root: Path, name: str) -> str:
-    """Which bundles there are, the nearest name first asked for; or how to make one."""
+    """A hint: the bundles under `root`, with the nearest name first, or how to make one."""
     names = [path.name for path in find_bundles(root)] or [path.name for path in find_bundles()]
     where = root if find_bundles(root) else Path("bundles")
     if not names:
-        return f"there is none under {where}/; make one with: convexport --model lenet5"
+        return f"there is no bundle under {where}/; make one with: convexport --model lenet5"
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {where / near[0]}? " if near else ""
-    return f"{hint}{where}/ holds {', '.join(names)}; name one of them"
+    return f"{hint}{where}/ contains {', '.join(names)}; name one of them"

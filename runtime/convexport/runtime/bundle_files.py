@@ -1,4 +1,4 @@
-"""Where the bytes of a bundle come from: a folder, or a zip of one. Nothing here trusts them.
+"""Reads the bytes of a bundle from a folder, or from a zip of one, without trusting them.
 
 A file must be a regular file inside the bundle: a link that leads out of it is refused, and so are a zip's entries with
 unsafe or repeated names, links, encryption, or a compression other than deflate. Errors of the system and of the zip
@@ -19,7 +19,7 @@ from typing import IO
 from convexport.runtime.errors import BundleError, first_line
 
 MANIFEST = "bundle.json"
-OLD_MANIFEST = "manifest.json"  # convexport 0.1; ONNX Runtime has packages of its own with a file of that name
+OLD_MANIFEST = "manifest.json"  # of convexport 0.1; packages of ONNX Runtime have a file of the same name
 # RuntimeError: the entry is encrypted. NotImplementedError: a version that is not known here. ValueError: a name that
 # is no text.
 _BAD_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError, ValueError)
@@ -37,14 +37,14 @@ class BundleFiles(ABC):
 
     @abstractmethod
     def open(self, name: str) -> AbstractContextManager[IO[bytes]]:
-        """A file of the bundle for reading; errors inside the `with` are translated as well."""
+        """Opens a file of the bundle; errors inside the `with` block are translated as well."""
 
     @abstractmethod
     def size(self, name: str) -> int:
-        """Bytes of a file, without reading it. Raises `BundleError` where it is missing or no regular file."""
+        """The size of a file, in bytes. Raises `BundleError` if it is missing or not a regular file."""
 
     def read(self, name: str, size: int) -> bytes:
-        """At most one byte more than `size`: enough to tell a file that is too long."""
+        """At most one byte more than `size`: enough to recognize a file that is too long."""
         with self.open(name) as file:
             return file.read(size + 1)
 
@@ -58,7 +58,7 @@ class Folder(BundleFiles):
 
     def __init__(self, path: Path) -> None:
         names = (MANIFEST, OLD_MANIFEST)
-        # Through lstat: a manifest that is a broken link is reported as such and not passed over.
+        # With lstat, so that a broken link in place of the manifest is reported.
         super().__init__(path, next((name for name in names if _is_there(path / name)), MANIFEST))
 
     @contextmanager
@@ -74,15 +74,15 @@ class Folder(BundleFiles):
             return self._checked(self.path / name)
 
     def close(self) -> None:
-        """A folder holds nothing open."""
+        """A folder has no open files."""
 
     def _checked(self, file: Path) -> int:
         root = self.path.resolve(strict=True)
         if root not in file.resolve(strict=True).parents:
-            raise BundleError(f"{file}: a link that leads out of the bundle", "copy the file in its place")
+            raise BundleError(f"{file}: a link that leads out of the bundle", "replace the link with the file")
         found = file.stat()
         if not stat.S_ISREG(found.st_mode):
-            raise BundleError(f"{file}: no regular file", DAMAGED)
+            raise BundleError(f"{file}: not a regular file", DAMAGED)
         return found.st_size
 
     @contextmanager
@@ -93,7 +93,7 @@ class Folder(BundleFiles):
         except FileNotFoundError as error:
             fix = "is this the folder of a bundle?" if name == self.manifest else COPY_AGAIN
             raise BundleError(f"{file}: no such file", fix) from error
-        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
             raise BundleError(f"{file}: cannot be read ({first_line(error)})") from error
 
 
@@ -144,19 +144,19 @@ class Zip(BundleFiles):
             if name.startswith("/") or "\\" in name or ":" in name or ".." in name.split("/"):
                 raise BundleError(f"{where} leads out of the zip", DAMAGED)
             if name in entries:
-                raise BundleError(f"{where} is there twice", DAMAGED)
+                raise BundleError(f"{where} occurs twice", DAMAGED)
             if stat.S_ISLNK(entry.external_attr >> 16):
                 raise BundleError(f"{where} is a link", "zip the folder without links")
             if entry.flag_bits & _ENCRYPTED:
                 raise BundleError(f"{where} is encrypted", "zip the folder without a password")
             if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 found = f"compressed by method {entry.compress_type}"
-                raise BundleError(f"{where} is {found}, expected 0 (stored) or 8 (deflated)", "zip the folder anew")
+                raise BundleError(f"{where} is {found}, expected 0 (stored) or 8 (deflated)", "zip the folder again")
             entries[name] = entry
         return entries
 
     def _without_top(self, entries: dict[str, zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
-        """Files by name, without the one folder that a zip of a folder begins with."""
+        """Files by name, without the top folder in the zip of a folder."""
         tops: list[str] = []
         for manifest in (MANIFEST, OLD_MANIFEST):
             tops = [

@@ -1,4 +1,4 @@
-"""`check`: labelled images through a bundle, and whether the result lies inside what the export measured."""
+"""`check`: labeled images through a bundle, and whether the result lies inside what the export measured."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import msgspec
 from convexport.runtime import binomial
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.errors import UsageError
-from convexport.runtime.labelled import Labelled
+from convexport.runtime.labeled import Labeled
 from convexport.runtime.manifest import Counted
 from convexport.runtime.records import Failure
 from convexport.runtime.sure import measured
 
 CONFIDENCE = 0.95
-# An honest result is called worse in one of a hundred checks at most.
+# At most one in a hundred checks of an unchanged network says "worse".
 WORSE_LEVEL = 0.01
 WORST_LISTED = 20
-# An interval as wide as this leaves a good network and a mediocre one apart by nothing.
+# An interval wider than this cannot distinguish a good network from a mediocre one.
 WIDE = 0.10
 
 Verdict = Literal["worse", "as exported", "not compared"]
 
 
 class Class(msgspec.Struct, frozen=True):
-    """One class that there were images of: how many, and how many of them were answered right."""
+    """One class with images: their number, and the number of right answers."""
 
     label: str
     index: int
@@ -35,7 +35,7 @@ class Class(msgspec.Struct, frozen=True):
 
 
 class Confused(msgspec.Struct, frozen=True):
-    """So many images of one class (its index) were answered with a class: the entries of a confusion matrix, sparse."""
+    """One entry of the confusion matrix: how many images of one class (its index) got an answer."""
 
     truth: int
     answer: int
@@ -67,23 +67,23 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         bundle: The bundle's name.
-        description: What computed it.
-        images: How many were answered.
-        failed: How many could not be read, which count for nothing.
-        unlabelled: Rows of a CSV that had no label.
-        right: How many were answered right.
-        accuracy: Their share.
-        low: The lower end of the interval in which the true accuracy lies with `confidence` (Clopper and Pearson).
+        description: The back end, device and precision.
+        images: The number of classified images.
+        failed: The number of images that could not be read. They are not counted.
+        unlabeled: Rows of a CSV that had no label.
+        right: The number of right answers.
+        accuracy: The share of right answers.
+        low: The lower end of the interval that contains the true accuracy with `confidence` (Clopper and Pearson).
         high: Its upper end.
-        confidence: Of the interval.
-        exported: What the export measured; None where it had no labelled images.
-        chance: Fisher's exact test, one-sided: how likely so few right answers are where these images are of the same
+        confidence: The confidence of the interval.
+        exported: What the export measured; None if it had no labeled images.
+        chance: Fisher's exact test, one-sided: the probability of so few right answers if these images are of the same
             kind as the export's. None without `exported`.
-        even_odds: The accuracy that is called worse in every second check of as many images; None without `exported`,
-            or where so few images can never be worse.
-        verdict: `worse` where `chance` is below `WORSE_LEVEL`.
-        sure: How many answers were sure, and right, where a share of right ones was asked for; else None.
-        classes: Every class that there were images of.
+        even_odds: The accuracy that every second check of this size calls worse; None without `exported`, or if so few
+            images can never be called worse.
+        verdict: `worse` if `chance` is below `WORSE_LEVEL`.
+        sure: The number of sure answers and of right ones among them, if a share was asked for; else None.
+        classes: Every class that has images.
         confusion: True and given classes with their counts, right answers included.
         worst: Wrong answers, the surest first, at most `WORST_LISTED`.
     """
@@ -92,7 +92,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     description: str
     images: int
     failed: int
-    unlabelled: int
+    unlabeled: int
     right: int
     accuracy: float
     low: float
@@ -109,18 +109,18 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def proves_little(self) -> bool:
-        """Whether the interval is so wide that the accuracy is hardly known."""
+        """Whether the interval is so wide that the accuracy is uncertain."""
         return self.high - self.low >= WIDE
 
     def in_words(self) -> list[str]:
-        """Sentences: what was found, how it stands to the export's, and how much that proves."""
+        """Sentences: the result, the comparison with the export, and how much that proves."""
         between = f"between {self.low:.2%} and {self.high:.2%} with {self.confidence:.0%} confidence"
         lines = [f"{self.right:,} of {self.images:,} images right: {self.accuracy:.2%}, {between}"]
         if self.sure is not None:
             share = f" ({self.sure.right / self.sure.answered:.2%})" if self.sure.answered else ""
-            lines.append(f"of {self.sure.answered:,} sure answers {self.sure.right:,} right{share}")
+            lines.append(f"{self.sure.right:,} of {self.sure.answered:,} sure answers right{share}")
         if self.exported is None or self.chance is None:
-            return [*lines, "the export measured no accuracy to compare with", *self._little()]
+            return [*lines, "the export measured no accuracy, so there is nothing to compare with", *self._little()]
         found = self.exported
         lines.append(
             f"export: {found.right:,} of {found.images:,} right, {found.accuracy:.2%} "
@@ -128,7 +128,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
         )
         if self.verdict == "worse":
             chance = "less than 1e-12" if self.chance < 1e-12 else f"{self.chance:.1g}"
-            lines.append(f"worse than the export: by chance so few would be right with a probability of {chance}")
+            lines.append(f"worse than the export: so few right answers occur by chance with a probability of {chance}")
             return lines
         return [*lines, f"not significantly worse than the export (p = {self.chance:.2g})", *self._little()]
 
@@ -138,14 +138,14 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
         if self.exported is None:
             power = ""
         elif self.even_odds is None:
-            power = ": no result would have been called worse"
+            power = ": with so few, no result can be called worse"
         else:
             power = f": an accuracy of {self.even_odds:.0%} would pass every second such check"
-        return [f"{self.images:,} images prove little{power}; take some hundred"]
+        return [f"{self.images:,} images prove little{power}; use some hundred images"]
 
 
-def check(classifier: Classifier, images: Labelled) -> Check:
-    """Classifies labelled images and compares the result with what the export measured.
+def check(classifier: Classifier, images: Labeled) -> Check:
+    """Classifies labeled images and compares the result with what the export measured.
 
     Raises:
         UsageError: No image could be read.
@@ -165,7 +165,7 @@ def check(classifier: Classifier, images: Labelled) -> Check:
             wrong.append(Wrong(record.input, labels[truth], record.label, record.probability))
     count = matrix.total()
     if not count:
-        raise UsageError(f"none of the {failed:,} images could be read", "look at them with classify itself")
+        raise UsageError(f"none of the {failed:,} images could be read", "see the reason for each: classify FOLDER")
     right = sum(number for (truth, answer), number in matrix.items() if truth == answer)
     exported = _exported(classifier)
     chance = None if exported is None else _chance(right, count, exported)
@@ -175,7 +175,7 @@ def check(classifier: Classifier, images: Labelled) -> Check:
         description=classifier.description,
         images=count,
         failed=failed,
-        unlabelled=images.unlabelled,
+        unlabeled=images.unlabeled,
         right=right,
         accuracy=right / count,
         low=low,
@@ -192,7 +192,7 @@ def check(classifier: Classifier, images: Labelled) -> Check:
 
 
 def confused_most(found: Check, listed: int = 10) -> list[Confused]:
-    """The pairs of classes that were taken for each other most often."""
+    """The pairs of classes that were confused most often."""
     pairs = [pair for pair in found.confusion if pair.truth != pair.answer]
     return sorted(pairs, key=lambda pair: -pair.images)[:listed]
 
@@ -218,7 +218,7 @@ def _chance(right: int, count: int, exported: Exported) -> float:
 
 def _even_odds(count: int, exported: Exported) -> float | None:
     """The accuracy that every second check of `count` images calls worse."""
-    low, high = -1, count  # the most right answers that are still called worse
+    low, high = -1, count  # the largest number of right answers that is called worse
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if _chance(middle, count, exported) < WORSE_LEVEL else (low, middle)

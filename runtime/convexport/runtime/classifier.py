@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["Classifier", "Progress"]
 
 Progress = Callable[[int, int | None], None]
-"""Called with the number of records so far, and the number of inputs or None where nobody knows it."""
+"""Called with the number of records so far, and the number of inputs or None if it is unknown."""
 
 
 class Classifier:
@@ -46,22 +46,22 @@ class Classifier:
                 print(record)
 
     One classifier serves any number of threads at once: `classify`, `classify_one`, `probabilities`, `self_test` and
-    `info` may be called from all of them, while each iterator that `classify` gives belongs to one thread. `close` is
-    called once no other call is running.
+    `info` may be called from all of them, while each iterator that `classify` returns belongs to one thread. Call
+    `close` when no other call is running.
 
-    It can be pickled, as its path and options: whoever receives it opens the bundle anew. In a forked child it opens a
-    back end of its own at its first use and leaves the inherited one alone; on a GPU, which cannot be used after a
-    fork, that first use is a `DeviceError`.
+    It can be pickled, as its path and options: the receiver opens the bundle again. In a forked child it opens its own
+    back end at its first use and never touches the inherited one. A GPU cannot be used after a fork, so there the first
+    use raises a `DeviceError`.
 
     Args:
         path: A bundle: a folder, or a zip of one.
-        options: What is asked for; see `Options`. Its fields can also be given as keyword arguments:
+        options: See `Options`. Its fields can also be given as keyword arguments:
             `Classifier(path, device="cuda", top=5)`.
 
     Attributes:
-        options: What was asked for.
-        manifest: What the bundle says of itself.
-        labels: The classes in the language that was asked for, in the network's order.
+        options: The options.
+        manifest: The bundle's manifest.
+        labels: The classes in the language of the options, in the network's order.
         top: How many classes a record lists.
         batch: The largest number of images computed at once.
 
@@ -76,7 +76,9 @@ class Classifier:
         self, path: str | os.PathLike[str], options: Options | None = None, **changes: Unpack[OptionKeys]
     ) -> None:
         if options is not None and not isinstance(options, Options):
-            raise UsageError(f"options {options!r}: expected an Options object", "name what it is, as in device='cpu'")
+            raise UsageError(
+                f"options {options!r}: expected an Options object", "name the option, such as device='cpu'"
+            )
         self.options = replace(options or Options(), **changes)
         self._holder = Holder(path, self.options)
         self.manifest = self._holder.last.bundle.manifest
@@ -94,18 +96,19 @@ class Classifier:
 
     @property
     def backend(self) -> Backend:
-        """The back end that serves."""
+        """The back end in use."""
         return self._holder.current().backend
 
     @property
     def description(self) -> str:
-        """Which back end, device and precision serve, and why."""
+        """Which back end, device and precision are in use, and why."""
         return self._holder.current().description
 
     def classify(self, images: Given | Iterable[Given], *, progress: Progress | None = None) -> Iterator[Record]:
         """One image or several -> one record each, in order, in bounded memory.
 
-        An input that cannot be read gives a `Failure` and hurts no other; a `Failure` given as input passes through.
+        An input that cannot be read becomes a `Failure`, and all other inputs are classified. A `Failure` given as
+        input is passed on.
 
             for record in classifier.classify([("front door", jpeg_bytes), "cat.png"]):
                 print(record.input, record.label if record.ok else record.error.message)
@@ -113,18 +116,18 @@ class Classifier:
         Args:
             images: One image or an iterable of them. An image is a path, the bytes of an image file (`bytes`,
                 `bytearray`, `memoryview`), an open binary file, a Pillow image, or an array. One in memory can be given
-                a name, which its record and messages carry: the tuple `(name, image)`. An array is uint8, grey, or RGB
+                a name, which its record and messages carry: the tuple `(name, image)`. An array is uint8, gray, or RGB
                 unless the option `channels` says "bgr": [H, W] and [H, W, 1 to 4] are one image, [N, H, W, C] and
                 [N, H, W] are N of them.
             progress: Called after each record with the number of records so far, and the number of images where
                 `images` has a length, else None.
 
         Returns:
-            An iterator of records; it reads and computes a batch when it is asked for one.
+            An iterator of records. It reads and computes each batch when its records are needed.
 
         Raises:
-            UsageError: Something given is no image at all; at once where it is `images` itself.
-            BackendError: The back end gives no probabilities.
+            UsageError: An input is not an image of any kind. For `images` itself it is raised at once.
+            BackendError: The back end's answer is not probabilities.
             BundleError: The network does not fit the labels.
             UnavailableError: The device fails.
         """
@@ -143,16 +146,16 @@ class Classifier:
             image: As one image of `classify`, or a pair `(name, image)`; an array is [H, W] or [H, W, 1 to 4].
 
         Returns:
-            A `Prediction`, or a `Failure` where the image cannot be read.
+            A `Prediction`, or a `Failure` if the image cannot be read.
 
         Raises:
-            UsageError: It is no image at all, or several.
+            UsageError: It is not an image of any kind, or it is several images.
         """
         (record,) = self._classify([image], workers=0)
         return record
 
     def info(self) -> dict[str, Any]:
-        """What serves and how, as plain values for `json.dumps`."""
+        """The bundle, back end, device, precision and options, as plain values for `json.dumps`."""
         backend = self.backend
         serving = {
             "backend": backend.name,
@@ -165,7 +168,7 @@ class Classifier:
         return {**self.bundle.info(), **serving, "labels": list(self.labels)}
 
     def __reduce__(self) -> tuple[type[Classifier], tuple[str, Options]]:
-        """Travels to another process as path and options."""
+        """Pickles as path and options."""
         return type(self), (self._holder.absolute, self.options)
 
     def __repr__(self) -> str:
@@ -186,7 +189,7 @@ class Classifier:
             float32 [N, K] in the order of `labels`, each row summing to 1 unless an image may have several labels.
 
         Raises:
-            BackendError: The back end gives no probabilities.
+            BackendError: The back end's answer is not probabilities.
             BundleError: The network does not fit the labels.
             UnavailableError: The device fails.
         """
@@ -196,15 +199,15 @@ class Classifier:
         return np.concatenate(answers) if answers else np.zeros((0, len(self.labels)), np.float32)
 
     def self_test(self) -> list[GoldenResult]:
-        """Classifies the bundle's golden images, with which any device can show that it computes as the export did.
+        """Classifies the bundle's golden images, which show whether this device computes what the export computed.
 
             assert all(result.passed for result in classifier.self_test())
 
         Returns:
-            How far each golden image is from what the origin gave it at export.
+            For each golden image, the difference from the origin's answer at export.
 
         Raises:
-            BundleError: An image is not as listed, or no image.
+            BundleError: An image differs from the manifest, or is not an image.
             UnavailableError: The device fails.
         """
         return golden_results(self.bundle, self.backend, self.batch)
@@ -229,7 +232,7 @@ class Classifier:
                 yield from self._stream(chain([entry], entries))
 
     def _stream(self, entries: Iterator[Decoded | Pause]) -> Iterator[Record]:
-        """Records until the inputs end or pause, or a whole chunk holds no picture: it has no answer to wait for."""
+        """Records until the inputs end or pause, or until a chunk contains no readable image."""
         pending: deque[list[Decoded]] = deque()
 
         def batches() -> Iterator[Images]:
@@ -248,11 +251,11 @@ class Classifier:
             yield from self._records(chunk, np.zeros((0, len(self.labels)), np.float32))
 
     def _answers(self, batches: Iterable[Images]) -> Iterator[Probabilities]:
-        """Those of the back end, where they are one probability for each label."""
+        """The back end's probabilities, checked: one for each label."""
         return checked_stream(self.backend, batches, self.manifest)
 
     def _chunk(self, entries: Iterator[Decoded | Pause]) -> tuple[list[Decoded], bool]:
-        """The next inputs that hold at most `batch` pictures, and whether a pause follows; bounded if none is read."""
+        """The next inputs with at most `batch` images, and whether a pause follows; bounded if no input can be read."""
         chunk: list[Decoded] = []
         pictures = 0
         for entry in entries:
@@ -265,7 +268,7 @@ class Classifier:
         return chunk, False
 
     def _records(self, chunk: list[Decoded], answer: Probabilities) -> Iterator[Record]:
-        """Answers float32 [pictures in chunk, K] -> records of the whole chunk."""
+        """Answers float32 [images in chunk, K] -> records of the whole chunk."""
         order = np.argsort(-answer, axis=1, kind="stable")
         order = order if self._several else order[:, : self.top]
         ranked = np.round(np.take_along_axis(answer, order, axis=1).astype(np.float64), 6)
@@ -277,20 +280,20 @@ class Classifier:
     def _record(self, picture: Picture, order: list[int], probabilities: list[float], finite: bool) -> Record:
         if not finite:
             where = f"{self.backend.precision} on {self.backend.device}"
-            message = f"{picture.name}: the network gave no finite number in {where}"
+            message = f"{picture.name}: the network returned no finite number in {where}"
             return Failure.of(picture.name, InputError(message, "try another precision", kind="not-finite"))
         top = tuple([Candidate(self.labels[i], i, p) for i, p in zip(order, probabilities, strict=True)])
         labels: tuple[Candidate, ...] | UnsetType = UNSET
         if self._several:
             labels = tuple([one for one in top if one.probability >= self._cutoffs[one.index]])
             top = top[: self.top]
-        # By the number that the record shows, so that its reader comes to the same.
+        # The rounded number of the record, so that a reader of the record comes to the same result.
         sure = UNSET if self.promise is None else top[0].probability >= self.promise.threshold
         first = top[0]
         return Prediction(picture.name, first.label, first.index, first.probability, top, picture.notes, sure, labels)
 
     def _promise(self) -> Promise | None:
-        """The bundle's promise that was asked for; where there is none, a back end of our own is closed again."""
+        """The bundle's promise for the option `sure`; if there is none, our own back end is closed again."""
         if self.options.sure is None:
             return None
         try:
@@ -307,7 +310,7 @@ def _stacked(pictures: list[Pixels]) -> Images:
     except MemoryError as error:
         height, width, channels = pictures[0].shape
         found = f"{len(pictures)} images of {width} x {height} x {channels}"
-        raise DeviceError(f"the memory does not suffice for {found}", "use a smaller batch") from error
+        raise DeviceError(f"not enough memory for {found}", "use a smaller batch") from error
 
 
 def _reported(records: Iterator[Record], progress: Progress, total: int | None) -> Iterator[Record]:

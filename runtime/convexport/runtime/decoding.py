@@ -1,6 +1,6 @@
-"""Inputs to pictures, in order and in bounded memory; in other processes where that was asked for.
+"""Inputs -> decoded images, in order and in bounded memory; in other processes with the option `workers`.
 
-Threads do not help Pillow with small files, processes do.
+Threads do not make Pillow faster on small files; processes do.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ Named = tuple[str, Plain | Failure]
 
 @dataclass(frozen=True)
 class Reading:
-    """How inputs become pictures.
+    """How inputs become images.
 
     Attributes:
-        input: What the model takes.
+        input: The network's input.
         workers: Processes that read; 0 reads in this one.
         channels: The order in arrays, `rgb` or `bgr`.
-        note: Hears where the system gives no processes.
+        note: Receives a remark if no processes can be started.
     """
 
     input: Input
@@ -56,13 +56,13 @@ class Reading:
 
 
 def decode(sources: Iterable[Given], reading: Reading) -> Iterator[Decoded | Pause]:
-    """Inputs -> pictures or failures, in order; a `Pause` behind everything that came before it.
+    """Inputs -> images or failures, in order; a `Pause` after everything that came before it.
 
-    Where the system gives no processes, the inputs are read in this one.
+    If no processes can be started, the inputs are read in this one.
 
     Raises:
         DeviceError: One of the processes died.
-        UsageError: An input is no image at all.
+        UsageError: An input is not an image of any kind.
     """
     named = _named(sources, reading.channels)
     if reading.workers:
@@ -71,7 +71,7 @@ def decode(sources: Iterable[Given], reading: Reading) -> Iterator[Decoded | Pau
         try:
             pool = Workers(reading.workers)
         except OSError as error:
-            reading.note(f"no processes can be started to read pictures ({first_line(error)}); this one reads them")
+            reading.note(f"no processes could be started to read images ({first_line(error)}); this process reads them")
         else:
             with pool:
                 yield from _in_processes(named, reading.input, pool)
@@ -81,7 +81,7 @@ def decode(sources: Iterable[Given], reading: Reading) -> Iterator[Decoded | Pau
 
 
 def decode_one(item: Named, input: Input) -> Decoded:
-    """One input with its name -> its picture, or why there is none."""
+    """One input with its name -> its image or its failure."""
     name, source = item
     if isinstance(source, Failure):
         return source
@@ -101,7 +101,7 @@ def _in_processes(named: Iterator[Named | Pause], input: Input, pool: Workers) -
     waiting: deque[Future[list[Decoded]] | list[Decoded]] = deque()
     room = 2 * pool.size
     for chunk, paused in _chunks(named):
-        # Arrays and open images cost more to send than to prepare here.
+        # Arrays and open images take longer to send than to prepare here.
         travels = all(isinstance(source, str | PathLike | bytes | Failure) for _, source in chunk)
         if chunk:
             waiting.append(pool(chunk, input) if travels else [decode_one(item, input) for item in chunk])
@@ -115,7 +115,7 @@ def _in_processes(named: Iterator[Named | Pause], input: Input, pool: Workers) -
 
 
 def _chunks(named: Iterator[Named | Pause]) -> Iterator[tuple[list[Named], bool]]:
-    """What is sent to a process at once, and whether a pause follows it."""
+    """Inputs that are sent to a process together, and whether a pause follows."""
     chunk: list[Named] = []
     for item in named:
         if isinstance(item, Pause):

@@ -1,4 +1,4 @@
-"""The devices of this machine. A device that is named is used, or the error says why not."""
+"""The devices of this machine. A device that was named is used, or the error says why not."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ __all__ = [
 ]
 
 DRIVER = "libcuda.so.1"
-_FIX = "nvidia-smi must list one first; the CPU serves where no device or back end is named"
+_FIX = "check that nvidia-smi lists a GPU, or leave out the device and back end to use the CPU"
 _OPENVINO_TELEMETRY = "openvino_telemetry"
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE
 _CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 
 
 BATCHES = {"cpu": 64, "cuda": 256}
-"""Images computed at once by kind of device, where nobody says otherwise."""
+"""Default batch by kind of device."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Device:
 
     @classmethod
     def parse(cls, text: str) -> Device:
-        """`cpu`, `cuda` or `cuda:N` -> `Device`. Raises `UsageError` on anything else."""
+        """`cpu`, `cuda` or `cuda:N` -> `Device`. Raises `UsageError` for anything else."""
         kind, _, index = text.partition(":")
         if kind == "cpu" and not index:
             return cls("cpu")
@@ -77,9 +77,9 @@ class Gpu:
 
 @cache
 def gpus() -> tuple[Gpu, ...]:
-    """The GPUs of this machine, asked of NVIDIA's driver itself, so that no other library is needed.
+    """The GPUs of this machine, from NVIDIA's driver, so that no other library is needed.
 
-    Raises `DeviceError` that says why there is none: no driver, no GPU, or what the driver answered.
+    Raises `DeviceError` if there is none, with the reason: no driver, no GPU, or the driver's error.
     """
     try:
         driver = ctypes.CDLL(DRIVER)
@@ -97,24 +97,25 @@ def gpus() -> tuple[Gpu, ...]:
 
 
 def require_gpu(index: int) -> Gpu:
-    """The GPU of that index. Raises `DeviceError` where there is none."""
+    """The GPU of that index. Raises `DeviceError` if there is none."""
     there = gpus()
     if index >= len(there):
         names = ", ".join(f"cuda:{gpu.index} ({gpu.name})" for gpu in there)
-        raise DeviceError(f"cuda:{index} is not there", f"this machine has {names}")
+        raise DeviceError(f"cuda:{index} does not exist", f"this machine has {names}")
     return there[index]
 
 
 def available_cores() -> int:
-    """Physical cores that this process may use: its affinity, its container's quota, and no second thread of a core."""
+    """Physical cores that this process may use, by its affinity and its container's quota; a core's second thread does
+    not count."""
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
     cores = {_siblings(cpu) for cpu in os.sched_getaffinity(0)}
     return max(1, min(len(cores), _quota()))
 
 
-# What numpy finds a processor able to do, best first, and what this project calls it: 8-bit products are exact and fast
-# from VNNI on, 16-bit ones from AMX (Sapphire Rapids) on.
+# Processor features as numpy names them, best first, and this project's names for them: 8-bit products are exact and
+# fast from VNNI on, 16-bit ones from AMX (Sapphire Rapids) on.
 _ABILITIES = {
     "AVX512_SPR": "amx",
     "AVX512_ICL": "avx512-vnni",
@@ -130,28 +131,28 @@ _ABILITIES = {
 
 @cache
 def processor_kind() -> str:
-    """The kind of this processor as far as it decides answers and speed: "x86_64 avx512-vnni", "aarch64 dotprod".
+    """The kind of this processor, as far as answers and speed depend on it: "x86_64 avx512-vnni", "aarch64 dotprod".
 
-    What was measured on one kind says nothing about another. The processor itself is asked, through numpy, so that an
-    emulated one is seen as what it emulates.
+    Measurements on one kind do not apply to another. numpy asks the processor itself, so that an emulated processor is
+    recognized as the kind that it emulates.
     """
     import numpy as np
 
     machine = platform.machine() or "unknown"
     try:
         found = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
-    except (TypeError, KeyError):  # numpy before 1.25 prints, and some builds know nothing
+    except (TypeError, KeyError):  # numpy before 1.25 prints; some builds report nothing
         return machine
     ability = next((name for key, name in _ABILITIES.items() if key in found), "")
     return f"{machine} {ability}".rstrip()
 
 
 def import_library(name: str) -> Any:
-    """A back end's library, without the telemetry that some start when they are imported.
+    """Imports a back end's library without the telemetry that some libraries start.
 
-    ONNX Runtime's wheels from 1.29 on write to the user's home, warn on stderr where they cannot, and send what they
-    know of models and machine; whoever wants that sets ORT_DISABLE_TELEMETRY=0. OpenVINO's converter, which is imported
-    with it, does the same through a package of its own, which it can do without.
+    ONNX Runtime's wheels from 1.29 on write to the user's home, warn on stderr if they cannot, and send data about
+    models and machine; ORT_DISABLE_TELEMETRY=0 allows that. OpenVINO's converter, which is imported with it, does the
+    same through an optional package.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     hidden = name == "openvino" and _OPENVINO_TELEMETRY not in sys.modules
@@ -160,7 +161,7 @@ def import_library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        # A library's C++ part turns a Ctrl-C into this.
+        # Raised when Ctrl-C interrupts a library's C++ code.
         if isinstance(error.__cause__ or error.__context__, KeyboardInterrupt):
             raise KeyboardInterrupt from error
         raise
@@ -193,7 +194,7 @@ def _siblings(cpu: int) -> str:
 
 
 def _quota() -> int:
-    """Whole processors that cgroup v2 grants, as in a container started with `--cpus 2`."""
+    """Whole processors that cgroup v2 allows, as in a container started with `--cpus 2`."""
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
         return sys.maxsize if quota == "max" else math.ceil(int(quota) / int(period))

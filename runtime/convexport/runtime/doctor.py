@@ -1,6 +1,6 @@
-"""What can run on this machine, why the rest cannot, and the command that fixes it. Without torch.
+"""The doctor: what can run on this machine, why the rest cannot, and how to fix it. Without torch.
 
-`gather` asks the machine, `judge` draws the conclusions from what it found, `as_text` shows them.
+`gather` examines the machine, `judge` draws conclusions, `as_text` shows them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PACKAGES = re.compile(
 
 
 class Module(msgspec.Struct, frozen=True, kw_only=True):
-    """A library as it imports here: its version, or the error. `providers` are ONNX Runtime's."""
+    """A library: its version, or the error of its import. `providers` are ONNX Runtime's."""
 
     version: str | None = None
     error: str | None = None
@@ -42,7 +42,7 @@ class Card(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the machine answers. `gpu_error` says why there is no GPU; `nvidia_hardware` is what the PCI bus shows."""
+    """The facts of the machine. `gpu_error` says why there is no GPU; `nvidia_hardware` is from the PCI bus."""
 
     system: str
     python: str
@@ -58,12 +58,12 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     modules: dict[str, Module] = {}
 
     def module(self, name: str) -> Module:
-        """How a library imports here."""
-        return self.modules.get(name, Module(error="not looked for"))
+        """The result of importing a library."""
+        return self.modules.get(name, Module(error="not checked"))
 
 
 class BackendState(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether a back end runs on a device; else why not, and what fixes it (None where nothing does)."""
+    """Whether a back end runs on a device; else the reason and the fix (None if there is none)."""
 
     backend: str
     device: str
@@ -88,12 +88,12 @@ class Diagnosis(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def diagnose() -> Diagnosis:
-    """Looks at this machine. Never raises because something is missing: that is what it reports."""
+    """Examines this machine. It reports what is missing, and never raises because of it."""
     return judge(gather())
 
 
 def gather() -> Facts:
-    """Asks the machine: driver, GPUs, installed packages, and each library by importing it."""
+    """The machine's driver, GPUs, installed packages, and each library's import."""
     cards, gpu_error = _cards()
     return Facts(
         system=f"{platform.system()} {platform.machine()}",
@@ -112,7 +112,7 @@ def gather() -> Facts:
 
 
 def judge(facts: Facts) -> Diagnosis:
-    """Facts -> what runs here, what does not and why."""
+    """Facts -> what runs here, what does not, and why."""
     return Diagnosis(
         facts=facts,
         backends=tuple(
@@ -165,13 +165,13 @@ def _faults(facts: Facts) -> tuple[Fault, ...]:
             error = facts.module(library).error
             if len(there) > 1:
                 extra = spec.extras[_best_kind(spec, facts)]
-                what = f"{' and '.join(there)} share one folder, and removing one breaks the other"
+                what = f"{' and '.join(there)} are installed in the same folder, and removing one breaks the other"
                 faults.append(
                     Fault(what, f"pip uninstall -y {' '.join(packages)} && pip install 'convexport[{extra}]'")
                 )
             elif there and error:
                 name, _, version = there[0].partition(" ")
-                what = f"{there[0]} is installed and cannot be imported: {error}"
+                what = f"{there[0]} is installed but cannot be imported: {error}"
                 faults.append(Fault(what, f"pip install --force-reinstall --no-deps {name}=={version}"))
     if facts.nvidia_hardware and not facts.gpus:
         container, bare = (
@@ -183,7 +183,7 @@ def _faults(facts: Facts) -> tuple[Fault, ...]:
 
 
 def _best_kind(spec: BackendSpec, facts: Facts) -> DeviceKind:
-    """The best kind of device of a back end that this machine has."""
+    """The best kind of device on this machine that a back end supports."""
     return next(kind for kind in spec.extras if facts.gpus or kind == "cpu")
 
 
@@ -210,7 +210,7 @@ def _import(name: str) -> Module:
         version = getattr(module, "__version__", None) or metadata.version(name.partition(".")[0] + "-bindings")
         providers = module.get_available_providers() if name == "onnxruntime" else ()
     except metadata.PackageNotFoundError:
-        return Module(error="its files are not complete")
+        return Module(error="some of its files are missing")
     except ModuleNotFoundError as error:
         return Module(error="it is not installed" if error.name and name.startswith(error.name) else str(error))
     except (ImportError, OSError, RuntimeError, AttributeError) as error:

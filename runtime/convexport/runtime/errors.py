@@ -3,7 +3,7 @@
     ConvexportError                 1   (never raised itself)
     ├── UsageError                  2   wrong use: an unknown name, options that exclude each other
     ├── InputError                  3   one input could not be read; it becomes a `Failure` record
-    ├── ArtifactError               4   missing, damaged, in a newer format, or cannot be written:
+    ├── ArtifactError               4   missing, damaged, of a newer format, or not writable:
     │   ├── CheckpointError               a checkpoint
     │   ├── BundleError                   a bundle or its manifest
     │   ├── DatasetError                  a data set
@@ -15,8 +15,8 @@
     ├── GateRefused                 6   the gate refused the export
     └── Interrupted                 130 stopped by the user; the state on disk is complete
 
-A message is one line: what went wrong, where, and what was found against what was expected. How to fix it is a part of
-its own, `fix`, which the commands print behind the message.
+A message is one line: what went wrong, where, and what was found against what was expected. How to fix it is a separate
+attribute, `fix`, which the commands print after the message.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ __all__ = [
 
 
 class ConvexportError(Exception):
-    """Base of every error that this program raises on purpose.
+    """Base class of all expected errors.
 
     Args:
         message: One line: what went wrong, where, and what was found against what was expected.
-        fix: What the user can do about it, as a command or a short instruction; None where nothing helps.
+        fix: What the user can do, as a command or a short instruction; None if nothing helps.
     """
 
     exit_code: ClassVar[int] = 1
@@ -83,8 +83,8 @@ _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-_])")
 def first_line(error: BaseException) -> str:
     """The first line of a foreign library's message, for quoting inside one of ours.
 
-    Terminal escape sequences are removed. An error without a message gives the name of its class; an `OSError` gives
-    the system's own words, without its number and path.
+    Terminal escape sequences are removed. For an error without a message it is the name of its class; for an `OSError`
+    the system's message without number and path.
     """
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     lines = (line.strip() for line in _ESCAPES.sub("", text).splitlines())
@@ -98,7 +98,7 @@ class UsageError(ConvexportError):
 
     @classmethod
     def unknown(cls, kind: str, name: str, known: Collection[str]) -> UsageError:
-        """The error for a name that is none of `known`, with the nearest one or all of them. `kind` is "recipe"."""
+        """The error for a name that is not in `known`, with the nearest one or all of them. `kind` is "recipe"."""
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         return cls(f"{kind} {name!r} is not known", hint)
@@ -121,7 +121,7 @@ class ArtifactError(ConvexportError):
 
 
 class CheckpointError(ArtifactError):
-    """A checkpoint is missing, damaged, foreign or of a newer format."""
+    """A checkpoint is missing, damaged, not from convexport, or of a newer format."""
 
 
 class BundleError(ArtifactError):
@@ -133,17 +133,17 @@ class DatasetError(ArtifactError):
 
 
 class StorageError(ArtifactError):
-    """A file or folder cannot be written: the disk is full, a quota is used up, or the right is missing."""
+    """A file or folder cannot be written: the disk is full, a quota is used up, or permission is denied."""
 
 
 class UnavailableError(ConvexportError):
-    """A device, back end or library that was asked for is not there."""
+    """A device, back end or library that was asked for is missing."""
 
     exit_code = 5
 
 
 class DeviceError(UnavailableError):
-    """A device is not there, or its memory does not suffice."""
+    """A device is missing, or has too little memory."""
 
 
 class BackendError(UnavailableError):
@@ -155,12 +155,12 @@ class EngineError(UnavailableError):
 
 
 class GateRefused(ConvexportError):
-    """The gate refused an export: a measurement lies beyond its limit."""
+    """The gate refused an export: a measurement is outside its limit."""
 
     exit_code = 6
 
 
 class Interrupted(ConvexportError):
-    """Stopped by the user; the state on disk is whole and the work can be resumed."""
+    """Stopped by the user; the state on disk is complete and the work can be resumed."""
 
     exit_code = 130

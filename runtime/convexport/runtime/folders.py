@@ -1,4 +1,4 @@
-"""Where convexport keeps what it can make again: engines, and the proofs of the golden images."""
+"""The cache folder, for files that can be made again: engines, and proofs of the golden images."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ def cache_folder() -> Path:
         return (Path(home) if home else Path.home() / ".cache") / "convexport"
     except RuntimeError as error:
         raise UnavailableError(
-            f"there is no place for a cache ({error})", "set CONVEXPORT_CACHE to a folder of your own"
+            f"there is no folder for a cache ({error})", "set CONVEXPORT_CACHE to a folder of your own"
         ) from error

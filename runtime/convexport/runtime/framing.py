@@ -1,15 +1,15 @@
-"""Framing: a picture of any size -> the network's size, in arithmetic that can be repeated in any language.
+"""Framing: an image of any size -> the network's size, in arithmetic that can be repeated in any language.
 
-Every step is defined to the bit and is the same under every Pillow that convexport runs on (docs/other-languages.md
-writes it out, and examples/framing.mjs is the same code in JavaScript):
+Every step is exact and gives the same result with every supported version of Pillow (docs/other-languages.md describes
+it, and examples/framing.mjs is the same code in JavaScript):
 
-1. A box of the picture is chosen: `crop` takes the middle box of the target's shape that keeps
+1. A box of the image is chosen: `crop` takes the middle box of the target's shape that keeps
    `Input.crop` of the shorter side, `pad` and `stretch` all.
 2. Where a side of the box has `2 * GAP` pixels or more for each one of the result, it is reduced by a whole factor that
    leaves at least `GAP`: the rounded mean of each cell.
 3. Bicubic or bilinear interpolation, widened with the scale (antialiasing), in Pillow's fixed point, in two passes:
    the width is resized first, then the height of the result. Pillow's own choice of the order changed with version 13.
-4. `pad` centers the result on a plain ground.
+4. `pad` centers the result on a plain background.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from convexport.runtime.manifest import Filter, Input
 GAP = 3
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-# How far the wider filter reaches beyond the box, in pixels of the result: 2, less half of the first pixel.
+# How far the wider filter reaches outside the box, in pixels of the result: 2 minus half of the first pixel.
 _REACH = 1.5
 
 Box = tuple[float, float, float, float]
 
 
 def frame(image: Image.Image, input: Input, *, fill: int) -> Image.Image:
-    """Brings `L` or `RGB` to the model's size as `input.framing` says; `fill` is the grey of padding, 0 to 255."""
+    """Resizes `L` or `RGB` to the network's size as `input.framing` says; `fill` is the gray of padding, 0 to 255."""
     width, height = image.size
     target = (input.width, input.height)
     whole = (0.0, 0.0, float(width), float(height))
@@ -53,7 +53,7 @@ def resize(image: Image.Image, size: tuple[int, int], box: Box, filter: Filter =
 
 
 def _middle(size: tuple[int, int], target: tuple[int, int], share: float) -> Box:
-    """The middle box of the target's shape: `share` of the largest in a picture of `size`, by its side."""
+    """The middle box of the target's shape: `share` of the largest in an image of `size`, by its side."""
     width, height = size
     scale = share * min(width / target[0], height / target[1])
     left, top = (width - scale * target[0]) / 2, (height - scale * target[1]) / 2
@@ -61,7 +61,7 @@ def _middle(size: tuple[int, int], target: tuple[int, int], share: float) -> Box
 
 
 def _reduced(image: Image.Image, size: tuple[int, int], box: Box) -> tuple[Image.Image, Box]:
-    """The part of an image that `box` needs, each cell of a whole factor made its mean, and `box` in its pixels."""
+    """The part of an image that `box` needs, reduced by whole factors to means of cells, and `box` in its pixels."""
     left, top, right, bottom = box
     scale_x, scale_y = (right - left) / size[0], (bottom - top) / size[1]
     across, down = int(scale_x / GAP) or 1, int(scale_y / GAP) or 1

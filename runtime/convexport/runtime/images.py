@@ -1,19 +1,19 @@
-"""Pictures: a file, bytes, an array -> uint8 [H, W, C] of the model's size, or one error that names the input.
+"""Images: a file, bytes, an array -> uint8 [H, W, C] of the model's size, or one error that names the input.
 
-What happens to a picture, in this order:
+What happens to an image, in this order:
 
-1. Read. PNG, JPEG, WebP, BMP, GIF (first frame) and TIFF, told by their first bytes, never by their name. At most
-   `MAX_BYTES` in the file, and at most `MAX_PIXELS` declared in its header, looked at before anything is decoded.
+1. Read. PNG, JPEG, WebP, BMP, GIF (first frame) and TIFF, recognized by their first bytes, never by their name. At most
+   `MAX_BYTES` in the file, and at most `MAX_PIXELS` declared in its header, checked before anything is decoded.
 2. Decode, at the file's own size: a JPEG that is decoded at a fraction of it has other pixels in other languages.
 3. Turn, as the EXIF orientation says.
-4. Flatten to 8-bit grey or RGB, transparency over white. 16-bit grey becomes round(v / 257); wider integers and floats
-   are scaled by the smallest of 1 (floats), 255, 65535 and 2^32 - 1 (integers) that holds every value; 16-bit colour
+4. Flatten to 8-bit gray or RGB, transparency over white. 16-bit gray becomes round(v / 257); wider integers and floats
+   are scaled by the smallest of 1 (floats), 255, 65535 and 2^32 - 1 (integers) that holds every value; 16-bit color
    keeps its high byte, as Pillow decodes it.
 5. Ink. Where `Input.ink` is "light-on-dark" and more than half of the outermost pixels are brighter than 127, the
-   picture shows dark ink on light paper: it is inverted, and a note says so.
-6. Frame. A picture of the model's size passes bit for bit. `framing` brings any other to it: `crop` takes the
-   middle box of the target's shape that keeps `Input.crop` of the shorter side, `pad` centres the whole on black,
-   `stretch` neither.
+   image shows dark ink on light paper: it is inverted, and a note says so.
+6. Frame. An image of the model's size passes bit for bit. `framing` brings any other to it: `crop` takes the
+   middle box of the target's shape that keeps `Input.crop` of the shorter side, `pad` centers the whole on black,
+   `stretch` does neither.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from convexport.runtime.inputs import KINDS, MAX_BYTES, Pixels, Plain, name_of
 from convexport.runtime.manifest import Input
 
 INVERTED = "inverted: dark ink on light paper"
-# Pillow's own limit, so that its warning never comes before our refusal.
+# Pillow's own limit, so that our error comes before its warning.
 MAX_PIXELS = 89_478_485
 
 # Pillow's plug-ins by their modules' names, and the first bytes of the files that each reads.
@@ -60,7 +60,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow raises on malformed files and on what its build lacks; a warning where the caller made errors of them.
+# What Pillow raises for malformed files and missing features; a warning if the caller turns warnings into errors.
 _MALFORMED = (
     *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError),
     *(RuntimeError, ImportError, struct.error, zlib.error, UserWarning),
@@ -68,20 +68,20 @@ _MALFORMED = (
 _TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-def is_picture(data: bytes) -> bool:
-    """Whether a file that begins with these bytes is of a kind that is read."""
+def is_image(data: bytes) -> bool:
+    """Whether a file that begins with these bytes is of a supported format."""
     return data.startswith(tuple(chain.from_iterable(m if isinstance(m, tuple) else (m,) for m in _PLUGINS.values())))
 
 
 def load_image(source: Plain, input: Input, *, name: str | None = None) -> tuple[Pixels, tuple[str, ...]]:
-    """A picture -> (uint8 [H, W, C] of the model's size, notes); `name` is what messages call one without a path.
+    """An image -> (uint8 [H, W, C] of the model's size, notes); `name` is used in messages if there is no path.
 
     `source` is a path, the bytes of a file, an array (uint8 [H, W] or [H, W, 1 to 4]) or a Pillow image. Raises
     `InputError` only; its `kind` is `missing`, `empty`, `unreadable`, `unsupported` or `too-large`.
     """
     shape = (input.height, input.width, input.channels)
     if isinstance(source, np.ndarray) and source.shape == shape and source.dtype == np.uint8:
-        pixels: Pixels = source.copy()  # the caller may fill its array with the next picture before this one's batch
+        pixels: Pixels = source.copy()  # the caller may overwrite its array before this image's batch is computed
         inverted = input.ink == "light-on-dark" and _is_on_light_paper(pixels)
     else:
         name = name or name_of(source)
@@ -92,9 +92,9 @@ def load_image(source: Plain, input: Input, *, name: str | None = None) -> tuple
             if image.size != (input.width, input.height):
                 pixels = np.asarray(frame(image, input, fill=255 if inverted else 0))
             pixels = pixels.reshape(shape)
-        except MemoryError as error:  # no word against the file: its size is bounded by MAX_PIXELS
-            raise InputError(f"{name}: the memory does not suffice to decode it", kind="too-large") from error
-        except _TOO_LARGE as error:  # a later frame or a thumbnail is larger than the picture
+        except MemoryError as error:  # not the file's fault: its size is limited by MAX_PIXELS
+            raise InputError(f"{name}: not enough memory to decode it", kind="too-large") from error
+        except _TOO_LARGE as error:  # a later frame or a thumbnail is larger than the image
             raise InputError(f"{name}: {first_line(error)}", kind="too-large") from error
         except _MALFORMED as error:
             raise InputError(f"{name}: damaged or truncated ({first_line(error)})", kind="unreadable") from error
@@ -102,7 +102,7 @@ def load_image(source: Plain, input: Input, *, name: str | None = None) -> tuple
 
 
 def _decode(source: Plain, name: str) -> Image.Image:
-    """Anything a caller may give -> a loaded Pillow image of at most `MAX_PIXELS`."""
+    """Any kind of image -> a loaded Pillow image of at most `MAX_PIXELS`."""
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
     image = source if isinstance(source, Image.Image) else _open(_read(source, name), name)
@@ -113,10 +113,10 @@ def _decode(source: Plain, name: str) -> Image.Image:
 
 def _check_size(width: int, height: int, name: str) -> None:
     if not (width and height):
-        raise InputError(f"{name}: {width} x {height} pixels, expected one at least", kind="unsupported")
+        raise InputError(f"{name}: {width} x {height} pixels, expected at least 1 x 1", kind="unsupported")
     if width * height > MAX_PIXELS:
         found = f"declares {width:,} x {height:,} pixels"
-        raise InputError(f"{name}: {found}, more than the {MAX_PIXELS:,} that are read", kind="too-large")
+        raise InputError(f"{name}: {found}, more than the limit of {MAX_PIXELS:,}", kind="too-large")
 
 
 def _from_array(array: Pixels, name: str) -> Image.Image:
@@ -133,15 +133,15 @@ def _read(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
     if isinstance(source, bytes):
         return source
     try:
-        # Without O_NONBLOCK, opening a pipe that nobody writes to would wait for ever.
+        # Without O_NONBLOCK, opening a pipe without a writer would wait forever.
         descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"{name}: no regular file, expected a picture", kind="unsupported")
+                raise InputError(f"{name}: not a regular file, expected an image", kind="unsupported")
             if status.st_size > MAX_BYTES:
                 found = f"{status.st_size:,} bytes"
-                raise InputError(f"{name}: {found}, more than the {MAX_BYTES:,} that are read", kind="too-large")
+                raise InputError(f"{name}: {found}, more than the limit of {MAX_BYTES:,}", kind="too-large")
             with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as file:
                 return file.read()
         finally:
@@ -155,22 +155,22 @@ def _read(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
 def _open(data: bytes, name: str) -> Image.Image:
     """Encoded bytes -> an image of which only the header is read.
 
-    The plug-in is called directly: `Image.open` would try every format, load forty plug-ins for a file that is no
-    picture, and warn on standard error before our limit on pixels could speak.
+    The plug-in is called directly: `Image.open` would try every format, load forty plug-ins for a file that is not an
+    image, and warn on standard error before our own limit on pixels applies.
     """
     if not data:
         raise InputError(f"{name}: the file is empty", kind="empty")
     for kind, signature in _PLUGINS.items():
         if data.startswith(signature) and (kind != "WebP" or data[8:12] == b"WEBP"):
-            if kind == "Png":  # the header tells even where no pixel follows it
+            if kind == "Png":  # the header is enough, even if no pixels follow it
                 _check_size(int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"), name)
             plugin = getattr(import_module(f"PIL.{kind}ImagePlugin"), f"{kind}ImageFile")
             return plugin(BytesIO(data))  # type: ignore[no-any-return]
-    raise InputError(f"{name}: not a picture (it begins {data[:12]!r}), expected {KINDS}", kind="unreadable")
+    raise InputError(f"{name}: not an image (it begins {data[:12]!r}), expected {KINDS}", kind="unreadable")
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turns a picture as its EXIF orientation says; a broken block says nothing. Pillow has already turned a TIFF."""
+    """Turns an image as its EXIF orientation says; a broken EXIF block is ignored. Pillow has already turned a TIFF."""
     if "exif" not in image.info and "Raw profile type exif" not in image.info:
         return image
     try:
@@ -183,10 +183,10 @@ def _upright(image: Image.Image) -> Image.Image:
 def _flatten(image: Image.Image, mode: str) -> Image.Image:
     """Any Pillow mode -> `L` or `RGB`, transparency over white."""
     if image.mode in _WIDE:
-        image = Image.fromarray(_wide_to_grey(image))
+        image = Image.fromarray(_wide_to_gray(image))
     if image.mode == mode and "transparency" not in image.info:
         return image
-    if image.mode in _STRAIGHT:  # premultiplied alpha, and LAB, which reaches grey through RGB only
+    if image.mode in _STRAIGHT:  # premultiplied alpha, and LAB, which reaches gray through RGB only
         image = image.convert(_STRAIGHT[image.mode])
     if "transparency" in image.info or image.mode in {"LA", "PA", "RGBA"}:
         picture = image.convert("RGBA")
@@ -195,8 +195,8 @@ def _flatten(image: Image.Image, mode: str) -> Image.Image:
     return image.convert(mode)
 
 
-def _wide_to_grey(image: Image.Image) -> Pixels:
-    """16-bit, 32-bit and floating-point grey -> uint8 [H, W]."""
+def _wide_to_gray(image: Image.Image) -> Pixels:
+    """16-bit, 32-bit and floating-point gray -> uint8 [H, W]."""
     with np.errstate(invalid="ignore"):  # a signalling NaN, refused below like every NaN
         values = np.asarray(image).astype(np.float64)
     low, high = float(values.min()), float(values.max())
@@ -208,15 +208,15 @@ def _wide_to_grey(image: Image.Image) -> Pixels:
         full = next((limit for limit in _RANGES[image.mode] if high <= limit), 0)
     if not full:
         raise ValueError(f"{image.mode} values up to {high:g}, expected at most {_RANGES[image.mode][-1]}")
-    grey = np.floor(values * (255 / full) + 0.5).astype(np.uint8)
+    gray = np.floor(values * (255 / full) + 0.5).astype(np.uint8)
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
-        grey[values == transparent] = 255
-    return grey
+        gray[values == transparent] = 255
+    return gray
 
 
 def _is_on_light_paper(pixels: Pixels) -> bool:
     """Whether more than half of the outermost pixels of uint8 [H, W] or [H, W, C] are brighter than 127."""
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
-    grey = border.mean(axis=1) if border.ndim == 2 else border
-    return 2 * int(np.count_nonzero(grey > 127)) > len(grey)
+    gray = border.mean(axis=1) if border.ndim == 2 else border
+    return 2 * int(np.count_nonzero(gray > 127)) > len(gray)

@@ -1,7 +1,7 @@
-"""What is handed in: one image or several, told apart without doubt, their names, and names of folders and globs.
+"""Inputs: one image or several, their names, and the files in folders and globs.
 
 Nothing is decoded here: `images` does that. An input is a path, an image in memory, or a pair of a name and an image
-in memory; what is none of these is wrong use, and no damaged image.
+in memory; anything else is a `UsageError`, not a damaged image.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ __all__ = ["MAX_BYTES", "PAUSE", "Given", "Pause", "Source", "find_images", "nam
 
 
 class BinaryFile(Protocol):
-    """An open file, a `BytesIO`, the answer of an HTTP client: what gives at most `size` bytes, and none at the end."""
+    """An open file, a `BytesIO`, the response of an HTTP client: `read(size)` returns at most `size` bytes, none at the
+    end."""
 
     def read(self, size: int = ..., /) -> bytes: ...
 
 
 class Pause:
-    """Stands between inputs where their source pauses: what came before is answered without waiting for more."""
+    """A marker between inputs: everything before it is classified without waiting for more inputs."""
 
 
 PAUSE = Pause()
 Pixels = NDArray[np.uint8]
 Plain = str | os.PathLike[str] | bytes | Pixels | Image.Image
-"""What `images.load_image` reads."""
+"""What `images.load_image` accepts."""
 Source = Plain | bytearray | memoryview | BinaryFile
 """One image: a path, the bytes of a file, an open binary file, a Pillow image, or an array [H, W] or [H, W, 1 to 4]."""
 Given = Source | tuple[str, Source] | Failure | Pause
-"""What `Classifier.classify` takes one or several of: an image, one in memory with its name, a failure to repeat; or
-`PAUSE`, behind which nothing more is waited for before what came before it is answered."""
+"""What `Classifier.classify` accepts: an image, an image in memory with its name, a failure to pass on, or `PAUSE`,
+before which everything is classified without waiting for more inputs."""
 
 KINDS = "PNG, JPEG, WebP, BMP, GIF or TIFF"
-# Pictures by their names that are not read; in a folder they are left out, and counted.
+# Images, by their names, in formats that are not supported; in a folder they are left out and counted.
 UNREAD = (
     *(".heic", ".heif", ".avif", ".jxl", ".jp2", ".j2k", ".svg", ".psd", ".ico", ".tga", ".exr", ".hdr", ".jxr"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".dcm", ".ppm", ".pgm", ".pbm", ".pcx"),
@@ -61,14 +62,14 @@ _EXPECTED = "expected a path, the bytes of an image file, an open binary file, a
 
 
 def several(images: Given | Iterable[Given]) -> Iterable[Given]:
-    """One image as a list of it, several as they are.
+    """One image becomes a list of one; several stay as they are.
 
-    An array of [H, W] or [H, W, 1 to 4] is one image, one of [N, H, W, C] or [N, H, W] with more than four columns is N
-    of them. A tuple of a string and an image in memory is one image with its name. Raises `UsageError` for what is
-    neither an image nor an iterable.
+    An array of [H, W] or [H, W, 1 to 4] is one image; [N, H, W, C], or [N, H, W] with more than four columns, are N
+    images. A tuple of a string and an image in memory is one image with its name. Raises `UsageError` for anything
+    that is neither an image nor an iterable.
     """
     if isinstance(images, np.ndarray):
-        if images.dtype.kind in "OU":  # names in an array, as of a column of a table
+        if images.dtype.kind in "OU":  # names in an array, such as a column of a table
             return [str(name) for name in images.ravel()]
         return [images] if images.ndim < 3 or (images.ndim == 3 and images.shape[2] <= 4) else images
     if isinstance(images, str | os.PathLike | Failure) or _in_memory(images) or _pair(images):
@@ -81,15 +82,15 @@ def several(images: Given | Iterable[Given]) -> Iterable[Given]:
 def resolved(
     given: Source | tuple[str, Source] | Failure, position: int, channels: str = "rgb"
 ) -> tuple[str, Plain | Failure]:
-    """The name of an input, and the input as something that `images.load_image` reads.
+    """The name of an input, and the input in a form that `images.load_image` accepts.
 
     Args:
         given: One item of an iterable of images.
-        position: Its place there, from 0; what has no name of its own is called `#position`.
+        position: Its place there, from 0; an input without a name is called `#position`.
         channels: Order of the channels in arrays, `rgb` or `bgr`.
 
     Raises:
-        UsageError: It is no image at all.
+        UsageError: It is not an image of any kind.
     """
     if isinstance(given, Failure):
         return given.input, given
@@ -125,12 +126,12 @@ def find_images(
 
         records = classifier.classify(find_images(["photos/", "scans/*.tif"]))
 
-    A name that leads to nothing keeps its place: a missing file is yielded and fails when it is read, an empty folder
-    or a glob without a match is yielded as its `Failure`. A folder that links lead to is searched through once.
+    A name without files keeps its place: a missing file is yielded and fails when it is read; an empty folder or a glob
+    without a match is yielded as a `Failure`. A folder that links lead to is searched once.
 
     Args:
         inputs: Names of files, folders, and globs. A `Pause` among them passes through.
-        note: Hears at the end how many images in folders are of a kind that is not read.
+        note: Receives a remark at the end if images in folders were left out because of their format.
 
     Returns:
         Names of files, and failures, for `Classifier.classify`.
@@ -140,7 +141,7 @@ def find_images(
     if left_out and note is not None:
         images = "image was" if len(left_out) == 1 else "images were"
         named = ", ".join(left_out[:3]) + (", ..." if len(left_out) > 3 else "")
-        note(f"{len(left_out):,} {images} left out, since only {KINDS} is read: {named}")
+        note(f"{len(left_out):,} {images} left out, because only {KINDS} files are read: {named}")
 
 
 def _find(inputs: Iterable[str | os.PathLike[str] | Pause], left_out: list[str]) -> Iterator[str | Failure | Pause]:
@@ -149,16 +150,16 @@ def _find(inputs: Iterable[str | os.PathLike[str] | Pause], left_out: list[str])
             yield entry
             continue
         name = os.fspath(entry)
-        if os.path.isdir(name):  # noqa: PTH112 - a Path would rewrite the names that records repeat
+        if os.path.isdir(name):  # noqa: PTH112 - a Path would change the names that records repeat
             yield from _folder(name, left_out)
         elif glob.has_magic(name) and not os.path.lexists(name):
-            # The shell leaves this to us where the glob was quoted, found nothing, or on Windows.
+            # A glob gets here if it was quoted, had no match in the shell, or on Windows.
             matches = _expand(name)
             found = (
                 _folder(match, left_out) if os.path.isdir(match) else (match,)  # noqa: PTH112
                 for match in matches
             )
-            yield from dict.fromkeys(chain.from_iterable(found))  # once: `**/*` matches a folder and what is in it
+            yield from dict.fromkeys(chain.from_iterable(found))  # once: `**/*` matches a folder and its files
             if not matches:
                 yield _failure(name, "missing", "no file matches")
         else:
@@ -176,10 +177,10 @@ def name_of(source: object, position: int | None = None) -> str:
         name = os.fspath(path)
         try:
             encoded = name.encode(errors="surrogateescape")
-        except UnicodeEncodeError:  # half a surrogate pair, which no file system of ours gives but a caller may
+        except UnicodeEncodeError:  # half a surrogate pair, which no file system returns but a caller may give
             encoded = name.encode(errors="backslashreplace")
         return encoded.decode(errors="backslashreplace")
-    return "picture" if position is None else f"#{position}"
+    return "image" if position is None else f"#{position}"
 
 
 def _in_memory(source: object) -> bool:
@@ -188,7 +189,7 @@ def _in_memory(source: object) -> bool:
 
 
 def _pair(given: object) -> tuple[str, object] | None:
-    """A name with an image in memory, where it is one. Two paths in a tuple are two images."""
+    """The pair, if it is a name with an image in memory. Two paths in a tuple are two images."""
     if isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], str) and _in_memory(given[1]):
         return given
     return None
@@ -201,29 +202,29 @@ def _no_image(what: str, found: object) -> UsageError:
 
 
 def _as_rgb(array: Pixels) -> Pixels:
-    """[H, W, 3] BGR and [H, W, 4] BGRA, as OpenCV has them, -> RGB and RGBA; any other array as it is."""
+    """[H, W, 3] BGR and [H, W, 4] BGRA, as in OpenCV, -> RGB and RGBA; any other array stays unchanged."""
     if array.ndim != 3 or array.shape[2] not in (3, 4):
         return array
     return array[:, :, [2, 1, 0, 3][: array.shape[2]]]
 
 
 def _contents(file: object, name: str) -> bytes | Failure:
-    """What is left to read of an open file, at most `MAX_BYTES` of it."""
+    """The rest of an open file, at most `MAX_BYTES`."""
     read = file.read  # type: ignore[attr-defined]
     if isinstance(file, io.TextIOBase):
         raise UsageError(f"input {name} is a file opened as text", 'open it with mode "rb"')
     if inspect.iscoroutinefunction(read):
-        raise UsageError(f"input {name} has an asynchronous read()", "await it, and give the bytes")
+        raise UsageError(f"input {name} has an asynchronous read()", "await it, and pass the bytes")
     pieces: list[bytes] = []
     size = 0
     try:
         while piece := read(_PIECE):
             if not isinstance(piece, bytes):
-                raise UsageError(f"input {name}: its read() gave {type(piece).__name__}, expected bytes")
+                raise UsageError(f"input {name}: its read() returned {type(piece).__name__}, expected bytes")
             pieces.append(piece)
             size += len(piece)
             if size > MAX_BYTES:
-                return _failure(name, "too-large", f"more than the {MAX_BYTES:,} bytes that are read")
+                return _failure(name, "too-large", f"more than the limit of {MAX_BYTES:,} bytes")
     except (OSError, ValueError) as error:  # ValueError: the file is closed, or open for writing
         return _failure(name, "unreadable", f"cannot be read ({first_line(error)})")
     return b"".join(pieces)
@@ -256,9 +257,9 @@ def _walk(folder: str, left_out: list[str]) -> Iterator[str | Failure]:
 
 
 def _tree(folder: str) -> Iterator[tuple[str, bool] | Failure]:
-    """The folder and all in it that is not hidden, however deep: (path, whether it is a folder).
+    """The folder and everything in it that is not hidden, at any depth: (path, whether it is a folder).
 
-    A folder that a link leads to is entered, once: it may lead back here.
+    A linked folder is entered only once, because it may lead back here.
     """
     waiting, entered = [(folder, True)], set[tuple[int, int]]()
     while waiting:
@@ -274,7 +275,7 @@ def _tree(folder: str) -> Iterator[tuple[str, bool] | Failure]:
             yield path, True
             with os.scandir(path) as entries:
                 children = sorted((child for child in entries if not child.name.startswith(".")), key=lambda c: c.name)
-            # Linked folders last: what is reachable without a link keeps its plain name.
+            # Linked folders last: files that are reachable without a link keep their plain names.
             waiting[:0] = [(child.path, True) for child in reversed(children) if child.is_symlink() and child.is_dir()]
             waiting += [
                 (child.path, child.is_dir())
@@ -286,7 +287,7 @@ def _tree(folder: str) -> Iterator[tuple[str, bool] | Failure]:
 
 
 def _expand(pattern: str) -> list[str]:
-    """What a glob matches, sorted. `**` enters no linked folder: Python's own does, endlessly where two lead back."""
+    """The matches of a glob, sorted. Unlike Python's, `**` does not enter linked folders, which may lead back."""
     recursive = _RECURSIVE.search(pattern)
     matches: set[str] = set()
     try:

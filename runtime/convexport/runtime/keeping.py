@@ -1,4 +1,4 @@
-"""`Keeper`: copies of images that a network was unsure of, with a CSV, ready to be labelled."""
+"""`Keeper`: copies of images that a network was unsure of, with a CSV, ready to be labeled."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ COLUMNS = ("file", "label", "guess", "probability", "origin")
 
 
 class Keeper:
-    """Copies unsure images into a folder, each with a row in its `unsure.csv`, as they come and at most so many.
+    """Copies unsure images into a folder, up to a limit, each with a row in its `unsure.csv`.
 
-    The column `label` is left empty for the one who labels; `guess` is what the network would have said. Nothing is
-    ever overwritten: a name that is taken gets a number, rows are added at the end of the table, and an image that an
-    earlier run has kept from the same place is not copied again.
+    The column `label` is empty, to be filled in by you; `guess` is the network's answer. Nothing is ever overwritten: a
+    copy whose name is taken gets a number, rows are added at the end of the table, and an image that an earlier run
+    copied from the same place is not copied again.
 
     Args:
-        folder: Where to; made if it is not there.
+        folder: The folder, which is created if it is missing.
         at_most: How many images this object copies.
-        inputs: Names of what is classified; the folder must not lie in one of them, where it would be read itself.
+        inputs: The names of the inputs; the folder must not be inside one of them, because it would be read itself.
 
     Raises:
-        UsageError: The folder lies in an input, or holds another table of that name.
+        UsageError: The folder is inside an input, or contains another table of that name.
         StorageError: The folder cannot be written to.
     """
 
@@ -47,7 +47,7 @@ class Keeper:
             raise self._unwritable(error) from error
 
     def offer(self, record: Prediction) -> None:
-        """Keeps the image of a record that is not sure, while there is room. Raises `StorageError`."""
+        """Copies the image of an unsure record, up to the limit. Raises `StorageError`."""
         if record.sure is not False or self.kept == self.at_most:
             return
         origin = Path(record.input)
@@ -57,7 +57,7 @@ class Keeper:
                 self.known += 1
                 return
             source = origin.open("rb")
-        except OSError:  # an image in memory, or one that has gone since it was read
+        except OSError:  # an image in memory, or a file that was removed after it was read
             self.lost += 1
             return
         try:
@@ -71,14 +71,14 @@ class Keeper:
 
     @property
     def summary(self) -> str:
-        """One line: what was kept, and what was not."""
+        """One line: how many images were copied, and how many were not."""
         words = [f"{self.kept:,} unsure images kept in {self.folder}"]
-        words += [f"{self.known:,} were there already"] * bool(self.known)
+        words += [f"{self.known:,} were there before"] * bool(self.known)
         words += [f"{self.lost:,} could not be read again"] * bool(self.lost)
         return ", ".join(words)
 
     def _copied(self, source: BinaryIO, origin: Path) -> Path:
-        """A copy under the image's own name, or under that with the first free number."""
+        """A copy with the image's own name, or with the first free number added to it."""
         number = 0
         while True:
             name = f"{origin.stem}-{number}{origin.suffix}" if number else origin.name
@@ -92,7 +92,7 @@ class Keeper:
             return place
 
     def _read(self) -> dict[str, list[Path]]:
-        """What earlier runs kept: copies by the place that they come from."""
+        """The copies of earlier runs, by the place that they come from."""
         table = self.folder / TABLE
         if not table.exists():
             self._write(COLUMNS)
@@ -118,11 +118,11 @@ class Keeper:
         for name in inputs:
             if Path(name).is_dir() and own.is_relative_to(Path(name).resolve()):
                 raise UsageError(
-                    f"{self.folder} lies in {name}, which is being classified, and would be read itself",
-                    "name a folder outside",
+                    f"{self.folder} is inside {name}, which is being classified, so the copies would be read, too",
+                    "name a folder outside of it",
                 )
 
     def _unwritable(self, error: OSError) -> StorageError:
         return StorageError(
-            f"{self.folder}: cannot be written ({first_line(error)})", "name another folder, or make room"
+            f"{self.folder}: cannot be written ({first_line(error)})", "name another folder, or free some disk space"
         )

@@ -1,4 +1,4 @@
-"""The manifest of a bundle: every fact that a reader needs, as versioned structs. No I/O here.
+"""The manifest of a bundle: all its facts, as versioned structs. No I/O here.
 
 `decode` checks the format's version before anything else, and every error names the key's path. docs/format.md
 describes the format with an example, and how it grows.
@@ -30,15 +30,15 @@ Share = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
 
 
 class Part(msgspec.Struct, frozen=True):
-    """Base of the manifest's parts, which are immutable. A key that a minor version adds has a default."""
+    """Base class of the manifest's parts, which are immutable. A key that a minor version adds has a default."""
 
 
 class Input(Part, frozen=True, kw_only=True):
-    """What the graph takes: uint8 [batch, height, width, channels], and how a picture is brought to that size.
+    """The graph's input, uint8 [batch, height, width, channels], and how an image is resized to it.
 
     `framing`: `crop` scales the shorter side and cuts the middle, `pad` scales the longer side and fills with black,
     `stretch` scales both sides. `crop`: the share of the shorter side that the framing of this name keeps (224 of 256
-    is 0.875). `filter`: how pixels are weighed. `ink`: `light-on-dark` inverts pictures of dark ink on light paper
+    is 0.875). `filter`: the interpolation. `ink`: `light-on-dark` inverts images of dark ink on light paper
     (MNIST's digits are light on dark).
     """
 
@@ -52,7 +52,7 @@ class Input(Part, frozen=True, kw_only=True):
 
 
 class Normalization(Part, frozen=True, kw_only=True):
-    """Inside the graph; written here for readers. `(pixel / 255 - mean) / std` a channel, then logits / temperature."""
+    """A copy of what is in the graph: `(pixel / 255 - mean) / std` per channel, then logits / temperature."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -68,7 +68,7 @@ class Model(Part, frozen=True, kw_only=True):
 
 
 class Measure(Part, frozen=True, kw_only=True):
-    """One measurement of the gate against its limit. `relation` is how `value` must stand to `limit`."""
+    """One measurement of the gate with its limit. `relation` is the required relation of `value` to `limit`."""
 
     name: str
     value: float
@@ -86,7 +86,7 @@ class Flip(Part, frozen=True, kw_only=True):
 
 
 class Counted(Part, frozen=True, kw_only=True):
-    """Of `images` labelled images so many were `answered` surely, and so many of those answers were `right`."""
+    """Of `images` labeled images, `answered` got a sure answer, and `right` of these answers were right."""
 
     images: Count
     answered: Count
@@ -96,8 +96,8 @@ class Counted(Part, frozen=True, kw_only=True):
 class Promise(Part, frozen=True, kw_only=True):
     """Answers whose probability, rounded to six digits, is at least `threshold` are right with the share `promised`.
 
-    The threshold is the lowest for which the images that it was `chosen` on show that share, by a one-sided binomial
-    bound; other images `checked` it. `weak` lists the classes, by index, whose own answers fall short of the share.
+    The threshold is the lowest for which the images in `chosen` show that share, by a one-sided binomial bound; other
+    images `checked` it. `weak` lists the classes, by index, whose own answers do not reach the share.
     """
 
     promised: Probability
@@ -114,9 +114,9 @@ class Verification(Part, frozen=True, kw_only=True):
     network in float32 with weights and every stored tensor rounded through FP16 (no GPU was there);
     `not-run` says that the file could not be executed on the exporting machine. `machine` is the kind of processor,
     such as "x86_64 avx512_vnni". `images_kind` says what the images were; `accuracy` is None where they had no
-    labels, `images_per_second` where the rate was not measured. `promises` holds a row for each share that the labelled
-    images suffice for (since 3.1). Where an image may have several labels, `mean_average_precision` takes the place of
-    `accuracy`.
+    labels, `images_per_second` where the rate was not measured. `promises` has a row for each share for which there
+    were enough labeled images (since 3.1). Where an image may have several labels, `mean_average_precision` takes the
+    place of `accuracy`.
     """
 
     method: tuple[str, ...]
@@ -145,9 +145,9 @@ Verifications = Annotated[tuple[Verification, ...], msgspec.Meta(min_length=1)]
 
 
 class EngineGraph(Part, frozen=True, kw_only=True):
-    """The ONNX file that TensorRT takes in place of a `Variant.file` that it refuses, measured as a variant is.
+    """The ONNX file that TensorRT uses instead of a `Variant.file` that it refuses, measured like a variant.
 
-    INT8 has one: a CPU is fastest with unsigned activations, TensorRT takes signed ones with zero points of 0 only.
+    INT8 has one: a CPU is fastest with unsigned activations; TensorRT accepts only signed ones with zero points of 0.
     """
 
     file: str
@@ -161,10 +161,10 @@ class EngineGraph(Part, frozen=True, kw_only=True):
 
 
 class Variant(Part, frozen=True, kw_only=True):
-    """One ONNX file. `golden_tolerance` is the largest |Δp| that a device may show on the golden images; how it follows
-    from what the export measured stands in `details`.
+    """One ONNX file. `golden_tolerance` is the largest |Δp| that a device may show on the golden images; `details` says
+    how it follows from the export's measurements.
 
-    `engine_graph` is None where `file` serves TensorRT as well.
+    `engine_graph` is None if TensorRT uses `file` as well.
     """
 
     file: str
@@ -189,11 +189,11 @@ class Variant(Part, frozen=True, kw_only=True):
 class EngineKey(Part, frozen=True, kw_only=True):
     """Everything an engine depends on: two engines with one key are interchangeable.
 
-    `onnx_sha256` is that of the bundle's file it was built from, so any device can build it again.
+    `onnx_sha256` is the hash of the bundle's file that it was built from, so that any device can build it again.
     """
 
     onnx_sha256: Sha256
-    flavour: Literal["tensorrt", "tensorrt_rtx"] = msgspec.field(name="flavor")
+    flavor: Literal["tensorrt", "tensorrt_rtx"]
     version: str
     compute_capabilities: tuple[str, ...]
     precision: Precision
@@ -212,11 +212,11 @@ class Engine(Part, frozen=True, kw_only=True):
 
 
 class Golden(Part, frozen=True, kw_only=True):
-    """An image with the probabilities that torch float32 gave it: any device can prove that it computes the same.
+    """An image with torch's float32 probabilities, with which any device can prove that it computes the same.
 
-    `label` is the true one, None where it is not known. `expected` is the right answer of a device, the class of the
-    largest probability, which is another one where torch itself is wrong. Where the two largest probabilities are no
-    further apart than twice the variant's `golden_tolerance`, a device may answer either.
+    `label` is the true one, None if it is unknown. `expected` is the answer that a device must
+    give: the class of torch's largest probability, which differs from `label` if torch is wrong. If the two largest
+    probabilities differ by at most twice the variant's `golden_tolerance`, a device may answer either.
     """
 
     file: str
@@ -253,7 +253,7 @@ class Accuracy(Part, frozen=True, kw_only=True):
 
 
 class Provenance(Part, frozen=True, kw_only=True):
-    """Where the network comes from."""
+    """The origin of the network."""
 
     checkpoint_sha256: Sha256
     dataset: Dataset
@@ -265,7 +265,7 @@ class Provenance(Part, frozen=True, kw_only=True):
 
 
 class Manifest(Part, frozen=True, kw_only=True):
-    """A whole bundle. `files` lists every file but the manifest itself; keys are paths with forward slashes.
+    """A whole bundle. `files` lists every file except the manifest; keys are paths with forward slashes.
 
     `activation` is what the graph ends in: `softmax`, whose probabilities sum to 1, or `sigmoid`, where an image may
     have several labels: each whose probability reaches its one of `thresholds`, which are 0.5 where there are none.
@@ -298,7 +298,7 @@ class Manifest(Part, frozen=True, kw_only=True):
 
     @property
     def graphs(self) -> dict[str, Variant | EngineGraph]:
-        """Every ONNX file by what people call it: the variants by precision, each followed by `... for TensorRT`."""
+        """Every ONNX file by its name for people: the variants by precision, each followed by `... for TensorRT`."""
         found: dict[str, Variant | EngineGraph] = {}
         for precision, variant in self.variants.items():
             found[precision] = variant
@@ -311,9 +311,9 @@ _FORMAT = Format("manifest", FORMAT, Manifest, BundleError, "export the bundle a
 
 
 def decode(data: bytes, where: str = "bundle.json") -> tuple[Manifest, tuple[str, ...]]:
-    """Bytes of a manifest -> `Manifest`, and a remark that names the keys that are not known, if there are any.
+    """Bytes of a manifest -> `Manifest`, and a remark that lists unknown keys, if there are any.
 
-    Raises `BundleError` naming `where`, the key's path and what to do.
+    Raises `BundleError` with `where`, the key's path and the fix.
     """
     manifest, remarks = _FORMAT.decode(data, where)
     try:

@@ -1,7 +1,7 @@
-"""What a classifier holds open, a bundle and a back end; opened anew in a process that was forked.
+"""A classifier's open bundle and back end; opened again in a process that was forked.
 
-A library's threads and its memory on a GPU do not survive a fork: to use what was inherited hangs or crashes, and so
-does to free it. So a forked child keeps what it inherited for ever, and opens its own at its first use.
+A library's threads and its memory on a GPU do not survive a fork: using or freeing what was inherited hangs or crashes.
+So a forked child never frees what it inherited, and opens its own at its first use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from convexport.runtime.options import Options
 
 @dataclass(frozen=True)
 class Opened:
-    """An open bundle, the back end that serves it, why that one, and the process that opened them."""
+    """An open bundle, its back end, the reason for that choice, and the process that opened them."""
 
     bundle: Bundle
     backend: Backend
@@ -31,7 +31,7 @@ class Opened:
 
 
 class Holder:
-    """Opens a bundle and its back end, and hands them out in whichever process asks.
+    """Opens a bundle and its back end, again in each process that asks for them.
 
     Raises what `Classifier` documents.
     """
@@ -63,22 +63,22 @@ class Holder:
     def _reopened(self, inherited: Opened) -> Opened:
         if self._closed:
             raise BackendError("the classifier is closed", "open it again")
-        if isinstance(self.options.backend, Backend):  # nobody but its maker can make another one
+        if isinstance(self.options.backend, Backend):  # only its maker can make another one
             return Opened(inherited.bundle, inherited.backend, inherited.description, os.getpid())
         if inherited.backend.device.kind == "cuda":
             raise DeviceError(
                 f"{inherited.backend.device} cannot be used in a process forked from one that used it",
-                "open the classifier in the child, or start the child by spawn",
+                "open the classifier in the child, or start the child with spawn",
             )
         opened = _open(self.absolute, self.options)
         if opened.bundle.manifest != inherited.bundle.manifest:
             opened.backend.close()
             opened.bundle.close()
-            raise BundleError(f"{self.path}: another bundle than the one that was opened", "open it again")
+            raise BundleError(f"{self.path}: the bundle was replaced by another one", "open it again")
         return opened
 
     def keep_for_ever(self) -> None:
-        """In a forked child: what was inherited is never freed, not even when the child ends."""
+        """In a forked child: keeps what was inherited from being freed, even when the child ends."""
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.last.backend))
         self._lock = threading.Lock()  # another thread of the parent may have held the old one
 
@@ -116,12 +116,13 @@ def _open(path: str | os.PathLike[str], options: Options) -> Opened:
 
 
 def _check_given(backend: Backend, options: Options) -> None:
-    """A ready back end runs where and how it was made. Raises `UsageError` for options that it cannot honor."""
+    """Checks options against a given back end. Raises `UsageError` for options that it cannot follow."""
     asked = {"device": (options.device, str(backend.device)), "precision": (options.precision, backend.precision)}
     for name, (wanted, found) in asked.items():
         if wanted not in ("auto", found):
-            raise UsageError(f"{name} {wanted}: the given back end has {found}", f"leave {name} out")
+            raise UsageError(f"{name} {wanted}: the given back end uses {found}", f"leave {name} out")
     if options.threads is not None:
         raise UsageError(
-            f"threads {options.threads}: the given back end is ready made", "choose its threads where it is made"
+            f"threads {options.threads}: the given back end already has its threads",
+            "set its threads where you create it",
         )

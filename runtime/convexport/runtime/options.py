@@ -1,4 +1,4 @@
-"""`Options`: what a user may ask of a classifier. One object from the command, or from a program, to the back end."""
+"""`Options`: the options of a classifier. One object, passed from the command or program to the back end."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CHANNELS = ("rgb", "bgr")
 
 
 def say(note: Callable[[str], None] | None, text: str) -> None:
-    """A remark to whom it concerns: to `note`, else to the logger `convexport`, at the level INFO."""
+    """Passes a remark to `note`, else to the logger `convexport` at the level INFO."""
     if note is not None:
         note(text)
     else:
@@ -31,7 +31,7 @@ def say(note: Callable[[str], None] | None, text: str) -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """How a bundle is run. `auto` leaves a choice to the runtime, which says what it chose; a name is kept or refused.
+    """How a bundle is run. With `auto` the runtime chooses and says what. A name is used, or an error says why not.
 
         options = Options(device="cpu", threads=4, top=5)
         classifier = Classifier("bundles/lenet5-mnist", options)
@@ -39,10 +39,10 @@ class Options:
     Attributes:
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         backend: `auto`, the name of a row of `backends.registry.BACKENDS`, or a `Backend` of your own.
-        precision: `auto`, or one that the bundle holds.
+        precision: `auto`, or one that the bundle contains.
         batch: The largest number of images computed at once; None takes 64 on a CPU and 256 on a GPU.
         threads: Threads of the CPU; None takes one for each core that the process may use.
-        workers: Processes that read images beside the one that computes.
+        workers: Additional processes that read images.
         top: How many classes a record lists; at most as many as there are.
         language: Language of the labels.
         channels: Order of the channels in arrays: `rgb`, or `bgr` for those of OpenCV. Files and Pillow images know
@@ -53,7 +53,7 @@ class Options:
         prove: Whether what serves must have passed the golden images on this machine, whoever chose it.
 
     Raises:
-        UsageError: A value is out of its range, or two of them contradict each other.
+        UsageError: A value is out of range, or two values exclude each other.
     """
 
     device: str = "auto"
@@ -88,7 +88,7 @@ class Options:
             raise UsageError.unknown("precision", self.precision, ("auto", *PRECISIONS))
 
     def say(self, text: str) -> None:
-        """Tells `note`; where there is none, the logger `convexport`, which a server routes as it routes its others."""
+        """Passes a remark to `note`, else to the logger `convexport`."""
         say(self.note, text)
 
 

@@ -1,4 +1,4 @@
-"""The table of precisions: one row says everything that the runtime knows of a precision.
+"""The table of precisions: one row has everything that the runtime knows about a precision.
 
 The export adds columns of its own to these rows by the same key (`export/precisions.py`).
 """
@@ -16,15 +16,15 @@ class PrecisionSpec:
     """One precision.
 
     Attributes:
-        name: What options, manifests and records call it.
+        name: Its name in options, manifests and records.
         onnx_type: The ONNX element type that convolutions and matrix products of its graph compute in.
-        purpose: Where it serves, in words.
+        purpose: What it is for, in words.
         cuda_rank: Place among the precisions that `auto` tries on a GPU, best first. A GPU runs fp16 natively.
-        cpu_rank: Place among those that `auto` tries on a CPU where nothing was measured. A CPU computes an FP16 graph
-            in float32, so fp16 gains nothing there; int8 answers otherwise than float32 and must have shown its worth.
-        engine_graph: Whether TensorRT needs an ONNX file of its own for it (docs/decisions/0011).
-        full_range: Whether its products may saturate on x86 processors without VNNI, so that ONNX Runtime must be told
-            to compute exactly (onnxruntime#14642).
+        cpu_rank: Place among those that `auto` tries on a CPU if nothing was measured. A CPU computes an FP16 graph in
+            float32, so fp16 gains nothing there; int8 changes answers, so it must have been measured faster.
+        engine_graph: Whether TensorRT needs a separate ONNX file for it (docs/decisions/0011).
+        full_range: Whether its products may saturate on x86 processors without VNNI, unless ONNX Runtime is told to
+            compute exactly (onnxruntime#14642).
     """
 
     name: Precision

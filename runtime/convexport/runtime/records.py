@@ -3,12 +3,12 @@
     {"input": "a.png", "label": "cat", "index": 3, "probability": 0.973, "top": [{"label": "cat", ...}], "notes": []}
     {"input": "b.png", "error": {"kind": "unreadable", "message": "b.png: ..."}}
 
-The CSV holds the same columns, flat, and the same ones on every line: `input, label, index, probability`, then
-`top_1_label, top_1_index, top_1_probability` and so on up to `--top`, then `notes, error_kind, error_message`. Where a
-share of right answers was asked for, `sure` stands behind the notes: as a key, and as a column. Where an image may have
+The CSV has the same columns on every line: `input, label, index, probability`, then
+`top_1_label, top_1_index, top_1_probability` and so on up to `--top`, then `notes, error_kind, error_message`. With the
+option `sure`, `sure` follows the notes, as a key and as a column. Where an image may have
 several labels, `labels` stands there: as a list of candidates, and as a column of names with "; " between them.
 
-For programs, `to_dict` gives the object of the JSON line and `to_table` columns of plain values.
+For programs, `to_dict` returns the object of the JSON line and `to_table` columns of plain values.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["Candidate", "Failure", "Prediction", "Problem", "Record", "csv_heade
 
 
 class Candidate(msgspec.Struct, frozen=True):
-    """One class with the probability that the network gave it.
+    """One class with its probability.
 
     Attributes:
-        label: The class in the language that was asked for.
+        label: The class, in the language of the options.
         index: Its place among the network's outputs, from 0.
         probability: Between 0 and 1, rounded to six digits.
     """
@@ -47,17 +47,17 @@ class Prediction(msgspec.Struct, frozen=True):
             print(record.label, record.probability)
 
     Attributes:
-        input: The path, the name that was given with the image, or `#position`.
-        label: The most probable class, in the language that was asked for.
+        input: The path, the name given with the image, or `#position`.
+        label: The most probable class, in the language of the options.
         index: Its place among the network's outputs, from 0.
         probability: Between 0 and 1, rounded to six digits.
         top: The most probable classes, the first being the prediction itself.
-        notes: What was done to the image beyond scaling, as in "inverted: dark ink on light paper".
-        sure: Whether the probability keeps the promise; there only where a share of right answers was asked for.
+        notes: What was done to the image besides scaling, such as "inverted: dark ink on light paper".
+        sure: Whether the answer is sure; None without the option `sure`.
         labels: Every class whose probability reaches its threshold, the most probable first, perhaps none; there only
             where the network gives an image several labels.
-        ok: True, which tells a prediction from a failure.
-        error: None, where a failure has its reason.
+        ok: True; a failure has False.
+        error: None; a failure has its reason here.
     """
 
     input: str
@@ -91,12 +91,12 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """An input that could not be read, or for which the network gave no number.
+    """An input that could not be read, or for which the network returned no finite number.
 
     Attributes:
-        input: The path, the name that was given with the image, or `#position`.
+        input: The path, the name given with the image, or `#position`.
         error: The reason: `error.kind` for programs, `error.message` for people.
-        ok: False, which tells a failure from a prediction.
+        ok: False; a prediction has True.
     """
 
     input: str
@@ -114,7 +114,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 Record = Prediction | Failure
-"""What one input gives: a prediction or a failure."""
+"""The record of one input: a prediction or a failure."""
 
 _encoder = msgspec.json.Encoder()
 _LAST_COLUMNS = ("notes", "error_kind", "error_message")
@@ -127,16 +127,16 @@ def to_table(records: Iterable[Record], top: int = 0, *, several: bool = False) 
         good = frame[frame.ok]
 
     The columns are `input`, `ok`, `label`, `index`, `probability`, then `top_1_label`, `top_1_index`,
-    `top_1_probability` and so on up to `top`, then `notes`, `error_kind`, `error_message`. They and their types are the
-    same whether or not there are failures: where there is no answer, text is "", an index -1 and a probability 0.0.
+    `top_1_probability` and so on up to `top`, then `notes`, `error_kind`, `error_message`. The
+    columns and their types do not depend on failures: without an answer, text is "", an index -1 and a probability 0.0.
 
     Args:
-        records: What `Classifier.classify` gives.
-        top: How many of a record's candidates get columns of their own.
+        records: The result of `Classifier.classify`.
+        top: How many candidates of a record get their own columns.
         several: Whether an image may have several labels: the column `labels`, before the notes, has their names.
 
     Returns:
-        A list of equal length for each column, by its name, in this order.
+        A dictionary from column names, in this order, to lists of equal length.
     """
     own = ["labels"] * several
     names = ["input", "ok", "label", "index", "probability", *_top_columns(top), *own, *_LAST_COLUMNS]
@@ -177,7 +177,7 @@ def csv_line(record: Record, top: int, *, sure: bool = False, several: bool = Fa
     for candidate in record.top[:top]:
         cells += [candidate.label, candidate.index, candidate.probability]
     cells += [""] * (3 * (top - len(record.top)))
-    # In the words of JSON, as the other form has them.
+    # As in JSON.
     cells += ["; ".join(record.notes), *["true" if record.sure is True else "false"] * sure]
     cells += [*[_names(record)] * several, "", ""]
     return _csv_line(cells)
@@ -201,6 +201,6 @@ def _plain(record: Record) -> dict[str, Any]:
 
 def _csv_line(cells: list[object] | list[str]) -> bytes:
     line = io.StringIO()
-    # It quotes what it ends lines with: with \n alone a \r would stay bare, and readers end the row there.
+    # The writer quotes only its own line ending: with \n alone, a \r would stay unquoted and end the row for readers.
     csv.writer(line, lineterminator="\r\n").writerow(cells)
     return line.getvalue().removesuffix("\r\n").encode() + b"\n"

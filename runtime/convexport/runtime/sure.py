@@ -1,4 +1,4 @@
-"""Whether an answer is sure: by the promises that an export made, from labelled images, in `Verification.promises`."""
+"""Whether an answer is sure: the thresholds in `Verification.promises`, which the export measured."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from convexport.runtime.manifest import Manifest, Promise, Verification
 
 
 def measured(manifest: Manifest, backend: Backend) -> Verification | None:
-    """What the export measured on the file that a back end runs: by this back end on this kind of device if it was.
+    """The export's measurement of the file that a back end runs, with this back end on this kind of device if possible.
 
-    None for a precision that the bundle does not hold, which a back end of a program's own may have.
+    None for a precision that is not in the bundle, which a program's own back end may have.
     """
     if backend.precision not in manifest.variants:
         return None
@@ -21,11 +21,11 @@ def measured(manifest: Manifest, backend: Backend) -> Verification | None:
 
 
 def promise(manifest: Manifest, backend: Backend, share: float) -> Promise:
-    """The row of the table that promises `share`, from 0 to 1, for what a back end runs.
+    """The row of the promise `share`, from 0 to 1, for the file that a back end runs.
 
     Raises:
-        BundleError: The export promised nothing: it had no labelled images, too few, or was an older one.
-        UsageError: There are promises, and none of this share.
+        BundleError: The bundle has no promises: its export had no or too few labeled images, or was older.
+        UsageError: The bundle has promises, but none of this share.
     """
     if manifest.activation == "sigmoid":
         raise UsageError(
@@ -37,22 +37,23 @@ def promise(manifest: Manifest, backend: Backend, share: float) -> Promise:
     what = f"{manifest.name} in {backend.precision}"
     if not rows:
         raise BundleError(
-            f"{what}: no share of right answers is promised, found none for {share:g}",
-            "export it again with some thousand labelled test images",
+            f"{what}: the bundle promises no share of right answers, asked for {share:g}",
+            "export it again with a few thousand labeled test images",
         )
     for row in rows:
         if abs(row.promised - share) < 1e-9:
             return row
     there = ", ".join(f"{row.promised:g}" for row in rows)
-    raise UsageError(f"{what}: the share {share:g} is not promised", f"there is {there}")
+    raise UsageError(f"{what}: the share {share:g} is not promised", f"choose one of {there}")
 
 
 def stated(row: Promise, labels: tuple[str, ...]) -> str:
-    """A promise in one line, with what it was measured on and the classes that fall short of it."""
+    """A promise in one line, with its measurement and the classes that do not reach it."""
     checked = row.checked
     weak = f"; less often right: {', '.join(labels[index] for index in row.weak)}" if row.weak else ""
     right, answered = checked.right / checked.answered, checked.answered / checked.images
     return (
         f"sure from a probability of {row.threshold:g}: at export {checked.right:,} of {checked.answered:,} such "
-        f"answers were right ({right:.1%}), and {answered:.0%} of the images had one{weak}; strangers may get one too"
+        f"answers were right ({right:.1%}), and {answered:.0%} of the images had one{weak}; "
+        "images of unknown objects can get one, too"
     )

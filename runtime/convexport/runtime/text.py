@@ -1,10 +1,10 @@
-"""One rule for text that comes from outside, as names of files, labels and titles do: it is shown and never obeyed."""
+"""One rule for text from files, such as file names, labels and titles: it is shown, never interpreted."""
 
 from __future__ import annotations
 
 import re
 
-# What begins markup in Markdown's running text or in a table; a backslash before it makes it a character.
+# Characters that begin markup in Markdown text or tables; a backslash before them makes them plain.
 _MARKUP = re.compile(r"([\\`*_\[\]<>|#&~!])")
 
 
@@ -21,7 +21,7 @@ def json_printable(line: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Text inside a page of Markdown: it adds no markup, no HTML and no line of its own."""
+    """Text for a Markdown page: escaped, so that it adds no markup, HTML or new line."""
     return _MARKUP.sub(r"\\\1", printable(text))
 
 

@@ -1,10 +1,10 @@
-"""Processes that read pictures: `Workers`, a pool, and `serve`, what each of its processes runs.
+"""Processes that read images: `Workers`, a pool, and `serve`, what each of its processes runs.
 
-They are started anew and not forked, since a forked process would share the GPU and the threads of a back end. They
-are not multiprocessing's, whose children run the main script of the program again and take modules from the current
-folder: these take their modules from where this process takes them, without the current folder, and run `serve` alone.
+They are not forked, because a forked process would share the GPU and the threads of a back end. They do not use
+multiprocessing, whose children run the program's main script again and import modules from the current folder: these
+import modules from the same places as this process, without the current folder, and only run `serve`.
 
-A request and its answer are each a pickle behind its length. Both ends are this program.
+A request and its answer are each a pickle after its length. Both ends are this program.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from convexport.runtime.manifest import Input
 
 _LENGTH = struct.Struct("<Q")
-# The end of the path: Python's own modules come first, so that none of them is taken from there.
+# At the end of the path: Python's own modules come first.
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from convexport.runtime.workers import serve; serve()"
 _Task = tuple["list[Named]", "Input", "Future[list[Decoded]]"]
 
 
 class Workers:
-    """A pool of `size` processes. Called with a chunk of inputs, it gives the future of their pictures.
+    """A pool of `size` processes. Called with a chunk of inputs, it returns a future of their images.
 
-    Raises `OSError` where the system gives no processes or threads for it.
+    Raises `OSError` if the system cannot start its processes or threads.
     """
 
     def __init__(self, size: int) -> None:
@@ -48,7 +48,7 @@ class Workers:
         self._processes: list[subprocess.Popen[bytes]] = []
         self._threads: list[threading.Thread] = []
         self._owner = os.getpid()
-        # Whoever leaves its records half read closes nothing; at the very end threads can no longer be waited for.
+        # A caller may stop reading records without closing; threads cannot be joined at interpreter exit.
         atexit.register(self.close)
         try:
             for _ in range(size):
@@ -70,7 +70,7 @@ class Workers:
         return future
 
     def close(self) -> None:
-        """Ends the processes, whatever they are doing. Safe to call twice; nothing in a forked child."""
+        """Ends the processes, whatever they are doing. Safe to call twice; does nothing in a forked child."""
         atexit.unregister(self.close)
         if os.getpid() != self._owner:
             return
@@ -105,21 +105,23 @@ class Workers:
                 future.set_result(_receive(process.stdout))
             except (OSError, EOFError):
                 future.set_exception(
-                    DeviceError("a process that reads pictures died, perhaps for want of memory", "use fewer workers")
+                    DeviceError(
+                        "a process that reads images died, perhaps because it ran out of memory", "use fewer workers"
+                    )
                 )
 
 
 def serve() -> None:
     """What a process of the pool runs: requests from standard input, answers to what was standard output."""
-    for name in ("SIGINT", "SIGHUP", "SIGTERM"):  # of a terminal, for all its processes: the first one ends the others
+    for name in ("SIGINT", "SIGHUP", "SIGTERM"):  # a terminal sends it to all its processes; the parent ends the others
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # a library's output must not mix with the answers
     warnings.filterwarnings("ignore", module="PIL")
     from convexport.runtime.decoding import decode_one
 
-    with suppress(EOFError, BrokenPipeError):  # the other end is gone, however it ended
+    with suppress(EOFError, BrokenPipeError):  # the other process has ended
         while True:
             chunk, input = _receive(sys.stdin.buffer)
             _send(answers, [decode_one(item, input) for item in chunk])
@@ -127,18 +129,18 @@ def serve() -> None:
 
 
 def _start() -> subprocess.Popen[bytes]:
-    """One process. Signals of the terminal must not meet it before it ignores them: it inherits that they wait."""
+    """One process. It inherits blocked signals, so that none of the terminal reaches it before it ignores them."""
     if not sys.executable:
         raise OSError("this program does not know its Python")
     command = [sys.executable, "-c", _PROGRAM.format(path=_path())]
     with _signals_wait():
-        # The path is replaced first of all; from Python 3.11 on the current folder is not even on it till then.
+        # The path is replaced first; from Python 3.11 on the current folder is not on it even before that.
         environment = {**os.environ, "PYTHONSAFEPATH": "1"}
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
 
 def _path() -> list[str]:
-    """Where modules are taken from: as here, the current folder only if this package lies there, and then last."""
+    """The path for modules, as in this process; the current folder only if this package is in it, and then last."""
     here = os.path.realpath(os.curdir)
     inside = [entry for entry in sys.path if os.path.realpath(entry or os.curdir) == here]
     path = [os.path.abspath(entry) for entry in sys.path if entry not in inside]  # noqa: PTH100

@@ -1,6 +1,6 @@
-"""Makes the pictures of this folder and `expected.npz`: `python tests/runtime/golden/make_golden.py`.
+"""Makes the images of this folder and `expected.npz`: `python tests/runtime/golden/make_golden.py`.
 
-The pictures were looked at when they were frozen. Run this again only for a deliberate change of the preprocessing,
+The images were looked at when they were frozen. Run this again only for a deliberate change of the preprocessing,
 and say in the commit what changed.
 """
 
@@ -15,19 +15,19 @@ from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Input
 
 FOLDER = Path(__file__).parent
-GREY = Input(height=14, width=14, channels=1)
-COLOUR = Input(height=12, width=16, channels=3)
+GRAY = Input(height=14, width=14, channels=1)
+COLOR = Input(height=12, width=16, channels=3)
 INPUTS = {
-    "grey-crop": GREY,
+    "gray-crop": GRAY,
     "digit-pad": Input(height=14, width=14, channels=1, framing="pad", ink="light-on-dark"),
-    "colour-crop": COLOUR,
-    "colour-pad": Input(height=12, width=16, channels=3, framing="pad"),
-    "colour-stretch": Input(height=12, width=16, channels=3, framing="stretch"),
+    "color-crop": COLOR,
+    "color-pad": Input(height=12, width=16, channels=3, framing="pad"),
+    "color-stretch": Input(height=12, width=16, channels=3, framing="stretch"),
 }
 
 
 def scene(mode: str = "RGB") -> Image.Image:
-    """Unlike its own reflections and turns, in every colour: 40 x 30."""
+    """Unlike its own reflections and turns, in every color: 40 x 30."""
     image = Image.new("RGB", (40, 30), (90, 140, 220))
     draw = ImageDraw.Draw(image)
     draw.rectangle((0, 20, 40, 30), (40, 110, 30))
@@ -44,7 +44,7 @@ def digit() -> Image.Image:
 
 
 def write_pictures() -> None:
-    """The pictures, a few hundred bytes each."""
+    """The images, a few hundred bytes each."""
     see_through = scene("RGBA")
     see_through.putalpha(Image.linear_gradient("L").resize(see_through.size))
     palette = scene().quantize(8)
@@ -54,15 +54,15 @@ def write_pictures() -> None:
     scene().save(FOLDER / "rgb.png", optimize=True)
     see_through.save(FOLDER / "rgba.png", optimize=True)
     palette.save(FOLDER / "palette-transparent.png", transparency=0, optimize=True)
-    deep.save(FOLDER / "grey16.png", optimize=True)
+    deep.save(FOLDER / "gray16.png", optimize=True)
     scene("1").save(FOLDER / "bilevel.png", optimize=True)
-    scene("LA").save(FOLDER / "grey-alpha.png", optimize=True)
+    scene("LA").save(FOLDER / "gray-alpha.png", optimize=True)
     digit().save(FOLDER / "digit-on-paper.png", optimize=True)
     scene().save(FOLDER / "turned.jpg", exif=turned, quality=90)
     scene("CMYK").save(FOLDER / "cmyk.jpg", quality=90)
     scene().resize((640, 480), Image.Resampling.NEAREST).save(FOLDER / "large.jpg", quality=30, optimize=True)
     scene().save(FOLDER / "lossless.webp", lossless=True)
-    scene("L").save(FOLDER / "grey.bmp")
+    scene("L").save(FOLDER / "gray.bmp")
     palette.save(FOLDER / "frames.gif", save_all=True, append_images=[Image.new("P", (40, 30))])
     scene().save(FOLDER / "deflate.tiff", compression="tiff_adobe_deflate")
     Image.fromarray(np.asarray(scene("L")).astype(np.float32) / 255).save(FOLDER / "float.tiff", compression="tiff_lzw")

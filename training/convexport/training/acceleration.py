@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from convexport.runtime.devices import Device
 from convexport.runtime.errors import DeviceError, first_line
 
-# At and below this many pixels a map, oneDNN's direct kernels starve the matrix units; one large product feeds them.
+# Up to this many pixels per feature map, one large matrix product is faster than oneDNN's direct kernels.
 GEMM_PIXELS = 16
 
 
@@ -47,7 +47,7 @@ class Acceleration:
 
 
 def resolve(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` -> torch's device. Raises `DeviceError` where it is not there."""
+    """`auto`, `cpu`, `cuda` or `cuda:N` -> torch's device. Raises `DeviceError` if this machine does not have it."""
     if name == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     device = torch.device(str(Device.parse(name)))
@@ -58,7 +58,7 @@ def resolve(name: str) -> torch.device:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Turns what a GPU fails with into `DeviceError`; whatever else torch raises passes unchanged.
+    """Turns the errors of a GPU into `DeviceError`; other errors of torch pass unchanged.
 
     torch has classes of its own for some of these errors, and compiled kernels raise a plain `RuntimeError`: what they
     have in common is that their messages name CUDA.
@@ -66,12 +66,12 @@ def translated() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise DeviceError("the GPU's memory does not suffice for this training", "use a smaller batch") from error
+        raise DeviceError("the GPU has too little memory for this training", "use a smaller batch") from error
     except RuntimeError as error:
         if "CUDA" not in str(error):
             raise
         raise DeviceError(
-            f"the GPU failed during the training ({first_line(error)})", "resume the run, which goes on from its state"
+            f"the GPU failed during the training ({first_line(error)})", "continue with --resume"
         ) from error
 
 
@@ -80,7 +80,7 @@ def choose(device: torch.device, network: nn.Module) -> Acceleration:
 
     CUDA: bfloat16 and channels-last from compute capability 8.0 on (before, bfloat16 is emulated), compiled where
     torch.compile can be. CPU with AMX tiles: bfloat16 and channels-last for networks that are
-    heavy enough, small maps as matrix products; float32 elsewhere, since bfloat16 without AMX is emulated.
+    large enough, small maps as matrix products; float32 elsewhere, since bfloat16 without AMX is emulated.
     """
     heavy = sum(p.numel() for p in network.parameters() if p.dim() == 4) > 1_000_000
     if device.type == "cuda":
@@ -117,7 +117,7 @@ def prepare(network: nn.Module, acceleration: Acceleration) -> nn.Module:
 
 
 def _set_up_cudnn() -> None:
-    """Every step has the same shapes, so a search for the fastest kernels pays; and float32 is not to mean TF32."""
+    """Every step has the same shapes, so a search for the fastest kernels is worth its time. TF32 stays off."""
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = False  # for dense layers it is off already
 

@@ -1,7 +1,8 @@
 """Augmentations of a whole batch [N, C, H, W] on its device. Randomness is a function of (seed, epoch, index) alone.
 
-A picture's distortion depends on its place in the data set, never on what was drawn before, so that a resumed run
-continues to the same bits. The hash is the 64-bit finalizer of SplitMix64 (Steele, Lea and Flood 2014).
+An image's distortion depends on its place in the data set, never on what was drawn before, so that a resumed run
+produces the same bits as an uninterrupted one. The hash is the 64-bit finalizer of SplitMix64 (Steele, Lea and Flood
+2014).
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to training pictures. Every amount is 0 or "none" where a recipe leaves it out.
+    """How training images are changed. An amount that a recipe leaves out is 0 or "none".
 
-    `flip`: `random` mirrors half of the pictures, `alternating` mirrors every picture every other epoch (Jordan 2024,
+    `flip`: `random` mirrors half of the images, `alternating` mirrors every image every other epoch (Jordan 2024,
     airbench). `translate`: pixels, reflected (or black, where `pad` is `zero`). `rotate` (degrees), `scale`, `shear`
     (shares) and `shift` (pixels) are the largest amounts of a random affine distortion. `cutout`: side of a square of
     mean gray, in pixels. `cutmix`: share of batches mixed by CutMix (Yun et al. 2019).
@@ -86,7 +87,7 @@ def apply(images: Tensor, index: Tensor, augmentation: Augmentation, draw: Draw)
 def _flip(images: Tensor, index: Tensor, kind: str, draw: Tensor, epoch: int) -> Tensor:
     if kind == "none":
         return images
-    # Alternating: a coin a picture that is the same in every epoch, turned over each epoch.
+    # Alternating: one coin toss per image, the same in every epoch, and inverted in every other epoch.
     mirrored = draw < 0.5 if kind == "random" else (_mix(index + 1) & 1) == epoch % 2
     return torch.where(mirrored.view(-1, 1, 1, 1), images.flip(3), images)
 
@@ -103,7 +104,7 @@ def _translate(images: Tensor, pixels: int, pad: str, draws: Tensor) -> Tensor:
 
 
 def _affine(images: Tensor, augmentation: Augmentation, draws: Tensor) -> Tensor:
-    """A random rotation, scaling, shear and shift a picture, bilinear, black outside."""
+    """A random rotation, scaling, shear and shift for each image, bilinear, black outside."""
     amount = draws * 2 - 1
     angle = amount[:, 0] * (augmentation.rotate * torch.pi / 180)
     scale_x, scale_y = 1 + amount[:, 1] * augmentation.scale, 1 + amount[:, 2] * augmentation.scale
@@ -130,10 +131,10 @@ def _cutout(images: Tensor, side: int, draws: Tensor, fill: Tensor) -> Tensor:
 
 
 def cutmix(images: Tensor, share: float, *, seed: int, epoch: int, step: int) -> tuple[Tensor, Tensor, float]:
-    """CutMix on a batch: pastes a box of each picture's partner into it.
+    """CutMix on a batch: pastes a box of each image's partner into it.
 
-    Gives (pictures, the partners' places int64 [N] in the batch, the share of each picture that stays its own). With
-    probability 1 - `share` the batch comes back as it was, with share 1.0.
+    Returns (images, the partners' indices int64 [N] in the batch, the share of each image that is kept). With
+    probability 1 - `share` the batch is returned unchanged, with share 1.0.
     """
     count, _, height, width = images.shape
     draw = uniform(seed ^ 0x5EED, epoch, torch.tensor([step]), 4)[0]

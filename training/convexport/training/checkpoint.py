@@ -37,16 +37,16 @@ _MALFORMED = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, AssertionError, TypeError, AttributeError),
     struct.error,
 )
-_FOREIGN = "give the model, its classes, mean and std with it, if it is a state dict made elsewhere"
+_FOREIGN = "if it is a state dict from another project, also give --model, --classes, --mean and --std"
 
-_COPY_AGAIN = "copy it again from where it came, or train it again"
+_COPY_AGAIN = "copy it again from its source, or train it again"
 
 
 class Header(Part, frozen=True, kw_only=True):
     """Everything a reader of a checkpoint needs: architecture, classes, input, normalization, provenance, accuracy.
 
     `normalization.temperature` is 1 until it was fitted on the validation split. `recipe` is the recipe as it ran.
-    `digest` stands in a file alone: SHA-256 of this header without it and of every tensor.
+    Only a saved file has a `digest`: SHA-256 of this header without the digest, and of every tensor.
     """
 
     format: str
@@ -76,11 +76,11 @@ class Checkpoint:
     """A header and the network's state dict.
 
     Attributes:
-        header: What the file says of the network.
+        header: The description of the network.
         state: Tensors by name, float32 on the CPU.
-        sha256: The file's; empty before it was saved.
-        remarks: What the reader of the header remarked, such as keys of a newer version that it ignored.
-        witnesses: Held-out images with torch's answers, of which `header.witnesses` speaks; None where there are none.
+        sha256: The file's hash; empty before the checkpoint is saved.
+        remarks: Remarks from reading the header, such as keys of a newer version that were ignored.
+        witnesses: Held-out images with torch's answers, which `header.witnesses` describes; None if there are none.
     """
 
     header: Header
@@ -90,7 +90,7 @@ class Checkpoint:
     witnesses: Witnesses | None = None
 
     def network(self) -> nn.Sequential:
-        """The network with these weights, in evaluation mode. Raises `CheckpointError` where they do not fit it."""
+        """The network with these weights, in evaluation mode. Raises `CheckpointError` if they do not fit it."""
         network = models.build(self.header.model, self.header.arguments)
         expected = {key: tuple(value.shape) for key, value in network.state_dict().items()}
         found = {key: tuple(value.shape) for key, value in self.state.items()}
@@ -99,7 +99,7 @@ class Checkpoint:
                 raise CheckpointError(
                     f"checkpoint {self.header.name}: tensor {key!r} is {_shape(found.get(key))}, {self.header.model} "
                     f"expects {_shape(expected.get(key))}",
-                    "train again or name the model it was made for",
+                    "train it again, or give the --model that it was made for",
                 )
         network.load_state_dict(self.state)
         return network.eval()
@@ -110,7 +110,7 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 
 
 def save(path: Path, checkpoint: Checkpoint, *, half: bool = False) -> str:
-    """Writes `checkpoint` to `path`, whole or not at all, and gives its SHA-256. `half` stores weights in float16.
+    """Writes `checkpoint` to `path`, whole or not at all, and returns its SHA-256. `half` stores weights in float16.
 
     The same checkpoint always gives the same bytes.
     """
@@ -141,12 +141,12 @@ def _digest(header: str, state: dict[str, Tensor]) -> str:
 
 
 def write(path: Path, data: bytes) -> None:
-    """A file of a run, whole or not at all. Raises `StorageError` where it cannot be written."""
+    """Writes a file of a run, whole or not at all. Raises `StorageError` if it cannot be written."""
     try:
         atomic.write(path, data)
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be written ({first_line(error)})", "make room, or choose another folder"
+            f"{path} cannot be written ({first_line(error)})", "free some disk space, or choose another folder"
         ) from error
 
 
@@ -154,7 +154,7 @@ def load(path: Path) -> Checkpoint:
     """Reads a checkpoint; its SHA-256 and its tensors come from one read.
 
     Raises:
-        CheckpointError: It is missing, damaged, foreign, or of another format.
+        CheckpointError: It is missing, damaged, not from convexport, or of another format.
     """
     data = _read(path, "train one with convtrain, or check the path")
     if path.suffix in _PICKLED:
@@ -174,7 +174,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def _check_content(header: Header, text: str, state: dict[str, Tensor], path: Path) -> None:
-    """Raises `CheckpointError` where header or tensors are not those that were saved."""
+    """Raises `CheckpointError` if the header or the tensors are not those that were saved."""
     if header.digest is None:
         if header.format == _WITHOUT_DIGEST:
             return
@@ -187,13 +187,13 @@ def _check_content(header: Header, text: str, state: dict[str, Tensor], path: Pa
 
 
 def load_foreign(path: Path) -> tuple[dict[str, Tensor], str]:
-    """A state dict made elsewhere (`.pth`, `.pt`, `.safetensors`) and the file's SHA-256, from one read.
+    """A state dict from another project (`.pth`, `.pt`, `.safetensors`) and the file's SHA-256, from one read.
 
     It is loaded with `weights_only=True`: no code runs. Wrappers `state_dict`, `model` and `net` and the prefix
     `module.` of DataParallel are taken off.
 
     Raises:
-        CheckpointError: It is missing, damaged, or no state dict.
+        CheckpointError: It is missing, damaged, or not a state dict.
         UsageError: It is a checkpoint of convexport's own, whose header would be lost.
     """
     data = _read(path, "check the path")
@@ -203,13 +203,13 @@ def load_foreign(path: Path) -> tuple[dict[str, Tensor], str]:
     metadata, state = tensors(data, f"checkpoint {path}")
     if KEY in metadata:
         raise UsageError(
-            f"checkpoint {path} is convexport's own and says its classes, mean and std itself", "leave them out"
+            f"checkpoint {path} is convexport's own and contains its classes, mean and std", "leave them out"
         )
     return state, sha256
 
 
 def tensors(data: bytes, where: str, fix: str | None = None) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Bytes of a safetensors file -> its metadata and its tensors. Raises `CheckpointError` where it is damaged."""
+    """Bytes of a safetensors file -> its metadata and its tensors. Raises `CheckpointError` if it is damaged."""
     try:
         state = from_bytes(data)
     except (SafetensorError, ValueError, KeyError) as error:  # KeyError: an element type that torch does not have
@@ -224,7 +224,7 @@ def _read(path: Path, fix: str) -> bytes:
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise CheckpointError(f"checkpoint {path} is not there", fix) from error
+        raise CheckpointError(f"checkpoint {path} does not exist", fix) from error
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read ({first_line(error)})", fix) from error
 
@@ -236,12 +236,12 @@ def _unpickled(data: bytes, path: Path) -> object:
         return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"checkpoint {path} holds more than tensors and is not loaded, since that could run code "
+            f"checkpoint {path} contains more than tensors and is not loaded, because that could run code "
             f"({first_line(error)})",
-            "save network.state_dict() alone",
+            "save only network.state_dict()",
         ) from error
     except _MALFORMED as error:
-        raise CheckpointError(f"checkpoint {path} is no readable state dict ({first_line(error)})") from error
+        raise CheckpointError(f"checkpoint {path} is not a readable state dict ({first_line(error)})") from error
 
 
 def _state_of(value: object, path: Path) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Data sets as uint8 arrays: `load(name, root) -> Dataset`.
 
-`mnist`, `fashion-mnist` and `cifar10` through torchvision (downloaded if they can be), `digits` from scikit-learn, and
-any folder of class folders, with `train/` and `test/` or split by seed. Pictures are brought to a network's input by
+`mnist`, `fashion-mnist` and `cifar10` through torchvision (downloaded if possible), `digits` from scikit-learn, and
+any folder of class folders, with `train/` and `test/` or split by seed. Images are brought to a network's input by
 the runtime's own `load_image`, so that training sees what a device will see. The root is `--data`, else
 `$CONVEXPORT_DATA`, else `data/`.
 """
@@ -46,7 +46,7 @@ CIFAR10_FR = ("avion", "voiture", "oiseau", "chat", "cerf", "chien", "grenouille
 
 @dataclass(frozen=True)
 class Split:
-    """Pictures and their classes: `images` uint8 [N, H, W, C], `labels` int64 [N]."""
+    """Images and their classes: `images` uint8 [N, H, W, C], `labels` int64 [N]."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -87,19 +87,19 @@ class Dataset:
 
     @cached_property
     def test(self) -> Split:
-        """The test split, touched once, at the end."""
+        """The test split, which is used once, at the end."""
         return self.read("test")
 
 
 def data_root(option: str | None = None) -> Path:
-    """Where data sets lie: the option, else `$CONVEXPORT_DATA`, else `data`."""
+    """The folder of the data sets: the option, else `$CONVEXPORT_DATA`, else `data`."""
     return Path(option or os.environ.get("CONVEXPORT_DATA") or "data")
 
 
 def load(name: str, root: Path, wanted: Input | None = None) -> Dataset:
-    """The data set `name`, or the folder of class folders `name`, its pictures brought to `wanted`'s size and channels.
+    """The data set `name`, or the folder of class folders `name`, its images brought to `wanted`'s size and channels.
 
-    Raises `UsageError` for an unknown name and `DatasetError` where the data are missing or damaged.
+    Raises `UsageError` for an unknown name and `DatasetError` if the data are missing or damaged.
     """
     if name in DATASETS:
         dataset = DATASETS[name](root)
@@ -112,14 +112,14 @@ def load(name: str, root: Path, wanted: Input | None = None) -> Dataset:
 def holdout(split: Split, share: float, seed: int) -> tuple[Split, Split]:
     """`split` -> (training, validation): `share` of every class goes to validation, chosen by `seed` alone.
 
-    At least one image does of a class that has two. Raises `DatasetError` where no class has two.
+    A class that has two images gives at least one. Raises `DatasetError` if no class has two.
     """
     chosen = held_out(split.labels, share, seed)
     return split.take(np.flatnonzero(~chosen)), split.take(np.flatnonzero(chosen))
 
 
 def held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
-    """Which images `holdout` takes away for validation, [N]."""
+    """The indices of the images that `holdout` takes for validation, [N]."""
     rng = np.random.default_rng(seed)
     chosen = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -128,19 +128,19 @@ def held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.b
         chosen[rng.permutation(members)[:count]] = True
     if not chosen.any():
         raise DatasetError(
-            f"none of the {len(labels)} images can be held out, since no class has two of them left to train on",
+            f"none of the {len(labels)} images can be held out, because no class has two training images",
             "add images to the classes",
         )
     return chosen
 
 
 def _fit(dataset: Dataset, wanted: Input) -> Dataset:
-    """The data set with every picture brought to `wanted` by the runtime's own framing."""
+    """The data set with every image brought to `wanted` by the runtime's own framing."""
     size = (wanted.height, wanted.width, wanted.channels)
     native = dataset.input
     if size == (native.height, native.width, native.channels):
         return dataset
-    # Polarity belongs to the data set, and its own pictures have the right one already.
+    # Polarity belongs to the data set: its own images are never inverted.
     framed = Input(height=size[0], width=size[1], channels=wanted.channels, framing=wanted.framing)
 
     def read(split: SplitName) -> Split:
@@ -158,11 +158,13 @@ def _folder(path: Path, wanted: Input) -> Dataset:
     if "train" in names and not split_folders and _class_folders(path / "train"):
         others = ", ".join(name for name in names if name != "train") or "nothing"
         raise DatasetError(
-            f"data set {path}: train/ has class folders and beside it stands {others}, expected test/",
-            "call the folder of test images test",
+            f"data set {path}: train/ has class folders, and next to it is {others}, expected test/",
+            "rename the folder of test images to test",
         )
     if len(names) < 2:
-        raise DatasetError(f"data set {path}: class folders in {base}: {len(names)}, expected two or more, one a class")
+        raise DatasetError(
+            f"data set {path}: class folders in {base}: {len(names)}, expected two or more, one for each class"
+        )
     if split_folders and _class_folders(path / "test") != names:
         theirs = ", ".join(_class_folders(path / "test"))
         raise DatasetError(
@@ -204,7 +206,7 @@ def _read_classes(path: Path, names: tuple[str, ...], wanted: Input) -> Split:
             try:
                 images.append(load_image(file, wanted)[0])
             except InputError as error:
-                raise DatasetError(f"data set {path}: {error.message}", "remove the file, or repair it") from error
+                raise DatasetError(f"data set {path}: {error.message}", "remove or repair the file") from error
             labels.append(index)
     return Split(np.stack(images), np.array(labels, dtype=np.int64))
 
@@ -223,7 +225,7 @@ def _digits(root: Path) -> Dataset:
         return holdout(whole, TEST_SHARE, SPLIT_SEED)[0 if split == "train" else 1]
 
     provenance = (
-        "scikit-learn's digits (UCI), 8 x 8 scaled to 20 x 20 amid 28 x 28 like MNIST; "
+        "scikit-learn's digits (UCI), 8 x 8 scaled to 20 x 20 in the middle of 28 x 28 like MNIST; "
         f"{TEST_SHARE:.0%} of each class kept for the test by seed {SPLIT_SEED}"
     )
     return Dataset("digits", "digits", provenance, {"en": DIGITS, "fr": DIGITS}, _gray("light-on-dark"), read)
@@ -241,7 +243,7 @@ def _mnist(root: Path) -> Dataset:
 
 
 def _fashion_mnist(root: Path) -> Dataset:
-    # Polarity is left alone: garments fill the picture to its border, so its brightness says nothing.
+    # Polarity is left alone: garments fill the image to its border, so its brightness says nothing.
     read = _torchvision("FashionMNIST", root, "FashionMNIST/raw")
     classes: dict[str, tuple[str, ...]] = {"en": FASHION, "fr": FASHION_FR}
     return Dataset("fashion-mnist", "Fashion-MNIST", "Xiao, Rasul, Vollgraf 2017", classes, _gray("any"), read)
@@ -279,15 +281,15 @@ def _torchvision(kind: str, root: Path, place: str) -> Callable[[SplitName], Spl
             try:
                 data = factory(download=False)
             except RuntimeError as error:
-                if "download=True" not in str(error):  # torchvision's advice where the files are not there
+                if "download=True" not in str(error):  # torchvision's advice if the files are missing
                     raise
                 data = _downloaded(factory, root, place)
             images, labels = np.asarray(data.data, dtype=np.uint8), np.asarray(data.targets, dtype=np.int64)
             if len(images) != len(labels):
-                raise ValueError(f"{len(images):,} pictures and {len(labels):,} labels")
+                raise ValueError(f"{len(images):,} images and {len(labels):,} labels")
             size = (32, 32, 3) if kind == "CIFAR10" else (28, 28)
             if images.shape[1:] != size:
-                raise ValueError(f"pictures of {list(images.shape[1:])}, expected {list(size)}")
+                raise ValueError(f"images of {list(images.shape[1:])}, expected {list(size)}")
             if labels.min() < 0 or labels.max() > 9:
                 raise ValueError(f"labels from {labels.min()} to {labels.max()}, expected 0 to 9")
         except (RuntimeError, OSError, ValueError, TypeError, EOFError, AssertionError) as error:
@@ -302,7 +304,7 @@ def _torchvision(kind: str, root: Path, place: str) -> Callable[[SplitName], Spl
 
 def _downloaded(factory: partial[Any], root: Path, place: str) -> Any:
     # Asked before torchvision makes the folder, which it leaves empty.
-    state = "not whole" if any((root / place).glob("*")) else "not"
+    state = "incomplete" if any((root / place).glob("*")) else "not"
     try:
         _reach(factory.func)
         return factory(download=True)
@@ -310,14 +312,14 @@ def _downloaded(factory: partial[Any], root: Path, place: str) -> Any:
         raise DatasetError(
             f"data set {factory.func.__name__} is {state} at {root / place} and cannot be downloaded "
             f"({_last_answer(error)})",
-            f"put it there, or set $CONVEXPORT_DATA to the folder that holds {place.split('/')[0]}/",
+            f"copy it there, or set $CONVEXPORT_DATA to the folder that contains {place.split('/')[0]}/",
         ) from error
 
 
 def _reach(kind: Any) -> None:
-    """Raises `OSError` where none of the servers answers in time: torchvision itself waits without end.
+    """Raises `OSError` if no server answers in time: torchvision itself waits forever.
 
-    A server that answers with an error is left to torchvision, which may know another one.
+    torchvision handles a server that answers with an error; it may know another one.
     """
     urls = [kind.url] if hasattr(kind, "url") else [mirror + kind.resources[0][0] for mirror in kind.mirrors]
     refusal: OSError | None = None
@@ -330,7 +332,7 @@ def _reach(kind: Any) -> None:
 
 
 def _refusal(url: str) -> OSError | None:
-    """Why no server answers there; None where one does."""
+    """Why no server answers there; None if one does."""
     request = urllib.request.Request(url, method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=NETWORK_SECONDS):
@@ -343,7 +345,7 @@ def _refusal(url: str) -> OSError | None:
 
 
 def _last_answer(error: Exception) -> str:
-    """Why a download failed: torchvision names every mirror with its answer, and the last line is the last one's."""
+    """Why a download failed: torchvision lists every mirror with its answer; this is the last one's."""
     last = str(error).strip().rpartition("\n")[2].removeprefix("<urlopen error ").removesuffix(">")
     return first_line(RuntimeError(last) if last else error)
 
@@ -352,7 +354,7 @@ _operators: Any = None
 
 
 def torchvision_datasets() -> Any:
-    """`torchvision.datasets`, also beside a CPU build of torch, where torchvision's compiled operators do not load.
+    """`torchvision.datasets`, also with a CPU build of torch, which cannot load torchvision's compiled operators.
 
     Its import then fails with "operator torchvision::nms does not exist", though data sets need no operator: the two
     names are defined, and the import is tried again.

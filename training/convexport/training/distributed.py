@@ -38,7 +38,7 @@ class Group:
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Whether each of `flags` holds in any process.
 
-        Clock, signals and shares of a batch differ from process to process: what they lead to is done by all or none.
+        Clocks, signals and shares of a batch differ between processes, so all processes take a decision together.
         """
         if self.world == 1:
             return flags
@@ -46,10 +46,11 @@ class Group:
         return tuple(count > 0 for count in counts)
 
     def check_share(self, batch: int) -> None:
-        """Raises `UsageError` where a global batch does not divide by the processes."""
+        """Raises `UsageError` if a global batch cannot be divided evenly among the processes."""
         if batch % self.world:
             raise UsageError(
-                f"batch {batch} does not divide by {self.world} processes", f"use a multiple of {self.world}"
+                f"batch {batch} cannot be divided evenly among {self.world} processes",
+                f"use a multiple of {self.world}",
             )
 
 
@@ -65,7 +66,7 @@ def processes() -> int:
 
 
 def join(device: torch.device) -> Group:
-    """Joins the group that torchrun described in the environment (nccl on CUDA, gloo on a CPU), or stays alone."""
+    """Joins the group that torchrun described (nccl on CUDA, gloo on a CPU), or does nothing."""
     world = processes()
     if world == 1:
         return Group()
@@ -89,7 +90,7 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def wrap(network: nn.Module, group: Group, device: torch.device) -> nn.Module:
-    """`network` with averaged gradients and common batch-norm statistics; itself where the process is alone."""
+    """`network` with averaged gradients and common batch-norm statistics; the network itself in a single process."""
     if group.world == 1:
         return network
     if device.type == "cuda":

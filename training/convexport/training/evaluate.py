@@ -57,7 +57,7 @@ def predict(
     device: str | torch.device = "cpu",
     batch: int = 500,
 ) -> NDArray[np.float32]:
-    """Logits float32 [N, K], before temperature, of uint8 pictures [N, H, W, C].
+    """Logits float32 [N, K], before temperature, of uint8 images [N, H, W, C].
 
     Runs in evaluation mode without gradients and leaves the network in the mode it was in. `device` must be the
     network's own.
@@ -139,9 +139,9 @@ def calibration(probabilities: NDArray[Any], labels: NDArray[np.int64], bins: in
 def fit_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
     """The temperature that minimizes the cross-entropy of validation `logits` (Guo et al. 2017), to four decimals.
 
-    The loss is convex in 1 / temperature, so the zero of its derivative is found by bisection. Images that are all
-    right would have it ever lower, and the network ever surer, on no evidence: 1 comes back, which leaves it as it is.
-    Images that are no better than chance would have it ever higher: the upper bound of `TEMPERATURES` comes back.
+    The loss is convex in 1 / temperature, so the zero of its derivative is found by bisection. If every
+    image is right, the loss has no minimum and falls with the temperature; the result is then 1, which changes nothing.
+    If the answers are no better than chance, the loss falls with a rising temperature: the result is the upper bound.
     """
     values = logits.astype(np.float64)
     own = np.take_along_axis(values, labels[:, None], axis=1)[:, 0]

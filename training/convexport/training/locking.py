@@ -1,4 +1,4 @@
-"""One run at a time writes a checkpoint or a bundle: a lock lies beside it, and goes with the process that holds it."""
+"""Only one run at a time writes a checkpoint or a bundle: a lock file next to it, released when its process ends."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from convexport.runtime.errors import StorageError, UsageError, first_line
 
 @contextmanager
 def alone(target: Path, busy: str, *, seconds: float = 0.0) -> Iterator[None]:
-    """Holds the right to write `target` and what lies beside it, while the block runs.
+    """Holds the right to write `target` and the files next to it while the block runs.
 
-    The folder is made where it is not there, so that a place that cannot be written is known before the work.
+    The folder is created if it is missing, so that an unwritable place is reported before the work begins.
 
     Args:
-        target: What is going to be written.
-        busy: What the error says where another run holds the right, as "checkpoint a is being trained by another run".
+        target: The file or folder that will be written.
+        busy: The error's text if another run holds the right, such as "checkpoint a is being trained by another run".
         seconds: How long to wait for another run that is about to end.
 
     Raises:
@@ -35,10 +35,13 @@ def alone(target: Path, busy: str, *, seconds: float = 0.0) -> Iterator[None]:
         raise UsageError(busy, "wait until it has ended, or choose another folder with --out") from None
     except OSError as error:
         raise StorageError(
-            f"{target}: cannot be written ({first_line(error)})", "make room, or choose another folder with --out"
+            f"{target}: cannot be written ({first_line(error)})",
+            "free some disk space, or choose another folder with --out",
         ) from error
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)  # while it is held: who opened it before notices that its file is gone
+        file.unlink(
+            missing_ok=True
+        )  # removed while it is held, so that a process that opened it before notices that it is gone
         lock.release()

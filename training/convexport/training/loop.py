@@ -1,7 +1,7 @@
 """Training: `train(options, dataset)` yields progress and returns a `TrainResult`; it prints nothing.
 
-Randomness is a function of seed, epoch and index, never of history, so that a run resumed from its state continues to
-the same bits as one that was never interrupted (same machine, same number of threads).
+Randomness is a function of seed, epoch and index, never of history, so that a resumed run produces the same bits as
+one that was never interrupted (same machine, same number of threads).
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a run leaves. `network` is the best epoch's, float32, on the CPU, in evaluation mode.
+    """The result of a run. `network` is the best epoch's, float32, on the CPU, in evaluation mode.
 
     `recipe` is the recipe as it ran: a batch larger than the data set was lowered to it.
-    `validation_logits` and `test_logits` are float32 [N, K] before temperature; `acceleration` says how it ran.
+    `validation_logits` and `test_logits` are float32 [N, K] before temperature; `acceleration` describes how it ran.
     """
 
     network: nn.Sequential
@@ -63,12 +63,11 @@ class TrainResult:
 
 
 def train(options: TrainOptions, dataset: Dataset) -> Generator[Progress | EpochRecord, None, TrainResult]:
-    """Trains a network on `dataset.train`, chooses the best epoch on the held-out validation images, and looks at
+    """Trains a network on `dataset.train`, chooses the best epoch on the held-out validation images, and uses
     `dataset.test` once, at the end.
 
-    Raises `Interrupted` when `options.stop` said so, with the state on disk; `UsageError` where the loss is no longer
-    finite; `CheckpointError` or `UsageError` where there is no fitting state to resume; `DeviceError` where the GPU
-    fails.
+    Raises `Interrupted` if `options.stop` asked for it, with the state on disk; `UsageError` if the loss is no longer
+    finite; `CheckpointError` or `UsageError` if there is no matching state to resume; `DeviceError` if the GPU fails.
     """
     device = distributed.local_device(torch.device(options.device))
     group = distributed.join(device)
@@ -85,7 +84,7 @@ def train(options: TrainOptions, dataset: Dataset) -> Generator[Progress | Epoch
 
 
 def measured_normalization(split: Split) -> Normalization:
-    """Mean and standard deviation a channel of the training pictures, rounded to four digits."""
+    """Mean and standard deviation of each channel of the training images, rounded to four digits."""
     pixels = split.images.reshape(-1, split.images.shape[-1])
     # A plain mean over uint8 in float64: exact enough, and the same on every machine.
     mean = pixels.mean(0, dtype=np.float64) / 255
@@ -138,7 +137,7 @@ class _Run:
         """The steps that are left of this epoch, then its validation."""
         self.runner.train()
         shuffled = np.random.default_rng((self.options.seed, self.epoch)).permutation(len(self.labels))
-        # Once an epoch: a copy a step would make a GPU wait each time.
+        # Once per epoch: a copy in each step would make a GPU wait each time.
         order = torch.from_numpy(shuffled).to(self.device)
         while self.step < self.steps:
             started = time.monotonic()
@@ -244,19 +243,18 @@ class _Run:
         self.epoch, self.step, self.epoch_seconds = self.epoch + 1, 0, 0.0
         self.sums.zero_()
         cheap = self.group.writes and time.monotonic() - self.saved > 10 * self.saving
-        # Behind the last epoch a state is worth its price: the checkpoint may find no room.
+        # After the last epoch a state is worth its price: the disk may be too full for the checkpoint.
         (due,) = self.group.any(cheap or self.epoch == self.recipe.epochs)
         if due:
             self.save()
         return record
 
     def _diverged(self) -> UsageError:
-        # Going on from the state would end here again.
+        # Continuing from the state would end here again.
         if self.group.writes:
             self.options.state.unlink(missing_ok=True)
         return UsageError(
-            f"the training diverged in epoch {self.epoch + 1} of {self.recipe.epochs}: the network gives no finite "
-            "numbers",
+            f"the training diverged in epoch {self.epoch + 1} of {self.recipe.epochs}: its loss is not a finite number",
             f"use a lower learning rate than {self.recipe.learning_rate:g}",
         )
 
@@ -291,7 +289,7 @@ class _Run:
         resume.save(self.options.state, place, tensors)
 
     def load(self) -> None:
-        """Goes on where the state file says."""
+        """Continues from the state file."""
         place, tensors = resume.load(self.options.state, self.description, self.options.note)
         self.network.load_state_dict(resume.part(tensors, "network"))
         if self.averaged is not None:
@@ -306,14 +304,15 @@ class _Run:
         self.history = list(place.history)
 
     def result(self, dataset: Dataset) -> TrainResult:
-        """The best epoch's network, and the one look at the test set, in float32 on the CPU's plain kernels."""
+        """The best epoch's network, and its only run on the test set, in float32 on the CPU's plain kernels."""
         network = models.build(self.options.model, self.options.arguments)
         network.load_state_dict({key: value.cpu().contiguous() for key, value in self.best.items()})
         if self.options.half:
             network.half().float()
             if not all(bool(value.isfinite().all()) for value in network.state_dict().values()):
                 raise UsageError(
-                    "the weights do not fit half precision (beyond 65504)", "resume the run without half precision"
+                    "some weights are too large for half precision (above 65504)",
+                    "continue with --resume and without --half",
                 )
         network.eval()
         validation = evaluate.predict(network, self.validation.images, self.normalization)

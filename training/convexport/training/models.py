@@ -1,6 +1,6 @@
 """Every network, one small function each, one table `MODELS`.
 
-A network takes normalized float32 pictures [N, C, H, W] and gives logits [N, K]; the docstring names the paper or page
+A network takes normalized float32 images [N, C, H, W] and gives logits [N, K]; the docstring names the paper or page
 and each departure from it. `build` makes one from its name and arguments.
 """
 
@@ -30,8 +30,8 @@ VGG_CONFIGURATIONS: dict[str, tuple[int | str, ...]] = {
 def lenet5(classes: int = 10, channels: int = 1) -> nn.Sequential:
     """LeNet-5 of LeCun, Bottou, Bengio and Haffner 1998 ("Gradient-based learning applied to document recognition").
 
-    Tanh and average pooling; 61,706 parameters. Departures: 28 x 28 pictures with padding 2 in C1 in place of 32 x 32
-    pictures, the full connection of C3 (the paper leaves out 900 of 2,400 kernels), no trainable scale in the
+    Tanh and average pooling; 61,706 parameters. Departures: 28 x 28 images with padding 2 in C1 in place of 32 x 32
+    images, the full connection of C3 (the paper leaves out 900 of 2,400 kernels), no trainable scale in the
     poolings, a linear output in place of radial basis functions.
     """
     return nn.Sequential(
@@ -70,24 +70,24 @@ def _vgg(configuration: str, classes: int, channels: int, activation: Activation
 
 
 def vgg11(classes: int = 10, channels: int = 3, activation: Activation = "relu") -> nn.Sequential:
-    """Configuration A of Simonyan and Zisserman 2015 for 32 x 32 pictures; departures as in `vgg19`."""
+    """Configuration A of Simonyan and Zisserman 2015 for 32 x 32 images; departures as in `vgg19`."""
     return _vgg("vgg11", classes, channels, activation)
 
 
 def vgg13(classes: int = 10, channels: int = 3, activation: Activation = "relu") -> nn.Sequential:
-    """Configuration B of Simonyan and Zisserman 2015 for 32 x 32 pictures; departures as in `vgg19`."""
+    """Configuration B of Simonyan and Zisserman 2015 for 32 x 32 images; departures as in `vgg19`."""
     return _vgg("vgg13", classes, channels, activation)
 
 
 def vgg16(classes: int = 10, channels: int = 3, activation: Activation = "relu") -> nn.Sequential:
-    """Configuration D of Simonyan and Zisserman 2015 for 32 x 32 pictures; departures as in `vgg19`."""
+    """Configuration D of Simonyan and Zisserman 2015 for 32 x 32 images; departures as in `vgg19`."""
     return _vgg("vgg16", classes, channels, activation)
 
 
 def vgg19(classes: int = 10, channels: int = 3, activation: Activation = "relu") -> nn.Sequential:
-    """Configuration E of Simonyan and Zisserman 2015 ("Very deep convolutional networks") for 32 x 32 pictures.
+    """Configuration E of Simonyan and Zisserman 2015 ("Very deep convolutional networks") for 32 x 32 images.
 
-    Departures: batch norm behind every convolution, whose bias it makes superfluous; one linear layer of 512 in place
+    Departures: batch norm behind every convolution, which then needs no bias; one linear layer of 512 in place
     of three and their dropout; by choice SELU (Klambauer et al. 2017) in place of ReLU.
     """
     return _vgg("vgg19", classes, channels, activation)
@@ -111,7 +111,7 @@ def mlp(classes: int = 10, channels: int = 1, size: int = 28) -> nn.Sequential:
 
 
 def cnn_mnist(classes: int = 10, channels: int = 1) -> nn.Sequential:
-    """The MNIST network of the course pages: 5x5 convolutions of 10 and 20, 2-D dropout, 50. For 28 x 28 pictures."""
+    """The MNIST network of the course pages: 5x5 convolutions of 10 and 20, 2-D dropout, 50. For 28 x 28 images."""
     return nn.Sequential(
         nn.Conv2d(channels, 10, 5),
         nn.MaxPool2d(2),
@@ -187,7 +187,7 @@ def cnn_keras(classes: int = 10, channels: int = 3) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A network and what it takes: `size` x `size` pictures of `channels` channels, trained on `dataset` by default."""
+    """A network and what it takes: `size` x `size` images of `channels` channels, trained on `dataset` by default."""
 
     build: Callable[..., nn.Sequential]
     size: int
@@ -225,7 +225,7 @@ def build(name: str, arguments: dict[str, Any] | None = None) -> nn.Sequential:
     function = entry(name).build
     try:
         return function(**(arguments or {}))
-    except (TypeError, RuntimeError, ValueError, ArithmeticError) as error:  # what torch says of impossible sizes
+    except (TypeError, RuntimeError, ValueError, ArithmeticError) as error:  # torch's errors for impossible sizes
         raise UsageError(f"model {name!r} does not take {arguments} ({first_line(error)})") from error
 
 
@@ -243,7 +243,7 @@ def parameter_count(network: nn.Module) -> int:
 
 
 def logits(network: nn.Module, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 [N, C, H, W] -> logits [N, K]: the one place outside the graph that knows how pixels are normalized.
+    """uint8 [N, C, H, W] -> logits [N, K]: the only place outside the graph that normalizes pixels.
 
     `mean` and `std` are [C], in units of the pixel range 0 to 1.
     """

@@ -32,7 +32,7 @@ class Optimizer:
         inner = _inner_convolutions(network) if recipe.optimizer == "muon" else []
         if recipe.optimizer == "muon" and not inner:
             raise UsageError(
-                "optimizer muon trains the convolutions behind the first one, and this network has none", "use sgd"
+                "optimizer muon trains the convolutions after the first one, and this network has none", "use sgd"
             )
         taken = {id(parameter) for parameter in inner}
         rest = [parameter for parameter in network.parameters() if id(parameter) not in taken]
@@ -82,7 +82,7 @@ class Optimizer:
         }
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Puts the tensors of `tensors` back; hyper-parameters stay those of the recipe."""
+        """Restores the tensors of `tensors`; hyperparameters stay those of the recipe."""
         states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self._parts]
         for name, value in tensors.items():
             number, index, key = name.split(".", 2)

@@ -1,4 +1,4 @@
-"""What a run is asked for, before its first step, and how two runs are told apart."""
+"""The options of a run, and how two runs are told apart."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from convexport.training.datasets import Dataset, Split, held_out, holdout
 from convexport.training.recipes import Recipe, with_current_keys
 
 VALIDATION_SEED = 0
-# What a header's recipe holds beside the recipe.
+# Keys of a header's recipe that are not part of the recipe itself.
 _OUTCOMES = {"ran", "best_epoch"}
 
 
@@ -24,16 +24,17 @@ def _never() -> bool:
 
 
 def _silent(remark: str) -> None:
-    """Nobody wants to hear remarks."""
+    """Drops remarks."""
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What `train` is asked for. `state` is where the resumable state lies; `stop` is asked after every step.
+    """The options of `train`. `state` is the path of the resumable state; `stop` is called after every step.
 
     A state is written when `stop` says so, every `state_seconds`, at the end of an epoch where writing takes at most a
     tenth of the time (a GPU's epochs can be as short as the writing), and at the end of the last one. `half` rounds the
-    weights through half precision before they are measured, for a checkpoint that stores them so. `note` hears remarks.
+    weights through half precision before they are measured, for a checkpoint that stores them like this. `note`
+    receives remarks.
     """
 
     model: str
@@ -55,9 +56,9 @@ def splits(recipe: Recipe, dataset: Dataset) -> tuple[Split, Split]:
 
 
 def fit_batch(recipe: Recipe, dataset: Dataset, processes: int) -> Recipe:
-    """The recipe with a batch that the training images fill, each of the processes with an equal share of it.
+    """The recipe with a batch that is not larger than the training set and has an equal share for each process.
 
-    A batch that is larger than the data set is lowered to it. Raises `UsageError` where there are fewer images than
+    A batch that is larger than the data set is lowered to it. Raises `UsageError` if there are fewer images than
     processes.
     """
     images = int((~held_out(dataset.train.labels, recipe.validation, VALIDATION_SEED)).sum())
@@ -69,7 +70,7 @@ def fit_batch(recipe: Recipe, dataset: Dataset, processes: int) -> Recipe:
 
 
 def describe(options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
-    """Everything that decides about the weights of a run, as plain values. Equal descriptions are one run."""
+    """Everything that the weights of a run depend on, as plain values. Equal descriptions mean the same run."""
     return _plain(
         {
             "model": options.model,
@@ -82,15 +83,15 @@ def describe(options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
 
 
 def made_by(header: Header, options: TrainOptions, dataset: Dataset) -> bool:
-    """Whether the checkpoint with this header is what the run of `options` on `dataset` leaves."""
+    """Whether the checkpoint with this header is the result of the run of `options` on `dataset`."""
     return _origin(header) == describe(options, dataset)
 
 
 def difference(header: Header, options: TrainOptions, dataset: Dataset) -> str:
-    """What tells the run of a checkpoint from that of `options`, in a few words; the data come first."""
+    """How the run of a checkpoint differs from that of `options`, in a few words; the data come first."""
     found, wanted = _origin(header), describe(options, dataset)
     if found["dataset"] is None:
-        return "it does not say of which data"
+        return "it does not name its data"
     if found["dataset"] != wanted["dataset"]:
         return f"its data set {header.dataset.name!r} holds other images"
     for key in ("model", "arguments", "seed"):
@@ -104,7 +105,7 @@ def difference(header: Header, options: TrainOptions, dataset: Dataset) -> str:
 
 
 def _origin(header: Header) -> dict[str, Any]:
-    """What a checkpoint says of its run, as `describe` says it of one to come."""
+    """The description of a checkpoint's run, in the form of `describe`."""
     return _plain(
         {
             "model": header.model,

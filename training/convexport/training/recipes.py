@@ -8,7 +8,7 @@ from typing import Any, Literal
 from convexport.runtime.errors import UsageError
 from convexport.training.augment import Augmentation
 
-# `long` is made for a GPU and stands only where it was measured on one.
+# `long` is for a GPU, and exists only for networks that were measured on one.
 Length = Literal["quick", "full", "long"]
 
 
@@ -18,7 +18,7 @@ class Recipe:
 
     `learning_rate` is the peak of one cycle: linear from `start` of it over the first `warmup` share of all steps,
     linear to `end` of it over the rest (Smith and Topin 2018); `cosine` falls from the peak to 0 along half a cosine
-    (Loshchilov and Hutter 2017); `constant` keeps it. `average` is the decay a step of
+    (Loshchilov and Hutter 2017); `constant` keeps it. `average` is the decay per step of
     an exponential moving average of the weights, 0 for none; the average is what is evaluated and kept.
     `validation` is the share of every class of the training set that chooses the best epoch and the temperature.
     `identity` starts same-width convolutions near the identity (dirac; Jordan 2024, airbench).
@@ -51,7 +51,7 @@ class Recipe:
 
 
 def with_current_keys(described: dict[str, Any]) -> dict[str, Any]:
-    """A described recipe under today's keys: version 0.1 wrote `optimiser`."""
+    """A described recipe with today's keys: version 0.1 wrote `optimiser`."""
     return {"optimizer" if key == "optimiser" else key: value for key, value in described.items()}
 
 
@@ -73,7 +73,8 @@ _VGG_QUICK = Recipe(
     augmentation=_ALTERNATING,
     source=_VGG_SOURCE,
 )
-# Muon's rate rises with the root of the batch; its decay keeps what the weights forget an epoch about as it was.
+# Muon's rate rises with the root of the batch; its decay is chosen so that the weights decay by about the same share
+# per epoch.
 _VGG_LONG = replace(
     _VGG_QUICK,
     epochs=53,
@@ -82,13 +83,13 @@ _VGG_LONG = replace(
     side_rate=0.04,
     muon_decay=0.03,
     augmentation=Augmentation(flip="alternating", translate=4, cutout=12),
-    source=f"{_VGG_SOURCE}; airbench96's distortions: alternating flips, translation 4, cutout 12 (Jordan 2024)",
+    source=f"{_VGG_SOURCE}; the augmentation of airbench96: alternating flips, translation 4, cutout 12 (Jordan 2024)",
 )
 _COPIES = "10,000 test images (JPEG copies)"
 
 
 def _vgg(quick: str, full: str) -> dict[Length, Recipe]:
-    # No label smoothing: one temperature does not mend what it does to confidence (docs/experiments.md).
+    # No label smoothing: one temperature cannot correct what it does to confidence (docs/experiments.md).
     return {"quick": replace(_VGG_QUICK, measured=quick), "full": replace(_VGG_QUICK, epochs=8, measured=full)}
 
 
@@ -172,7 +173,7 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
         ),
         "long": replace(_VGG_LONG, measured=f"91.65 % of {_COPIES}, n = 1, 113 s on one NVIDIA H200, 2026-11-27"),
     },
-    # Its temperature hardly helps, so it must be fitted on many images in order not to harm.
+    # Its temperature helps little, so it must be fitted on many images in order to do no harm.
     ("softmax", "mnist"): {
         "quick": Recipe(
             epochs=5,
@@ -272,10 +273,15 @@ RECIPES: dict[tuple[str, str], dict[Length, Recipe]] = {
     },
 }
 
-# For a network on a data set without a recipe of its own: nothing is claimed, and the source says so.
+# For a network on a data set without its own recipe. Nothing was measured with it.
 _PLAIN: dict[Length, Recipe] = {
-    "quick": Recipe(epochs=5, learning_rate=0.05, source="no recipe of its own: a plain one"),
-    "full": Recipe(epochs=30, learning_rate=0.05, label_smoothing=0.05, source="no recipe of its own: a plain one"),
+    "quick": Recipe(epochs=5, learning_rate=0.05, source="a default: there is no recipe for this network and data set"),
+    "full": Recipe(
+        epochs=30,
+        learning_rate=0.05,
+        label_smoothing=0.05,
+        source="a default: there is no recipe for this network and data set",
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves, made into a checkpoint and the report's inputs: accuracy, temperature, calibration, provenance."""
+"""The result of a run -> a checkpoint and the report's inputs: accuracy, temperature, calibration, provenance."""
 
 from __future__ import annotations
 
@@ -92,11 +92,11 @@ def _machine(device: str) -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of the code that ran, with `+` where the tree had changes; None where no repository tracks it."""
+    """The commit of the code that ran, with `+` if the tree had changes; None if it is in no repository."""
     here = Path(__file__)
     git = partial(subprocess.run, cwd=here.parent, capture_output=True, text=True, check=True)
     try:
-        # Installed in an environment inside somebody's project, the repository around it is not this code's.
+        # An environment inside another project: the repository around it does not track this code.
         git(["git", "ls-files", "--error-unmatch", "--", here.name])
         found = git(["git", "describe", "--always", "--dirty=+", "--abbrev=40", "--exclude=*"])
     except (OSError, subprocess.CalledProcessError):

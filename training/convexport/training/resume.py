@@ -24,9 +24,9 @@ KEY = "convexport-state"
 
 
 class Place(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a run stands. `run` describes it in full: only the same run is continued.
+    """The position of a run. `run` describes the run completely: only the same run is continued.
 
-    `sums` are the epoch's loss sum, right answers and images so far; `seconds` counts all sittings.
+    `sums` are the epoch's loss sum, right answers and images so far; `seconds` counts all its parts.
     """
 
     format: str
@@ -41,19 +41,19 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     history: tuple[EpochRecord, ...]
 
 
-_FORMAT = Format("state of a run", FORMAT, Place, CheckpointError, "delete it and train anew")
+_FORMAT = Format("state of a run", FORMAT, Place, CheckpointError, "delete it and train again")
 
 
 def save(path: Path, place: Place, tensors: dict[str, Tensor]) -> None:
-    """Writes the state whole or not at all: a kill at any instant leaves this state or the one before."""
+    """Writes the state whole or not at all: after a kill at any instant, this or the previous one is on the disk."""
     plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
     checkpoint.write(path, to_bytes(plain, metadata={KEY: msgspec.json.encode(place).decode()}))
 
 
 def load(path: Path, run: dict[str, Any], note: Callable[[str], None]) -> tuple[Place, dict[str, Tensor]]:
-    """Reads the state of `run`. Raises `CheckpointError` (missing, damaged) and `UsageError` (another run's).
+    """Reads the state of `run`. Raises `CheckpointError` (missing, damaged) and `UsageError` (of another run).
 
-    `note` hears of keys of a newer version that are ignored.
+    `note` receives a remark if keys of a newer version are ignored.
     """
     if not path.is_file():
         raise CheckpointError(f"no state to resume at {path}", "start the training without --resume")
@@ -70,13 +70,13 @@ def load(path: Path, run: dict[str, Any], note: Callable[[str], None]) -> tuple[
         if wanted.get(key) != found.get(key):
             raise UsageError(
                 f"state {path} belongs to another run: `{key}` was {found.get(key)!r}, asked for {wanted.get(key)!r}",
-                "give the same options, or delete it and train anew",
+                "give the same options, or delete it and train again",
             )
     return place, tensors
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"recipe": {"epochs": 5}} -> {"recipe.epochs": 5}: the one option that differs is named, not all beside it."""
+    """{"recipe": {"epochs": 5}} -> {"recipe.epochs": 5}: so that a message can name only the option that differs."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}

@@ -1,7 +1,7 @@
 """Witnesses: held-out images, their labels and torch's answers to them, written into a checkpoint when it is made.
 
-Whoever has the checkpoint can replay them without any data set, and so see whether weights, normalization, temperature,
-labels, ink and framing are still those of that day.
+With them, an export can check without any data set that weights, normalization, temperature, labels, ink and framing
+are still those of the training.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Input, Part, Sha256
 
 COUNT = 64
-# At most so many that the network answers wrongly, and so many right ones that it is least sure of.
+# The most witnesses that the network answers wrongly, and the most right ones of which it is least sure.
 WRONG, UNSURE = 8, 16
-# Large images are fewer, so that a checkpoint does not grow by more than this.
+# The most bytes of witnesses in a checkpoint: there are fewer large images.
 MOST_BYTES = 8 << 20
 # How many witnesses are also framed: enlarged to another shape, every other one as dark ink on light paper.
 FRAMED = 8
@@ -30,9 +30,9 @@ _PREFIX = "witness."
 
 
 class WitnessRecord(Part, frozen=True, kw_only=True):
-    """What a checkpoint's header says of its witnesses, beside which their tensors lie.
+    """A checkpoint header's description of its witnesses, whose tensors are in the same file.
 
-    `images` says how many there are, `source` what they are, `right` how many of them torch answered rightly;
+    `images` is their number, `source` says where they come from, `right` is the number of torch's right answers;
     `classes` is the SHA-256 of each language's class names in order.
     """
 
@@ -50,7 +50,7 @@ class Witnesses:
         images: uint8 [N, H, W, C], as the network takes them.
         labels: The true class of each, int64 [N].
         probabilities: Torch's answers after temperature, float32 [N, K].
-        framed: What the runtime makes of `framing_probes`, uint8 [M, H, W, C].
+        framed: The runtime's framing of `framing_probes`, uint8 [M, H, W, C].
     """
 
     images: NDArray[np.uint8]
@@ -63,7 +63,7 @@ class Witnesses:
 
     @property
     def right(self) -> int:
-        """How many are answered with their label."""
+        """The number of right answers."""
         return int((self.probabilities.argmax(axis=1) == self.labels).sum())
 
     def tensors(self) -> dict[str, Tensor]:
@@ -76,7 +76,7 @@ def choose(
 ) -> Witnesses:
     """At most `COUNT` of the images, spread over their classes: wrong ones, ones near a tie, and ordinary ones.
 
-    Only images that the runtime takes as they are: one whose ink it would judge otherwise would be another image there.
+    Only images that the runtime leaves unchanged: it would invert an image that looks like dark ink on light paper.
 
     Args:
         images: Images held out from training, uint8 [N, H, W, C].
@@ -90,7 +90,7 @@ def choose(
 
 
 def describe(witnesses: Witnesses, classes: Mapping[str, tuple[str, ...]], source: str) -> WitnessRecord:
-    """What the header says of witnesses that are `source`, of a network with these classes by language."""
+    """The header's description of witnesses from `source`, for a network with these classes by language."""
     digests = {language: class_digest(names) for language, names in classes.items()}
     return WitnessRecord(images=len(witnesses), source=source, right=witnesses.right, classes=digests)
 
@@ -101,7 +101,7 @@ def class_digest(names: tuple[str, ...]) -> str:
 
 
 def framed(images: NDArray[np.uint8], wanted: Input) -> NDArray[np.uint8]:
-    """What the runtime makes of the first `FRAMED` witnesses in another shape and ink, uint8 [M, H, W, C].
+    """The runtime's framing of the first `FRAMED` witnesses in another shape and ink, uint8 [M, H, W, C].
 
     Each is enlarged to twice its height and three times its width by repeating pixels, and every other one is inverted.
     """
@@ -115,9 +115,9 @@ def framed(images: NDArray[np.uint8], wanted: Input) -> NDArray[np.uint8]:
 
 
 def taken_out(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], Witnesses | None]:
-    """A file's tensors -> the network's own and the witnesses, where there are any.
+    """A file's tensors -> those of the network, and the witnesses if there are any.
 
-    Raises `ValueError` where they are not of a kind.
+    Raises `ValueError` if they do not fit together.
     """
     own = {name: value for name, value in state.items() if not name.startswith(_PREFIX)}
     found = {name.removeprefix(_PREFIX): value.numpy() for name, value in state.items() if name not in own}
@@ -155,16 +155,16 @@ def chosen_rows(
     unsure = np.argsort(margin, kind="stable")
     share = most / COUNT
     ordinary = max(most - round((WRONG + UNSURE) * share), 0)
-    # The ordinary ones come first: a consumer that looks at a few sees what most images are like.
+    # The ordinary ones come first: a reader that looks only at a few sees typical images.
     take(np.flatnonzero(right), ordinary)
     take(np.flatnonzero(~right), ordinary + round(WRONG * share))
     take(unsure[right[unsure]], most)
-    take(unsure, most)  # fewer wrong or right ones than wanted
+    take(unsure, most)  # fewer wrong or right ones than planned
     return list(rows)
 
 
 def _spread(candidates: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The candidates in turns of the classes: the first of each class, then the second of each."""
+    """The candidates in rounds: the first of each class, then the second of each class."""
     seen: dict[int, int] = {}
     turn = np.zeros(len(candidates), np.int64)
     for place, row in enumerate(candidates):

@@ -20,21 +20,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Does what was asked -> exit code."""
-    warnings.filterwarnings("ignore", module="PIL")  # its remarks on odd files; ours follow
+    warnings.filterwarnings("ignore", module="PIL")  # Pillow's warnings about odd files
     signals.import_numpy()
     formats = (*FORMATS, "json") if options.check else FORMATS
     if options.format not in formats:
         raise UsageError.unknown("format", options.format, formats)
     refuse_lonely(options)
     if options.json and not options.doctor:
-        raise UsageError("--json goes with --doctor; for records as JSON lines take --format jsonl")
+        raise UsageError("--json needs --doctor; for records as JSON lines use --format jsonl")
     for name, mode in MODES.items():
         if getattr(options, name):
             if options.inputs:
                 raise UsageError(f"--{name.replace('_', '-')} takes no inputs, found {options.inputs[0]!r}")
             if options.format == "csv":
-                raise UsageError(f"--{name.replace('_', '-')} has no form csv; leave --format out")
+                raise UsageError(f"--{name.replace('_', '-')} cannot write csv; leave out --format")
             return mode(options)
     if not options.inputs:
-        raise UsageError(f"no picture was named; name files, folders or globs, see {PROGRAM} --help")
+        raise UsageError(f"no image was named; name files, folders or globs, see {PROGRAM} --help")
     return classify_images(options)

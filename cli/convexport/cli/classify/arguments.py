@@ -15,38 +15,49 @@ FORMATS = ("text", "jsonl", "csv")
 # The exit code where some inputs could not be read.
 SOME_FAILED = 3
 EXAMPLES = """\
-  classify cat.png                                       one picture, with the only bundle under bundles/
-  classify --bundle bundles/vgg19-cifar10-fp16 photos/   a folder, and those in it
-  classify 'images/*.png' --format jsonl --top 3         one JSON line a picture
+  classify cat.png                                       one image, with the only bundle under bundles/
+  classify --bundle bundles/vgg19-cifar10-fp16 photos/   a folder, with the folders in it
+  classify 'images/*.png' --format jsonl --top 3         one JSON line for each image
   find . -name '*.jpg' -print0 | classify - --null --format csv --output labels.csv
   classify --lang fr plane.png                           labels in French
   classify --device cuda --backend tensorrt images/      this device and back end, or exit code 5
-  classify photos/ --sure 0.98 --keep-unsure unsure/      mark the doubtful ones, and copy them to label them
-  classify --check labelled/ --page check.html           is it as good on these pictures as the export measured?
+  classify photos/ --sure 0.98 --keep-unsure unsure/     mark unsure answers, and copy their images
+  classify --check labeled/ --page check.html            is the accuracy on these images the one that was measured?
   classify --self-test                                   does this machine compute what the export computed?
-  classify --info                                        what the bundle says of itself
-  classify --build-engine                                build this GPU's TensorRT engine ahead of time
-  classify --doctor                                      what can run on this machine, and what mends the rest
+  classify --info                                        a description of the bundle
+  classify --build-engine                                build this GPU's TensorRT engine in advance
+  classify --doctor                                      what can run on this machine, and how to fix the rest
 
 exit codes: 0 done, 2 wrong use, 3 some inputs could not be read, 4 bundle missing or damaged,
-5 device, back end or library not there, 6 the self-test failed or the check is worse, 130 interrupted (129 hung up,
-143 terminated), 141 the reader of the results went away"""
+5 device, back end or library missing, 6 the self-test failed or the accuracy is worse, 130 interrupted (129 hangup,
+143 terminated), 141 the program that reads the results has ended"""
 
 
 def parser() -> terminal.Parser:
     """The options of the command."""
-    result = terminal.Parser(PROGRAM, "Classifies pictures with the network of a bundle.", EXAMPLES)
+    result = terminal.Parser(PROGRAM, "Classifies images with the network of a bundle.", EXAMPLES)
     add = result.add_argument
-    add("inputs", nargs="*", metavar="INPUT", help="files, folders (searched through), globs; - reads names from stdin")
-    add("--null", action="store_true", help="names on stdin end with NUL, as find -print0 writes them")
+    add(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="files, folders (with all folders in them) and globs; - reads names from stdin",
+    )
+    add("--null", action="store_true", help="names on stdin end with NUL, as from find -print0")
     add("--bundle", metavar="PATH", help="folder or zip of the bundle; default: the only one under bundles/")
     add("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--backend", default="auto", help=f"auto, {_or(BACKENDS)} (default: %(default)s)")
-    add("--precision", default="auto", help=f"auto, or one that the bundle holds: {', '.join(PRECISIONS)}")
-    add("--batch", type=int, metavar="N", help="pictures computed at once; default: 64 on a CPU, 256 on a GPU")
-    add("--threads", type=int, metavar="N", help="threads of the CPU; default: one a core")
-    add("--workers", type=int, default=0, metavar="N", help="processes that read pictures for a fast GPU (default: 0)")
-    add("--top", type=int, metavar="K", help="classes a record lists; default: 1 in text, 3 in jsonl and csv")
+    add("--precision", default="auto", help=f"auto, or one in the bundle: {', '.join(PRECISIONS)}")
+    add("--batch", type=int, metavar="N", help="images computed at once; default: 64 on a CPU, 256 on a GPU")
+    add("--threads", type=int, metavar="N", help="threads of the CPU; default: one for each core")
+    add(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="additional processes that read images, for a fast GPU (default: 0)",
+    )
+    add("--top", type=int, metavar="K", help="classes in each record; default: 1 in text, 3 in jsonl and csv")
     add(
         "--lang",
         dest="language",
@@ -54,24 +65,28 @@ def parser() -> terminal.Parser:
         metavar="LANGUAGE",
         help="language of the labels (default: %(default)s)",
     )
-    add("--format", default="text", metavar="|".join(FORMATS), help="form of the results (default: %(default)s)")
-    add("--output", metavar="FILE", help="results go to this file, which appears when it is complete")
+    add("--format", default="text", metavar="|".join(FORMATS), help="format of the results (default: %(default)s)")
+    add("--output", metavar="FILE", help="write the results to this file, which appears when it is complete")
     add(
         "--sure",
         type=float,
         metavar="SHARE",
-        help="mark what is not sure, so that this share of the rest is right: 0.98",
+        help="mark answers that are not sure, so that this share of the others is right, such as 0.98",
     )
-    add("--keep-unsure", metavar="DIR", help="with --sure: copy unsure pictures there, ready to be labeled")
-    add("--at-most", type=int, metavar="N", help="with --keep-unsure: copy no more than these (default: 100)")
-    add("--page", metavar="FILE", help="with --check: write the result as an HTML page too")
+    add("--keep-unsure", metavar="DIR", help="with --sure: copy unsure images to this folder, ready to be labeled")
+    add("--at-most", type=int, metavar="N", help="with --keep-unsure: the most images to copy (default: 100)")
+    add("--page", metavar="FILE", help="with --check: also write the result as an HTML page")
     modes = result.add_mutually_exclusive_group()
-    modes.add_argument("--check", metavar="FOLDER", help="measure on class folders, or on a CSV of file and label")
-    modes.add_argument("--self-test", action="store_true", help="classify the bundle's golden images and compare")
+    modes.add_argument(
+        "--check", metavar="FOLDER", help="measure the accuracy on class folders, or on a CSV of file and label"
+    )
+    modes.add_argument("--self-test", action="store_true", help="compare the bundle's golden images with the export")
     modes.add_argument("--verify", action="store_true", help="compare every file of the bundle with its SHA-256")
-    modes.add_argument("--info", action="store_true", help="show what the bundle says of itself")
-    modes.add_argument("--build-engine", action="store_true", help="build this GPU's TensorRT engine ahead of time")
-    modes.add_argument("--doctor", action="store_true", help="what can run here, what cannot, and what mends it")
+    modes.add_argument("--info", action="store_true", help="show a description of the bundle")
+    modes.add_argument("--build-engine", action="store_true", help="build this GPU's TensorRT engine in advance")
+    modes.add_argument(
+        "--doctor", action="store_true", help="what can run on this machine, what cannot, and how to fix it"
+    )
     add("--json", action="store_true", help="with --doctor: the diagnosis as JSON")
     return result
 
@@ -82,11 +97,11 @@ def _or(names: Iterable[str]) -> str:
 
 
 def refuse_lonely(options: argparse.Namespace) -> None:
-    """Options that mean something beside another one only."""
+    """Refuses options without the option that they belong to."""
     for name, needed in (("page", "check"), ("keep_unsure", "sure"), ("at_most", "keep_unsure")):
         if getattr(options, name) is not None and getattr(options, needed) is None:
-            raise UsageError(f"--{name.replace('_', '-')} goes with --{needed.replace('_', '-')}")
+            raise UsageError(f"--{name.replace('_', '-')} needs --{needed.replace('_', '-')}")
     if options.at_most is not None and options.at_most < 1:
         raise UsageError(f"--at-most {options.at_most}: expected 1 or more")
     if options.null and "-" not in options.inputs:
-        raise UsageError("--null is about names on standard input", "add -, or leave it out")
+        raise UsageError("--null needs names on standard input", "add - as an input, or leave it out")

@@ -1,4 +1,4 @@
-"""The outcome of a check as one HTML page with everything in it: no script, no address to fetch from."""
+"""The result of a check as one self-contained HTML page without scripts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from convexport.runtime.errors import InputError
 from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Input
 
-# Up to so many classes the whole matrix is shown, else the pairs that were confused most.
+# With up to this many classes the whole matrix is shown, else the pairs that were confused most.
 MATRIX_CLASSES = 20
 _THUMBNAIL = Input(height=112, width=112, channels=3, framing="pad")
 _STYLE = """
@@ -46,7 +46,7 @@ def check_page(found: Check, labels: tuple[str, ...]) -> bytes:
         f"<h1>Check of {escape(found.bundle)}</h1>"
         f'<p class="verdict{kind}">{escape(first)}</p>{sentences}'
         f'<p class="soft">{escape(found.description)}{_left_out(found)}</p>'
-        f"<h2>Classes</h2>{_classes(found)}<h2>What was taken for what</h2>{_confusion(found, labels)}"
+        f"<h2>Classes</h2>{_classes(found)}<h2>Confusions</h2>{_confusion(found, labels)}"
         f"<h2>Worst images</h2>{_worst(found)}"
     )
     return (
@@ -58,7 +58,7 @@ def check_page(found: Check, labels: tuple[str, ...]) -> bytes:
 
 def _left_out(found: Check) -> str:
     words = [f"{found.failed:,} images could not be read"] * bool(found.failed)
-    words += [f"{found.unlabelled:,} had no label"] * bool(found.unlabelled)
+    words += [f"{found.unlabeled:,} had no label"] * bool(found.unlabeled)
     return "".join(f"; {word}" for word in words)
 
 
@@ -86,7 +86,7 @@ def _classes(found: Check) -> str:
 
 
 def _confusion(found: Check, labels: tuple[str, ...]) -> str:
-    """The matrix where it fits on a page, each cell as strong as its share of the class; else the commonest pairs."""
+    """The matrix if it fits on a page, each cell shaded by its share of the class; else the most frequent pairs."""
     if len(labels) > MATRIX_CLASSES:
         pairs = [
             [_name(labels[pair.truth]), _name(labels[pair.answer]), _cell(f"{pair.images:,}")]
@@ -116,7 +116,7 @@ def _picture(one: Wrong) -> str:
     words = f"{one.truth}, answered {one.answer} ({one.probability:.1%})"
     try:
         pixels, _ = load_image(one.input, _THUMBNAIL)
-    except InputError:  # gone since it was classified
+    except InputError:  # removed after it was classified
         image = ""
     else:
         stream = BytesIO()

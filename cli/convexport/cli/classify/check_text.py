@@ -1,4 +1,4 @@
-"""The outcome of a check as text for people."""
+"""The result of a check as text for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from convexport.runtime.text import printable
 
 
 def check_output(found: Check, labels: tuple[str, ...], form: str) -> bytes:
-    """What a check came to: as text, as `json` in lines for people too, or as one line of it, `jsonl`."""
+    """The result of a check: as text, as indented `json`, or as one line of it, `jsonl`."""
     if form == "text":
         return "".join(f"{line}\n" for line in check_lines(found, labels)).encode()
     line = msgspec.json.encode(found)
@@ -18,7 +18,7 @@ def check_output(found: Check, labels: tuple[str, ...], form: str) -> bytes:
 
 
 def check_lines(found: Check, labels: tuple[str, ...]) -> list[str]:
-    """The sentences first, then the classes, what was confused, and the worst images."""
+    """The sentences, the classes, the confusions, and the worst images."""
     lines = found.in_words()
     rows = [(one.label, f"{one.images:,}", f"{one.right:,}", f"{one.right / one.images:.1%}") for one in found.classes]
     lines += ["", *table(("class", "images", "right", "share"), rows)]

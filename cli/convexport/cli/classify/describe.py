@@ -10,9 +10,9 @@ from convexport.runtime.manifest import Engine, EngineGraph, Manifest, Variant, 
 from convexport.runtime.text import printable
 
 _FRAMING = {
-    "crop": "the middle of the picture, scaled",
-    "pad": "the whole picture, scaled, on black",
-    "stretch": "the whole picture, stretched",
+    "crop": "the middle of the image, scaled",
+    "pad": "the whole image, scaled, on black",
+    "stretch": "the whole image, stretched",
 }
 
 
@@ -38,13 +38,13 @@ def describe(bundle: Bundle) -> list[str]:
 
 def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     wants, trained = manifest.input, manifest.provenance
-    colour = "grey" if wants.channels == 1 else "RGB"
+    color = "gray" if wants.channels == 1 else "RGB"
     ink = ", dark ink on light paper is inverted" if wants.ink == "light-on-dark" else ""
     accuracy = trained.accuracy
     facts = [
         ("bundle", manifest.name),
         ("model", f"{manifest.model.name}, {manifest.model.parameters:,} parameters"),
-        ("input", f"{wants.width} x {wants.height} {colour}: {_FRAMING[wants.framing]}{ink}"),
+        ("input", f"{wants.width} x {wants.height} {color}: {_FRAMING[wants.framing]}{ink}"),
     ]
     facts += [(f"labels ({language})", ", ".join(labels)) for language, labels in manifest.labels.items()]
     facts.append(("trained on", f"{trained.dataset.title} ({trained.dataset.provenance})"))
@@ -72,14 +72,14 @@ def _graph(name: str, graph: Variant | EngineGraph, gate: Verification, manifest
 
 
 def _measured_on(gate: Verification) -> str:
-    """What the images were, and how many where that does not say it itself: "MNIST test set, all 10,000"."""
+    """The images, and their number if the description does not contain it: "MNIST test set, all 10,000"."""
     stated = [int(number.replace(",", "")) for number in re.findall(r"\b\d[\d,]*\b", gate.images_kind)]
     return gate.images_kind if gate.images in stated else f"{gate.images:,} x {gate.images_kind}"
 
 
 def _engine(engine: Engine, manifest: Manifest) -> tuple[str, ...]:
     key = engine.key
-    built = f"{key.flavour} {key.version}"
+    built = f"{key.flavor} {key.version}"
     return (engine.file, _megabytes(manifest, engine.file), key.precision, built, ", ".join(key.compute_capabilities))
 
 

@@ -10,7 +10,7 @@ from convexport.cli import terminal
 if TYPE_CHECKING:
     from convexport.runtime.backends.proof import GoldenResult
 
-# Of the golden images, how many a table shows that has no failures.
+# The most golden images in a table without failures.
 GOLDEN_SHOWN = 5
 
 
@@ -22,7 +22,7 @@ def golden_json(results: list[GoldenResult]) -> bytes:
 
 
 def golden_table(results: list[GoldenResult]) -> bytes:
-    """Every golden image that failed, then those nearest to their limit, and a line about all of them."""
+    """Every golden image that failed, then those nearest to their limit, and a summary line."""
     from convexport.runtime.text import printable
 
     by_failure = sorted(results, key=lambda r: (r.passed, -r.used))

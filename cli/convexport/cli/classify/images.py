@@ -1,4 +1,4 @@
-"""Images in, one record for each out: what `classify` does where no other mode is asked for."""
+"""Images in, one record for each out: the default mode of `classify`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from convexport.runtime.keeping import Keeper
     from convexport.runtime.records import Failure, Record
 
-# How long the inputs are counted before the first is read, where a bar is shown.
+# For how many seconds the inputs are counted for the progress bar, before the first is read.
 COUNT_SECONDS = 0.3
 AT_MOST = 100
 
@@ -55,7 +55,7 @@ def classify_images(options: argparse.Namespace) -> int:
     if keeper:
         remark(keeper.summary)
     if not total:
-        remark("standard input named no picture")
+        remark("standard input named no image")
     if failed:
         remark(f"{failed:,} of {total:,} inputs could not be read")
     return SOME_FAILED if failed else 0
@@ -64,7 +64,7 @@ def classify_images(options: argparse.Namespace) -> int:
 def _counted(
     names: Iterator[str | Failure | Pause], *, count: bool
 ) -> tuple[Iterator[str | Failure | Pause], int | None]:
-    """The names, and how many they are, if that is wanted and known soon: to look through folders takes time too."""
+    """The names, and their number if it is wanted and can be counted quickly."""
     if not count:
         return names, None
     first: list[str | Failure | Pause] = []
@@ -85,7 +85,7 @@ def _keeper(options: argparse.Namespace) -> Keeper | None:
 
 
 def _names(options: argparse.Namespace, idle: Callable[[], None]) -> Iterator[str | Pause]:
-    """The inputs, with the names on standard input in the place of `-`. `idle` is called before a wait for one."""
+    """The inputs, with `-` replaced by the names on standard input. `idle` is called before each wait for a name."""
     from convexport.cli.classify.names import names_on_stdin
 
     for name in options.inputs:
@@ -105,7 +105,7 @@ def _header(options: argparse.Namespace, classifier: Classifier) -> bytes:
 def _lines(
     records: Iterator[Record], options: argparse.Namespace, classifier: Classifier, *, on_terminal: bool
 ) -> Iterator[tuple[Record, bytes]]:
-    """Records with the bytes that show each. On a terminal, what it would obey in a name is escaped."""
+    """Records, each with its bytes to print. On a terminal, control characters in names are escaped."""
     from convexport.cli.classify.text_lines import text_lines
     from convexport.runtime.records import csv_line, json_line
     from convexport.runtime.text import json_printable, printable

@@ -12,16 +12,16 @@ from convexport.cli.classify.opening import bundle_asked_for, device_asked_for, 
 from convexport.runtime.errors import BundleError, GateRefused, UsageError
 
 
-def check_labelled(options: argparse.Namespace) -> int:
-    """Measures on labelled images, and compares with what the export measured."""
+def check_labeled(options: argparse.Namespace) -> int:
+    """Measures the accuracy on labeled images, and compares it with the export's."""
     from convexport.cli.classify.check_page import check_page
     from convexport.cli.classify.check_text import check_output
     from convexport.runtime.check import check
-    from convexport.runtime.labelled import labelled
+    from convexport.runtime.labeled import labeled
 
     with signals.working(), open_classifier(options) as classifier:
         remark(classifier.description)
-        found = check(classifier, labelled(options.check, classifier.manifest, options.language))
+        found = check(classifier, labeled(options.check, classifier.manifest, options.language))
         labels = classifier.labels
     with sink(options.output) as out:
         out.write(check_output(found, labels, options.format))
@@ -32,34 +32,34 @@ def check_labelled(options: argparse.Namespace) -> int:
         remark(f"{found.failed:,} of {found.failed + found.images:,} images could not be read")
     if found.verdict == "worse":
         raise GateRefused(
-            f"{found.accuracy:.2%} of {found.images:,} images are right, significantly worse than the export measured",
+            f"accuracy {found.accuracy:.2%} on {found.images:,} images, significantly worse than at export",
             f"look at the worst images, and see whether {PROGRAM} --self-test passes",
         )
     return SOME_FAILED if found.failed else 0
 
 
 def self_test(options: argparse.Namespace) -> int:
-    """Classifies the golden images, and compares with what the export computed."""
-    # What fails is to be shown and not passed over.
+    """Classifies the golden images, and compares the answers with the export's."""
+    # A back end that fails must be shown, not replaced.
     with signals.working(), open_classifier(options, prove=False) as classifier, sink(options.output) as out:
         classifier.bundle.verify()
         remark(classifier.description)
         place, results = classifier.bundle.path, classifier.self_test()
         if not results:
-            raise BundleError(f"{place}: no golden images to test with", "export the bundle again")
+            raise BundleError(f"{place}: it contains no golden images", "export the bundle again")
         out.write(golden_json(results) if options.format == "jsonl" else golden_table(results))
     wrong = sum(not result.passed for result in results)
     if wrong:
         raise GateRefused(
-            f"{wrong} of {len(results)} golden images differ from what the export computed",
-            "this device computes wrongly: try another --device, --backend or --precision",
+            f"{wrong} of {len(results)} golden images differ from the export",
+            "this device computes wrong answers; try another --device, --backend or --precision",
         )
-    remark(f"all {len(results)} golden images as at export; next: {PROGRAM} --bundle {place} PICTURE")
+    remark(f"all {len(results)} golden images as at export; next: {PROGRAM} --bundle {place} IMAGE")
     return 0
 
 
 def info(options: argparse.Namespace) -> int:
-    """Shows what the bundle says of itself."""
+    """Shows a description of the bundle."""
     import msgspec
 
     from convexport.cli.classify.describe import describe
@@ -83,7 +83,7 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def build_engine(options: argparse.Namespace) -> int:
-    """Builds this GPU's TensorRT engine ahead of time."""
+    """Builds this GPU's TensorRT engine in advance."""
     from convexport.runtime.backends.selection import choose_precision
     from convexport.runtime.backends.tensorrt.search import EngineRequest, build_ahead
     from convexport.runtime.devices import Device
@@ -105,12 +105,12 @@ def build_engine(options: argparse.Namespace) -> int:
         place = bundle.path
     with sink(options.output) as out:
         out.write(f"{plan.origin}: {len(plan.data):,} bytes, {precision}\n".encode())
-    remark(f"next: {PROGRAM} --bundle {place} --backend tensorrt PICTURE")
+    remark(f"next: {PROGRAM} --bundle {place} --backend tensorrt IMAGE")
     return 0
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Says what can run on this machine, what cannot, and what fixes it."""
+    """Shows what can run on this machine, what cannot, and how to fix it."""
     import msgspec
 
     from convexport.runtime.doctor import as_text, diagnose
@@ -128,8 +128,8 @@ MODES: dict[str, Callable[[argparse.Namespace], int]] = {
     "info": info,
     "verify": verify,
     "self_test": self_test,
-    "check": check_labelled,
+    "check": check_labeled,
     "build_engine": build_engine,
     "doctor": doctor,
 }
-"""Each mode by the name of its option."""
+"""The function of each mode, by the name of its option."""

@@ -1,4 +1,4 @@
-"""Names of pictures on standard input, as they come: whoever writes them slowly is answered meanwhile."""
+"""Names of images on standard input, which are classified while more names arrive."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections.abc import Callable, Iterator
 from io import UnsupportedOperation
 
 from convexport.runtime.errors import UsageError
-from convexport.runtime.images import is_picture
+from convexport.runtime.images import is_image
 from convexport.runtime.inputs import KINDS, PAUSE, Pause
 
-# A writer that is silent for so long gets the answers to what it has written.
+# Seconds of silence of a writer after which the names so far are classified.
 PAUSE_SECONDS = 0.02
 _PIECE = 1 << 16
 
 
 def names_on_stdin(*, null: bool, idle: Callable[[], None]) -> Iterator[str | Pause]:
-    """Names, one in each line or behind each NUL, without empty ones; `PAUSE` where the writer pauses.
+    """Names, one on each line or before each NUL, without empty ones; `PAUSE` when the writer pauses.
 
-    `idle` is called before a wait for the next name, when the answers to all before were given.
+    `idle` is called before each wait for a name, after the answers to all earlier ones.
 
     Raises:
-        UsageError: Standard input holds a picture, or names of the other kind.
+        UsageError: Standard input is an image, or its names are separated in the other way.
     """
     end, rest, begun = b"\0" if null else b"\n", b"", False
     for piece in _pieces():
@@ -46,22 +46,22 @@ def _name(line: bytes, *, null: bool) -> str:
 
 
 def _check(piece: bytes, *, null: bool) -> None:
-    if is_picture(piece):
+    if is_image(piece):
         raise UsageError(
-            f"standard input holds a picture, expected names of {KINDS} files", "name the picture's file in place of -"
+            f"standard input is an image, expected names of {KINDS} files", "give the name of the file instead of -"
         )
     if not null and b"\0" in piece:
-        raise UsageError("names on standard input end with NUL, expected one in each line", "add --null")
+        raise UsageError("names on standard input end with NUL, expected one on each line", "add --null")
 
 
 def _pieces() -> Iterator[bytes | None]:
     """Bytes of standard input as they come, and None once before each wait for more."""
     try:
         descriptor = sys.stdin.fileno()
-    except (AttributeError, UnsupportedOperation):  # replaced by a program
+    except (AttributeError, UnsupportedOperation):  # replaced by the calling program
         yield sys.stdin.read().encode(errors="surrogateescape")
         return
-    waits = os.name == "posix"  # elsewhere only sockets can be asked
+    waits = os.name == "posix"  # on other systems only sockets can be polled
     while True:
         if waits and not select.select([descriptor], [], [], PAUSE_SECONDS)[0]:
             yield None

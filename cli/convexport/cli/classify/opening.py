@@ -1,4 +1,4 @@
-"""What every mode of `classify` opens: the bundle, its classifier, and the place where results go."""
+"""Opens the bundle, its classifier, and the destination of results, for every mode of `classify`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def open_classifier(options: argparse.Namespace, *, prove: bool = True) -> Classifier:
-    """The classifier that the options ask for; what is to be said of its bundle goes to stderr."""
+    """The classifier of the options; remarks on its bundle go to stderr."""
     from convexport.runtime.classifier import Classifier
     from convexport.runtime.options import Options
 
@@ -31,7 +31,7 @@ def open_classifier(options: argparse.Namespace, *, prove: bool = True) -> Class
     if options.threads is not None:
         wanted["threads"] = options.threads
     if options.top is None:
-        # Where it is not sure, its candidates say more than its answer.
+        # For unsure answers, several candidates say more than one.
         wanted["top"] = 1 if options.format == "text" and options.sure is None else Options.top
     with _bundle(options) as path:
         classifier = Classifier(path, Options(**wanted, note=remark, prove=prove))
@@ -41,7 +41,7 @@ def open_classifier(options: argparse.Namespace, *, prove: bool = True) -> Class
 
 
 def bundle_asked_for(options: argparse.Namespace, *, verify: bool = False) -> Bundle:
-    """The bundle by its option or variable, opened; what is to be said of it goes to stderr."""
+    """The bundle of the option or variable, opened; remarks on it go to stderr."""
     from convexport.runtime.bundle import open_bundle
 
     with _bundle(options) as path:
@@ -52,7 +52,7 @@ def bundle_asked_for(options: argparse.Namespace, *, verify: bool = False) -> Bu
 
 
 def device_asked_for(options: argparse.Namespace) -> str:
-    """The device by its option, else by its variable. Raises `UsageError`."""
+    """The device of the option, else of the variable. Raises `UsageError`."""
     from convexport.runtime.devices import Device
 
     named = environment.value("CONVEXPORT_DEVICE")
@@ -65,17 +65,17 @@ def device_asked_for(options: argparse.Namespace) -> str:
 
 
 def _field_names(kind: type) -> list[str]:
-    """The options of the command that are called like the fields of `Options` go there."""
+    """The options of the command that are also fields of `Options`."""
     return [field.name for field in fields(kind)]
 
 
 @contextmanager
 def _bundle(options: argparse.Namespace) -> Iterator[str | Path]:
-    """The bundle's place, for a block that opens it: by its option, else by its variable, else the only one."""
+    """The bundle's path, for a block that opens it: of the option, else of the variable, else the only bundle."""
     from convexport.runtime.bundle import default_bundle
 
     named = environment.value("CONVEXPORT_BUNDLE")
-    # An empty option, as of a shell's variable that is not set, is a mistake and not the default.
+    # An empty option, such as an unset shell variable, is a mistake and not the default.
     if options.bundle is not None or named is None:
         yield default_bundle() if options.bundle is None else options.bundle
         return
@@ -85,7 +85,7 @@ def _bundle(options: argparse.Namespace) -> Iterator[str | Path]:
 
 @contextmanager
 def sink(output: str | None) -> Iterator[IO[bytes]]:
-    """Where results go: standard output, or a file that appears under its name only when it is complete."""
+    """The destination of results: standard output, or a file that appears only when it is complete."""
     with streams.writing("standard output" if output is None else f"--output {output}"), _opened(output) as out:
         yield out
         out.flush()
@@ -95,10 +95,10 @@ def _opened(output: str | None) -> AbstractContextManager[IO[bytes]]:
     if output is None:
         return nullcontext(sys.stdout.buffer)
     place = Path(output)
-    # A device or a pipe is written to as it is: renaming would put a file in its place.
+    # A device or a pipe is written to directly: renaming would replace it with a file.
     if place.exists() and not place.is_file():
         return place.open("wb")
-    # Where a link leads, the file is replaced and not the link, which may be /dev/stdout.
+    # The target of a link is replaced, not the link itself, which may be /dev/stdout.
     return atomic.replacing(Path(os.path.realpath(place)), writer=f".{os.getpid()}")
 
 

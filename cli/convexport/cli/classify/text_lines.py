@@ -1,4 +1,4 @@
-"""Records as text for people: one line a picture, in columns. A single picture is answered in words first."""
+"""Records as text for people: one line for each image, in columns. A single image gets a sentence first."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def text_lines(
 ) -> Iterator[tuple[Record, str]]:
     """Records, in order, with the text that shows each; the label column is as wide as the longest of `labels`.
 
-    Whether a picture is the only one is known when the next one comes: `live` records are shown without waiting for it.
+    Whether an image is the only one is known only when the next one comes; `live` records do not wait for that.
     """
     label_width = min(_WIDEST, max(_width(printable(label)) for label in labels))
     path_width = 0
@@ -58,7 +58,7 @@ def _padded(text: str, width: int) -> str:
 
 
 def _width(text: str) -> int:
-    """Columns on a terminal: two for the wide characters of East Asian scripts, none for combining marks."""
+    """Width on a terminal: two columns for the wide characters of East Asian scripts, none for combining marks."""
     if text.isascii():
         return len(text)
     wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)

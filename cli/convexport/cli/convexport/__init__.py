@@ -11,7 +11,7 @@ from convexport.cli.convexport.results import as_json, print_diagnosis, print_re
 from convexport.cli.convexport.wanted import export_options
 from convexport.cli.importing import libraries
 
-# Parts of the extras `export` and `cpu`: without one of them nothing can be exported.
+# From the extras `export` and `cpu`; all of them are required.
 NEEDED = {
     *("torch", "torchvision", "onnx", "onnxscript", "onnx_ir", "safetensors", "sklearn", "scipy", "filelock"),
     "onnxruntime",
@@ -19,7 +19,7 @@ NEEDED = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; gives its exit code."""
+    """The command -> its exit code."""
     return terminal.guard("convexport", lambda: run(parser().parse_args(argv)))
 
 
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         terminal.result(as_json({"bundle": str(result.path), "seconds": result.seconds, "manifest": result.manifest}))
     else:
         print_summary(result)
-    if options.triton:  # last: the bundle stands, whatever becomes of the repository
+    if options.triton:  # last: the bundle is complete even if this fails
         with signals.working():
             add_to_triton(result.path, options.triton)
     if runtime is not None:

@@ -14,27 +14,29 @@ OPTIONAL = tuple(name for name in PRECISIONS if name != "fp32")
 METHODS = ("minmax", "percentile", "entropy")
 ACTIVATIONS = ("uint8", "int8")
 PIXELS = ("0..1", "0..255", "-1..1")
-CHANNELS = ("rgb", "bgr", "grey")
+CHANNELS = ("rgb", "bgr", "gray")
 FRAMINGS = ("crop", "pad", "stretch")
 HEADS = ("softmax", "sigmoid")
 FILTERS = ("bilinear", "bicubic")
 EXAMPLES = """\
   convexport --model lenet5 --fp16                       checkpoints/lenet5-mnist.safetensors -> bundles/
   convexport --model vgg19 --precision fp16 int8         GPUs run fp16, CPUs the faster of fp32 and int8
-  convexport --model lenet5 --dataset digits             checkpoints/lenet5-digits.safetensors
+  convexport --model lenet5 --dataset digits             runs/lenet5-digits.safetensors, trained by convtrain
   convexport --model vgg19 --fp16 --verify-images all    the gate measures the whole test set
   convexport --checkpoint net.pth --model vgg16 --classes labels.txt \\
              --mean 0.4914 0.4822 0.4465 --std 0.2470 0.2435 0.2616 --dataset cifar10
 
-exit codes: 0 done, 2 wrong use, 4 checkpoint or data set missing or damaged, 5 library not there,
-6 the gate refused and no bundle was written, 130 interrupted (129 hung up, 143 terminated)
+exit codes: 0 done, 2 wrong use, 4 checkpoint or data set missing or damaged, 5 library missing,
+6 the gate refused and no bundle was written, 130 interrupted (129 hangup, 143 terminated)
 """
 
 
 def parser() -> terminal.Parser:
     """The command's options."""
     found = terminal.Parser(
-        "convexport", "Export an image classifier as a bundle whose accuracy was measured on the files in it.", EXAMPLES
+        "convexport",
+        "Exports an image classifier as a bundle and measures the accuracy of the exported files.",
+        EXAMPLES,
     )
     add = found.add_argument
     add(
@@ -43,63 +45,82 @@ def parser() -> terminal.Parser:
         help="lenet5, vgg19, mlp, cnn-..., torchvision:NAME, FILE.onnx, FILE.pt2, or "
         "module:PACKAGE_OR_FILE:FUNCTION, whose code is run",
     )
-    add("--dataset", metavar="NAME", help="what it was trained on, if not the network's usual one; a name or a folder")
+    add("--dataset", metavar="NAME", help="its data set, if not the network's usual one: a name or a folder")
     add(
         "--weights",
         "--checkpoint",
         type=Path,
         metavar="FILE",
         dest="checkpoint",
-        help="checkpoints/MODEL-DATASET.safetensors, a .pth; with torchvision also DEFAULT",
+        help="a checkpoint, .pth or .safetensors file (MODEL-DATASET.safetensors in runs/ or checkpoints/); "
+        "for torchvision also DEFAULT",
     )
-    add("--precision", nargs="+", default=[], metavar="NAME", help=f"variants beside fp32: {', '.join(OPTIONAL)}")
+    add("--precision", nargs="+", default=[], metavar="NAME", help=f"variants besides fp32: {', '.join(OPTIONAL)}")
     for name in OPTIONAL:
         add(f"--{name}", action="append_const", const=name, dest="named", help=f"short for --precision {name}")
     add("--verify-images", type=_count, metavar="N|all", help="images the gate measures (2000, fewer if slow)")
-    add("--out", type=Path, default=Path("bundles"), metavar="DIR", help="where the bundle goes (bundles)")
-    add("--data", metavar="DIR", help="root of the data sets ($CONVEXPORT_DATA, else data)")
+    add("--out", type=Path, default=Path("bundles"), metavar="DIR", help="folder for the bundle (bundles)")
+    add("--data", metavar="DIR", help="folder of the data sets ($CONVEXPORT_DATA, else data)")
     add("--force", action="store_true", help="replace a bundle that was exported from another checkpoint")
     add("--triton", type=Path, metavar="DIR", help="add the bundle's models to this Triton model repository")
-    add("--web", action="store_true", help="write the bundle as a web page, too, which works offline")
-    add("--web-precision", choices=(*PRECISIONS,), metavar="NAME", help="the variant in the page (the smallest file)")
-    add("--web-runtime", type=Path, metavar="DIR", help="an unpacked onnxruntime-web for the page (npm brings it)")
-    add("--json", action="store_true", help="the manifest, or what the gate refused, as JSON on stdout")
+    add("--web", action="store_true", help="also write the bundle as a web page that works offline")
+    add("--web-precision", choices=(*PRECISIONS,), metavar="NAME", help="variant in the web page (the smallest)")
+    add(
+        "--web-runtime",
+        type=Path,
+        metavar="DIR",
+        help="unpacked onnxruntime-web for the web page (downloaded with npm)",
+    )
+    add("--json", action="store_true", help="write the manifest, or the failed measurements, as JSON to stdout")
     group = found.add_argument_group("TensorRT engines").add_argument
-    group("--tensorrt", action=argparse.BooleanOptionalAction, help="build them (where the library is installed)")
-    group("--tensorrt-flavour", metavar="NAME", help="tensorrt or tensorrt_rtx, if both are installed")
-    group("--compute-capability", nargs="+", default=[], metavar="X.Y", help="GPUs an RTX plan is for (8.0 to 12.1)")
-    group = found.add_argument_group("a network made elsewhere (weights are loaded without running code)").add_argument
+    group("--tensorrt", action=argparse.BooleanOptionalAction, help="build engines (if the library is installed)")
+    group("--tensorrt-flavor", metavar="NAME", help="tensorrt or tensorrt_rtx, if both are installed")
+    group("--tensorrt-flavour", dest="tensorrt_flavor", help=argparse.SUPPRESS)  # as version 0.1 spelled it
+    group("--compute-capability", nargs="+", default=[], metavar="X.Y", help="target GPUs of an RTX plan (8.0 to 12.1)")
+    group = found.add_argument_group(
+        "a network from another project (weights are loaded without running code)"
+    ).add_argument
     group(
         "--classes",
         type=Path,
         metavar="FILE",
-        help="labels in the order of the outputs (text, JSON, YAML), or imagenet",
+        help="file of labels in the order of the outputs (text, JSON or YAML), or imagenet",
     )
-    group("--mean", type=_numbers, nargs="+", metavar="X", help="for each channel, of pixels from 0 to 1")
-    group("--std", type=_numbers, nargs="+", metavar="X", help="for each channel, of pixels from 0 to 1")
-    group("--pixels", choices=PIXELS, help="the range that mean and std are of, or that the network takes (0..1)")
-    group("--channels", choices=CHANNELS, help="the order of its channels (rgb)")
+    group("--mean", type=_numbers, nargs="+", metavar="X", help="mean of each channel, for pixels from 0 to 1")
     group(
-        "--size", type=_positive, nargs="+", metavar="N", help="pixels of its pictures: one number, or height and width"
+        "--std",
+        type=_numbers,
+        nargs="+",
+        metavar="X",
+        help="standard deviation of each channel, for pixels from 0 to 1",
     )
-    group("--framing", choices=FRAMINGS, help="how a picture is brought to that shape (crop)")
+    group("--pixels", choices=PIXELS, help="range of pixels for --mean and --std, or of the network's input (0..1)")
+    group("--channels", choices=CHANNELS, help="order of the network's channels (rgb)")
+    group(
+        "--size",
+        type=_positive,
+        nargs="+",
+        metavar="N",
+        help="size of the network's images in pixels: one number, or height and width",
+    )
+    group("--framing", choices=FRAMINGS, help="how an image is fitted to that size (crop)")
     group(
         "--crop",
         type=float,
         metavar="X",
-        help="the share of the shorter side that is kept, as 0.875 for 224 of 256 (1)",
+        help="share of the shorter side that is kept, such as 0.875 for 224 of 256 (1)",
     )
-    group("--filter", choices=FILTERS, help="how pictures are scaled (bicubic)")
-    group("--arguments", metavar="JSON", help="what the function of module: is called with")
-    group("--output", metavar="NAME", help="which of several outputs of an ONNX file holds the answer")
-    group("--state", metavar="KEY", help="which of several state dicts in a file, such as ema")
+    group("--filter", choices=FILTERS, help="interpolation for resizing (bicubic)")
+    group("--arguments", metavar="JSON", help="arguments for the function of module:")
+    group("--output", metavar="NAME", help="the output with the answer, if an ONNX file has several")
+    group("--state", metavar="KEY", help="the state dict, such as ema, if a file has several")
     group("--activation", choices=HEADS, help="sigmoid if an image may have several labels (softmax)")
     group("--thresholds", type=_numbers, nargs="+", metavar="X", help="from which probability it has each label (0.5)")
     group(
         "--verify-data",
         type=Path,
         metavar="PATH",
-        help="labelled pictures: class folders, or a CSV of file and label, index or labels",
+        help="labeled images: class folders, or a CSV of file and label, index or labels",
     )
     group("--accuracy", type=float, metavar="X", help="what it reaches on them, as 0.846; sigmoid: its mAP")
     group("--diagnose", action="store_true", help="export nothing: say which preprocessing fits the labelled pictures")
@@ -112,9 +133,9 @@ def parser() -> terminal.Parser:
     group("--calibration-data", type=Path, metavar="DIR", help="pictures that int8 is calibrated on")
     group = found.add_argument_group("calibration of INT8").add_argument
     group("--calibration", default="minmax", metavar="METHOD", help=f"{', '.join(METHODS)} (minmax)")
-    group("--calibration-images", type=_positive, default=256, metavar="N", help="training images (256)")
+    group("--calibration-images", type=_positive, default=256, metavar="N", help="number of images (256)")
     group("--activations", default="uint8", metavar="TYPE", help=f"{' or '.join(ACTIVATIONS)} (uint8)")
-    group("--keep-float", nargs="+", default=[], metavar="NODE", help="nodes of the graph that are not quantised")
+    group("--keep-float", nargs="+", default=[], metavar="NODE", help="nodes of the graph to keep in float")
     return found
 
 
@@ -124,7 +145,7 @@ def _count(text: str) -> int:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return int(text)
 
 
@@ -132,4 +153,4 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",") if part]
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from error

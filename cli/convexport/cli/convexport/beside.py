@@ -1,4 +1,4 @@
-"""What an export makes beside the bundle where it is asked to: a web page, and models in a Triton repository."""
+"""The optional results of an export besides the bundle: a web page, and models in a Triton repository."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def web_runtime_asked_for(options: argparse.Namespace) -> WebRuntime | None:
-    """The files that a page needs, before the work that a page without them would waste."""
+    """The runtime files of a page, checked before the export's work."""
     if not options.web:
         if options.web_runtime or options.web_precision:
-            raise UsageError("--web-runtime and --web-precision describe a web page", "add --web")
+            raise UsageError("--web-runtime and --web-precision are only for a web page", "add --web")
         return None
     if options.web_precision not in (None, "fp32", *precisions_asked_for(options)):
         raise UsageError(
-            f"--web-precision {options.web_precision} is no variant of this export",
+            f"--web-precision {options.web_precision} is not a variant of this export",
             f"add --precision {options.web_precision}",
         )
     from convexport.export.web.runtime import web_runtime

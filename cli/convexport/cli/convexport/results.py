@@ -1,4 +1,4 @@
-"""What `convexport` prints of an export: a summary of the bundle, or what the gate measured when it refused."""
+"""The output of `convexport`: a summary of the bundle, or the gate's measurements after a refusal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def print_summary(result: ExportResult) -> None:
-    """What the gate measured, the engines, the flips, and the next command."""
+    """The gate's measurements, the engines, the flips, and the next command."""
     manifest = result.manifest
     found = manifest.variants["fp32"].verification
     terminal.result(f"compared with torch float32 on {found.images_kind}")
@@ -38,7 +38,7 @@ def print_summary(result: ExportResult) -> None:
         terminal.result(f"  {line}")
     for engine in manifest.engines:
         key = engine.key
-        where = "not run: no GPU of that kind here" if engine.verification is None else "run on this GPU"
+        where = "not run, because there is no such GPU here" if engine.verification is None else "run on this GPU"
         terminal.result(
             f"engine      {engine.file}  {manifest.files[engine.file].bytes:,} bytes, {key.precision} for compute "
             f"capability {', '.join(key.compute_capabilities)}, {where}"
@@ -71,7 +71,7 @@ def _share(value: float | None) -> str:
 
 
 def print_refusal(refusal: Refusal, *, in_json: bool) -> None:
-    """What the gate measured, the failed measures marked, and the causes that were tried."""
+    """The gate's measurements, with the failed ones marked, and the causes that were tried."""
     result, diagnosis = refusal.result, refusal.diagnosis
     if in_json:
         causes = {} if diagnosis is None else {"diagnosis": diagnosis}

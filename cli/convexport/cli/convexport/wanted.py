@@ -1,4 +1,4 @@
-"""The options of `convexport` -> what the export is asked for. What excludes each other is refused here."""
+"""The options of `convexport` -> the options of the export. Options that exclude each other are refused here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from convexport.export.passes.quantize import Int8Options
     from convexport.export.sources.stated import Foreign
 
-# Options that describe a network made elsewhere.
+# Options that describe a network from another project.
 STATED = (
     "classes",
     "mean",
@@ -38,7 +38,7 @@ STATED = (
 
 
 def export_options(options: argparse.Namespace) -> ExportOptions:
-    """What the export is asked for. Raises `UsageError` for what is unknown, or goes with nothing else given."""
+    """The options of the export. Raises `UsageError` for unknown values and for options that do not fit together."""
     from convexport.export.options import ExportOptions
     from convexport.export.sources.checkpoint import Source
     from convexport.training.datasets import data_root
@@ -61,7 +61,7 @@ def export_options(options: argparse.Namespace) -> ExportOptions:
 
 
 def precisions_asked_for(options: argparse.Namespace) -> tuple[Precision, ...]:
-    """The precisions in the table's order, however they were named. Raises `UsageError`."""
+    """The precisions, in the table's order. Raises `UsageError`."""
     wanted = {*options.precision, *(options.named or ())}
     for name in wanted:
         if name not in PRECISIONS:
@@ -72,17 +72,17 @@ def precisions_asked_for(options: argparse.Namespace) -> tuple[Precision, ...]:
 def _engines(options: argparse.Namespace) -> EngineOptions | None:
     from convexport.export.engines import EngineOptions
 
-    named = bool(options.tensorrt_flavour or options.compute_capability)
+    named = bool(options.tensorrt_flavor or options.compute_capability)
     if options.tensorrt is False:
         if named:
-            raise UsageError("--no-tensorrt with --tensorrt-flavour or --compute-capability", "leave one of them out")
+            raise UsageError("--no-tensorrt with --tensorrt-flavor or --compute-capability", "leave one of them out")
         return None
     for text in options.compute_capability:
         if not all(part.isdecimal() for part in text.split(".")) or text.count(".") != 1:
-            raise UsageError(f"compute capability {text!r} is none", "expected one like 8.6")
+            raise UsageError(f"{text!r} is not a compute capability", "expected one like 8.6")
     return EngineOptions(
         required=bool(options.tensorrt) or named,
-        flavour=options.tensorrt_flavour,
+        flavor=options.tensorrt_flavor,
         compute_capabilities=tuple(options.compute_capability),
     )
 
@@ -93,7 +93,9 @@ def _calibration(options: argparse.Namespace, precisions: tuple[Precision, ...])
     if "int8" not in precisions:
         for name in ("calibration", "calibration_images", "activations", "keep_float"):
             if getattr(options, name) != parser().get_default(name):
-                raise UsageError(f"--{name.replace('_', '-')} does nothing without --int8", "add it, or leave this out")
+                raise UsageError(
+                    f"--{name.replace('_', '-')} has no effect without --int8", "add --int8, or leave it out"
+                )
     if options.calibration not in METHODS:
         raise UsageError.unknown("calibration", options.calibration, METHODS)
     if options.activations not in ACTIVATIONS:
@@ -114,7 +116,7 @@ def _foreign(options: argparse.Namespace) -> Foreign | None:
     if not given:
         return None
     if options.accuracy is not None and options.verify_data is None:
-        raise UsageError("--accuracy without --verify-data", "name the labelled pictures that it was measured on")
+        raise UsageError("--accuracy without --verify-data", "add the labeled images on which it was measured")
     if options.size is not None and len(options.size) > 2:
         raise UsageError(f"--size {' '.join(map(str, options.size))}: expected one number, or height and width")
     if options.classes is not None:
@@ -134,7 +136,7 @@ def _json_object(text: str) -> dict[str, object]:
         found = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise UsageError(
-            f"--arguments {text} is no JSON ({first_line(error)})", "quote it, as '{\"classes\": 7}'"
+            f"--arguments {text} is not JSON ({first_line(error)})", "quote it, as '{\"classes\": 7}'"
         ) from error
     if not isinstance(found, dict):
         raise UsageError(f"--arguments {text}: expected an object", "write it as '{\"classes\": 7}'")

@@ -12,7 +12,7 @@ class GraphPass(Protocol):
     """Changes an ONNX model in one way."""
 
     def __call__(self, model: onnx.ModelProto) -> None:
-        """Changes `model` in place. Raises `convexport.runtime.errors` where that cannot be done."""
+        """Changes `model` in place. Raises an error of `convexport.runtime.errors` if that is impossible."""
 
 
 def apply(passes: Iterable[GraphPass], model: onnx.ModelProto) -> bytes:

@@ -19,7 +19,7 @@ IR_VERSION = 10
 
 @dataclass(frozen=True)
 class Describe:
-    """A `GraphPass`: producer, IR version, the network's name, and `metadata_props` from what is known of it."""
+    """A `GraphPass`: producer, IR version, the network's name, and `metadata_props` from its facts."""
 
     facts: Facts
     precision: Precision
@@ -32,7 +32,7 @@ class Describe:
         model.graph.name = facts.name
         properties = {
             "convexport.input": f"{INPUT}: uint8 [batch, {size.height}, {size.width}, {size.channels}], "
-            f"pixels 0 to 255, {'RGB' if size.channels == 3 else 'grey'}",
+            f"pixels 0 to 255, {'RGB' if size.channels == 3 else 'gray'}",
             "convexport.output": f"{OUTPUT}: float32 [batch, {len(facts.classes['en'])}], rows sum to 1",
             "convexport.framing": size.framing,
             "convexport.ink": size.ink,
@@ -49,7 +49,7 @@ def properties_of(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def set_properties(model: onnx.ModelProto, properties: dict[str, str]) -> None:
-    """Writes `metadata_props`, sorted by key, in place of those there."""
+    """Replaces `metadata_props`, sorted by key."""
     model.ClearField("metadata_props")
     for key in sorted(properties):
         model.metadata_props.add(key=key, value=properties[key])

@@ -1,4 +1,4 @@
-"""Makes a graph that was exported for one batch size take any: the input's first dimension, and constant shapes."""
+"""Lets a graph that was exported for one batch size take any: the input's first dimension, and constant shapes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ BATCH = "batch"
 
 
 def static_batch(model: onnx.ModelProto) -> int | None:
-    """The batch size that the graph's input states; None where it is free."""
+    """The batch size of the graph's input; None if it is dynamic."""
     first = model.graph.input[0].type.tensor_type.shape.dim[0]
     return first.dim_value if first.HasField("dim_value") and first.dim_value > 0 else None
 
 
 def make_batch_dynamic(model: onnx.ModelProto) -> None:
-    """A `GraphPass`: whether the result is right is for the caller to prove, with batches of several sizes.
+    """A `GraphPass`. The caller must check the result with batches of several sizes.
 
     A constant shape of a `Reshape` that begins with the batch size is freed: 0 takes over the dimension of
     the input where -1 stands elsewhere already.
@@ -35,7 +35,7 @@ def make_batch_dynamic(model: onnx.ModelProto) -> None:
         if len(values) > 1 and values[0] == size:
             values[0] = 0 if (values[1:] == -1).any() else -1
             shape.CopyFrom(numpy_helper.from_array(values, shape.name))
-        if len(values) > 1 and values[0] == 0:  # a 0 that is meant as one would make a shape without values
+        if len(values) > 1 and values[0] == 0:  # with allowzero, 0 means an empty dimension
             kept = [attribute for attribute in node.attribute if attribute.name != "allowzero"]
             node.ClearField("attribute")
             node.attribute.extend(kept)

@@ -1,4 +1,4 @@
-"""Folds batch norm into the convolution before it: in our own networks before the trace, in others' in the graph."""
+"""Folds batch norm into the convolution before it: before the trace in our own networks, in the graph in others."""
 
 from __future__ import annotations
 

@@ -10,10 +10,10 @@ from convexport.export.passes.names import subgraphs
 from convexport.export.passes.shell import ANSWER, FRONT, PIXELS, PREFIX
 from convexport.runtime.errors import UsageError
 
-# Inputs that ONNX wants in float32, whatever the data are: by operator, the places.
+# Positions of inputs, by operator, that ONNX requires in float32 whatever the data type.
 FLOAT32_INPUTS = {"Resize": (1, 2), "Upsample": (1,)}
 _LARGEST = 65504.0
-# Beyond it stands for "minus infinity" in a mask, and must not become one: infinity times 0 is no number.
+# A value beyond it means "minus infinity" in a mask, but must stay finite: infinity times 0 is NaN.
 _MASK = 1e30
 
 
@@ -50,7 +50,7 @@ def half(model: onnx.ModelProto) -> None:
 
 
 def convert_tensor(tensor: onnx.TensorProto) -> None:
-    """Float32 values to float16 in place; what stands for minus infinity in a mask becomes the smallest number."""
+    """Float32 values to float16 in place; a mask's "minus infinity" becomes the smallest finite number."""
     if tensor.data_type != TensorProto.FLOAT:
         return
     values = numpy_helper.to_array(tensor)
@@ -62,7 +62,7 @@ def convert_tensor(tensor: onnx.TensorProto) -> None:
 
 
 def _float32_values(nodes: list[onnx.NodeProto]) -> set[str]:
-    """Names of values that stay float32 since an operator takes nothing else there."""
+    """Names of values that stay float32 because an operator requires it."""
     return {
         node.input[place] for node in nodes for place in FLOAT32_INPUTS.get(node.op_type, ()) if place < len(node.input)
     }
@@ -70,7 +70,10 @@ def _float32_values(nodes: list[onnx.NodeProto]) -> set[str]:
 
 def _convert_node(node: onnx.NodeProto) -> None:
     if any(True for _ in subgraphs(node)):
-        raise UsageError(f"node {node.name!r} is a branch or a loop, which fp16 does not reach", "export without fp16")
+        raise UsageError(
+            f"node {node.name!r} is a branch or a loop, which the fp16 conversion does not support",
+            "export without fp16",
+        )
     for attribute in node.attribute:
         if attribute.name in {"to", "dtype"} and attribute.i == TensorProto.FLOAT:
             attribute.i = TensorProto.FLOAT16

@@ -1,4 +1,4 @@
-"""Values of a graph under other names, in its subgraphs too."""
+"""Renames values of a graph, also in its subgraphs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import onnx
 
 
 def rename_values(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
-    """Gives values of `graph` other names, wherever they are made or read; `names` maps old ones to new ones."""
+    """Renames values of `graph` where they are written and read; `names` maps old names to new names."""
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         value.name = names.get(value.name, value.name)
     for node in graph.node:

@@ -1,7 +1,7 @@
 """Quantizes an fp32 graph to INT8 as QDQ, by onnxruntime's static quantization.
 
-The front shell stays float, weights are signed and have a scale per channel. There are two forms, since TensorRT
-refuses what makes a CPU fast (docs/decisions/0011), and the one for CPUs has weights of 7 bits (docs/decisions/0012).
+The front shell stays float, weights are signed and have a scale per channel. There are two forms, because TensorRT
+refuses what is fast on a CPU (docs/decisions/0011), and the one for CPUs has weights of 7 bits (docs/decisions/0012).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Int8Options:
 
     Attributes:
         method: How the range of an activation is found.
-        images: How many training images are looked at.
+        images: The number of training images to use.
         percentile: The share of values, in percent, that the method `percentile` keeps.
         activations: The element type of activations in the graph for CPUs.
         exclude: Names of nodes that stay float.
@@ -49,11 +49,11 @@ class Int8Options:
 
 @dataclass(frozen=True)
 class Form:
-    """One form of INT8: what `quantize_static` is told beside the calibration.
+    """One form of INT8: the arguments of `quantize_static` besides the calibration.
 
     Attributes:
         operators: The kinds of node whose inputs and outputs are quantized.
-        reduce_range: Whether weights have 7 bits in place of 8.
+        reduce_range: Whether weights have 7 bits instead of 8.
         activations: The element type of activations; None leaves it to `Int8Options`.
         extra: More options of onnxruntime's quantizer.
     """
@@ -64,16 +64,18 @@ class Form:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-# The operators that onnxruntime's CPU provider has 8-bit kernels for; the front shell (Sub, Mul) is none of them.
+# The operators for which onnxruntime's CPU provider has 8-bit kernels; those of the front shell (Sub, Mul) have none.
 # 7 bits: on CPUs without VNNI the sum of two products of uint8 and int8 is kept in 16 bits and saturates. It cannot
 # with weights up to 64: 2 * 255 * 64 < 2^15.
-# A Clip (ReLU6) gives the convolution before it its range: without it EfficientNet-Lite0 lost 7 points of accuracy.
+# A Clip (ReLU6) determines the range of the convolution before it: without it EfficientNet-Lite0 lost 7 points of
+# accuracy.
 FOR_CPU = Form(
     ("Conv", "Gemm", "MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Relu", "Clip", "Add", "Tanh", "Selu"),
     reduce_range=True,
 )
 # TensorRT's parser takes zero points of 0 and float biases only. Only what the products read is quantized: TensorRT
-# computes bias, activation and pooling with the product that they follow, and a quantization between would part them.
+# computes bias, activation and pooling with the product that they follow, and a quantization in between would separate
+# them.
 FOR_TENSORRT = Form(
     COMPUTE,
     reduce_range=False,
@@ -93,7 +95,7 @@ def quantize(fp32: bytes, images: NDArray[np.uint8], options: Int8Options, form:
 
     Raises:
         UsageError: A node of `options.exclude` is not in the graph.
-        StorageError: The temporary folder has no room.
+        StorageError: The temporary folder is full.
     """
     model = onnx.load_from_string(fp32)
     nodes = {node.name: node.op_type for node in model.graph.node}
@@ -101,7 +103,7 @@ def quantize(fp32: bytes, images: NDArray[np.uint8], options: Int8Options, form:
         if name not in nodes:
             raise UsageError.unknown("node", name, [node for node, kind in nodes.items() if kind in COMPUTE])
     properties = properties_of(model)
-    # Shapes are inferred and batch norms folded already, which is all that the library's own preparation would do.
+    # Shapes are inferred and batch norms folded already, so the library's own preparation would change nothing.
     set_properties(model, {**properties, "onnx.quant.pre_process": "onnxruntime.quant"})
     with _temporary_folder() as folder:
         source, target = folder / "fp32.onnx", folder / "int8.onnx"
@@ -148,14 +150,14 @@ def _quantize_file(source: Path, target: Path, images: NDArray[np.uint8], option
 
 @contextmanager
 def _temporary_folder() -> Iterator[Path]:
-    """onnxruntime quantizes from file to file. Raises `StorageError` where they find no room."""
+    """onnxruntime quantizes from file to file. Raises `StorageError` if the disk is full."""
     try:
         with tempfile.TemporaryDirectory(prefix="convexport-") as folder:
             yield Path(folder)
     except OSError as error:
         raise StorageError(
             f"int8 is made in the temporary folder, which cannot be written ({first_line(error)})",
-            "make room, or name another with TMPDIR",
+            "free some disk space, or name another folder with TMPDIR",
         ) from error
 
 

@@ -13,10 +13,10 @@ from convexport.export.passes.describe import INPUT, OUTPUT
 from convexport.export.passes.names import rename_values
 from convexport.export.sources.network import Facts
 
-# Every node and value of the shell begins so; everything else is the network's.
+# The names of the shell's nodes and values begin with this; all other names are the network's.
 PREFIX = "shell."
-PIXELS = "shell.pixels"  # what the network takes
-ANSWER = "shell.answer"  # what it gives
+PIXELS = "shell.pixels"  # the network's input
+ANSWER = "shell.answer"  # its output
 FRONT = 4  # nodes in front of the network
 
 
@@ -45,14 +45,14 @@ class Shell:
                 graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))
 
     def _front(self, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-        """Two nodes of arithmetic in place of three: (pixel - 255 mean) * (1 / (255 std))."""
+        """Two arithmetic nodes instead of three: (pixel - 255 mean) * (1 / (255 std))."""
         normalization = self.facts.normalization
         mean, std = (np.array(values, np.float64) for values in (normalization.mean, normalization.std))
         for name, values in (("shell.offset", 255 * mean), ("shell.scale", 1 / (255 * std))):
             graph.initializer.append(numpy_helper.from_array(values.astype(np.float32).reshape(1, -1, 1, 1), name))
         return [
             _node("Cast", ["images"], "shell.cast", to=TensorProto.FLOAT),
-            _node("Transpose", ["shell.cast"], "shell.planes", perm=[0, 3, 1, 2]),  # TensorRT transposes no uint8
+            _node("Transpose", ["shell.cast"], "shell.planes", perm=[0, 3, 1, 2]),  # TensorRT cannot transpose uint8
             _node("Sub", ["shell.planes", "shell.offset"], "shell.centered"),
             _node("Mul", ["shell.centered", "shell.scale"], PIXELS),
         ]

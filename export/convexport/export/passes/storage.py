@@ -1,6 +1,6 @@
-"""Emulates FP16 storage: what a GPU's half precision does to every stored tensor, found on a CPU.
+"""Emulates FP16 storage on a CPU: the effect of a GPU's half precision on every stored tensor.
 
-A CPU computes an FP16 graph in float32, so a network that overflows on a GPU passes there (docs/decisions/0005). Here
+A CPU computes an FP16 graph in float32, so a network that overflows on a GPU works there (docs/decisions/0005). Here
 every float16 value of the graph that ships is rounded, the additions of residuals included.
 """
 
@@ -26,7 +26,7 @@ _LARGEST = ".largest"
 
 @dataclass(frozen=True)
 class WeightStorage:
-    """What FP16 does to one weight tensor: values beyond its range, and shares of the non-zero values that become
+    """The effect of FP16 on one weight tensor: values beyond its range, and shares of the non-zero values that become
     subnormal (they lose bits) or zero."""
 
     overflowed: int
@@ -35,7 +35,7 @@ class WeightStorage:
 
 
 def weight_storage(values: NDArray[np.float32]) -> WeightStorage:
-    """What storing float32 `values` in FP16 does to them."""
+    """The effect of storing float32 `values` in FP16."""
     size = np.abs(values)
     with np.errstate(over="ignore"):
         stored = size.astype(np.float16).astype(np.float32)
@@ -52,8 +52,8 @@ def emulate_storage(model: onnx.ModelProto) -> list[str]:
     """A `GraphPass` on a graph in float16: it computes in float32, and every value that was float16 is rounded to it.
 
     Returns:
-        The names of the rounded values. The graph gives the largest |value| of each before it was rounded, as one more
-        output of its name and `.largest`.
+        The names of the rounded values. For each, the graph has one more output, named with `.largest`: its largest
+        |value| before rounding.
     """
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     half = {
@@ -108,7 +108,7 @@ def _widen(tensor: onnx.TensorProto) -> None:
 
 
 def _widen_node(node: onnx.NodeProto) -> None:
-    assert not any(True for _ in subgraphs(node))  # the half pass takes none
+    assert not any(True for _ in subgraphs(node))  # the half pass accepts none
     for attribute in node.attribute:
         if attribute.name in {"to", "dtype"} and attribute.i == TensorProto.FLOAT16:
             attribute.i = TensorProto.FLOAT
@@ -118,13 +118,13 @@ def _widen_node(node: onnx.NodeProto) -> None:
 
 @dataclass
 class Fp16Emulation:
-    """An FP16 graph that overflows where a GPU overflows, at the price of float32.
+    """An FP16 graph that overflows exactly if it overflows on a GPU, at the speed of float32.
 
     Attributes:
         fp16: The bytes of the graph that ships.
-        fp32: Those of the float32 graph that it was made from: what its weights were.
-        largest: The largest |value| of each stored tensor before it was stored, over all pictures seen.
-        weights: What became of each weight tensor.
+        fp32: The bytes of the float32 graph that it was made from, with the original weights.
+        largest: The largest |value| of each stored tensor before storage, over all images.
+        weights: The effect on each weight tensor.
     """
 
     fp16: bytes
@@ -151,7 +151,7 @@ class Fp16Emulation:
         return float("inf") if any(weight.overflowed for weight in self.weights.values()) else 0.0
 
     def details(self) -> dict[str, Any]:
-        """For `Variant.details`: each tensor's largest |activation| and each weight's shares, as JSON takes them."""
+        """For `Variant.details`: each tensor's largest |activation| and each weight's shares, as JSON values."""
         return {
             "headroom": self.headroom,
             "largest_activation": self.largest,
@@ -169,14 +169,14 @@ class Fp16Emulation:
             found, *largest = self._session.run(names, {INPUT: images[start : start + _BATCH]})
             rows.append(found)
             for name, value in zip(self._rounded, largest, strict=True):
-                # A NaN comes from an infinity before it; as the largest value it stays the largest.
+                # A NaN comes from an earlier infinity; once a maximum is NaN it stays NaN.
                 size = float(value) if value == value else float("inf")
                 self.largest[name] = max(self.largest.get(name, 0.0), size)
         return np.concatenate(rows)
 
 
 def _session(data: bytes) -> Any:
-    """Without optimizations: they take a cast there and back for nothing."""
+    """Without optimizations, which would remove a cast there and back."""
     ort = import_library("onnxruntime")
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

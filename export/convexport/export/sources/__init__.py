@@ -1,1 +1,1 @@
-"""Origins: one file for each kind of thing that an export can start from. Each gives a `Network`."""
+"""Origins: one file for each kind of thing that an export can start from. Each returns a `Network`."""

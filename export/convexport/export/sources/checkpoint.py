@@ -23,11 +23,13 @@ from convexport.training import datasets, models
 from convexport.training.checkpoint import FORMAT, Checkpoint, Header, load, load_foreign
 
 UNKNOWN = "unknown"
+# Where convtrain writes by default; the folder `checkpoints` has those that come with convexport.
+TRAINED = Path("runs")
 
 
 @dataclass(frozen=True)
 class Source:
-    """Which checkpoint: by `path`, else by `model` and `dataset` under `folder`. `foreign` describes a state dict."""
+    """Which checkpoint: `path`, else the file of `model` and `dataset`. `foreign` describes a state dict."""
 
     model: str | None = None
     dataset: str | None = None
@@ -79,16 +81,16 @@ def load_checkpoint(source: Source) -> Checkpoint:
     checkpoint = load(source.path if source.path is not None else _by_name(source))
     header = checkpoint.header
     if source.model not in (None, header.model):
-        raise UsageError(f"checkpoint {header.name} holds {header.model}, not {source.model}", "leave out --model")
+        raise UsageError(f"checkpoint {header.name} contains {header.model}, not {source.model}", "leave out --model")
     if not header.classes.get("en"):
         raise CheckpointError(f"checkpoint {header.name}: it names no classes", "train again")
     return _checked(checkpoint)
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, whose header and weights describe one network. Raises `CheckpointError`."""
+    """The checkpoint, after checks of its header and weights. Raises `CheckpointError`."""
     header = checkpoint.header
-    # The bundle's folder is called after it: a name from elsewhere must not lead out of --out.
+    # It becomes the name of the bundle's folder, and must not lead out of --out.
     if not header.name.isprintable() or not header.name or set(header.name) & set("/\\"):
         raise CheckpointError(f"checkpoint name {header.name!r}: expected the name of a folder", "train again")
     where, channels = f"checkpoint {header.name}", header.input.channels
@@ -104,7 +106,7 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     for language, labels in header.classes.items():
         if len(labels) != outputs:
             raise CheckpointError(
-                f"{where}: {len(labels)} classes in {language!r}, its network tells {outputs} apart", "train again"
+                f"{where}: {len(labels)} classes in {language!r}, its network has {outputs}", "train again"
             )
         if not all(label and label.isprintable() for label in labels):
             raise CheckpointError(f"{where}: its classes {list(labels)} are not one line each", "train again")
@@ -112,54 +114,60 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _outputs(checkpoint: Checkpoint) -> int:
-    """How many classes the network tells apart. Raises `CheckpointError` where it cannot answer to its own input."""
+    """The number of classes of the network. Raises `CheckpointError` if it cannot process its own input."""
     header = checkpoint.header
     where, size = f"checkpoint {header.name}", header.input
     try:
         network = checkpoint.network()
     except (RuntimeError, UsageError) as error:
-        raise CheckpointError(f"{where}: its network cannot be made ({first_line(error)})", "train again") from error
+        raise CheckpointError(f"{where}: its network cannot be built ({first_line(error)})", "train again") from error
     for key, value in network.state_dict().items():
         if not torch.isfinite(value).all():
-            raise CheckpointError(f"{where}: tensor {key!r} holds NaN or infinity", "train again")
+            raise CheckpointError(f"{where}: tensor {key!r} contains NaN or infinity", "train again")
     try:
         with torch.no_grad():
             return int(network(torch.zeros(1, size.channels, size.height, size.width)).shape[1])
     except RuntimeError as error:
         shape = [size.height, size.width, size.channels]
         raise CheckpointError(
-            f"{where}: {header.model} takes no {shape} ({first_line(error)})", "train again"
+            f"{where}: {header.model} does not accept {shape} ({first_line(error)})", "train again"
         ) from error
 
 
 def _by_name(source: Source) -> Path:
     if source.model is None:
         raise UsageError(
-            "no network is named",
+            "no network was named",
             f"name one with --model, or its file with --checkpoint; known: {', '.join(models.MODELS)}",
         )
     dataset = source.dataset or models.entry(source.model).dataset
     path = source.folder / f"{source.model}-{Path(dataset).absolute().name}.safetensors"
-    if path.is_file():
-        return path
+    places = [path] if source.folder != Source.folder else [TRAINED / path.name, path]
+    found = [place for place in places if place.is_file()]
+    if len(found) > 1:
+        raise UsageError(f"there are two checkpoints: {found[0]} and {found[1]}", "choose one with --checkpoint")
+    if found:
+        return found[0]
     if source.folder == Source.folder and (inside := shipped.installed(path.stem)):
         return inside
     there = sorted(file.stem for file in source.folder.glob("*.safetensors"))
     near = get_close_matches(path.stem, there, n=1, cutoff=0.5)
-    hint = f" (there is {source.folder / near[0]}.safetensors)" if near else ""
+    hint = f" ({source.folder / near[0]}.safetensors exists)" if near else ""
     extra = f" --dataset {dataset}" if source.dataset else ""
     get = shipped.where_to_get(path.stem, f"convtrain --model {source.model}{extra}")
-    raise CheckpointError(f"checkpoint {path} is not there", f"{get}, or name another file with --checkpoint{hint}")
+    raise CheckpointError(f"checkpoint {path} does not exist", f"{get}, or name another file with --checkpoint{hint}")
 
 
 def _foreign(source: Source, facts: Foreign) -> Checkpoint:
     if source.path is None or source.model is None:
-        raise UsageError("--classes, --mean and --std describe a state dict", "name it with --checkpoint and --model")
+        raise UsageError(
+            "--classes, --mean and --std are only for a state dict", "name the state dict with --checkpoint and --model"
+        )
     entry = models.entry(source.model)
     if not facts.classes or facts.mean is None or facts.std is None:
         missing = [f"--{name}" for name in ("classes", "mean", "std") if not getattr(facts, name)]
         raise UsageError(
-            f"a state dict made elsewhere needs --classes, --mean and --std, of which {', '.join(missing)} is missing"
+            f"a state dict from another project needs --classes, --mean and --std; missing: {', '.join(missing)}"
         )
     channels = len(facts.mean)
     numbers = (*facts.mean, *facts.std)
@@ -173,7 +181,9 @@ def _foreign(source: Source, facts: Foreign) -> Checkpoint:
             f"--mean {list(facts.mean)} --std {list(facts.std)}: expected 1 or 3 numbers each, std above 0"
         )
     if len(facts.classes) < 2:
-        raise UsageError(f"--classes holds {len(facts.classes)} labels, expected two or more", "write one in each line")
+        raise UsageError(
+            f"--classes contains {len(facts.classes)} labels, expected two or more", "write one in each line"
+        )
     arguments = {"classes": len(facts.classes), "channels": channels}
     found, sha256 = load_foreign(source.path)
     state = _without_needless_biases(found, models.build(source.model, arguments).state_dict())
@@ -189,7 +199,7 @@ def _foreign(source: Source, facts: Foreign) -> Checkpoint:
         dataset=DatasetFacts(
             name=source.dataset or UNKNOWN,
             title=source.dataset or "data not stated",
-            provenance=f"state dict {source.path.name}, made elsewhere",
+            provenance=f"state dict {source.path.name}, from another project",
         ),
         recipe={},
         accuracy=Accuracy(),
@@ -214,11 +224,11 @@ def _without_needless_biases(found: dict[str, Tensor], expected: dict[str, Tenso
     return state
 
 
-def labelled_set(facts: Facts, wanted: str | None, root: Path) -> datasets.Dataset | None:
-    """The data set by the name given, else the network's own; None where that is not one we can load.
+def labeled_set(facts: Facts, wanted: str | None, root: Path) -> datasets.Dataset | None:
+    """The data set of the given name, else the network's own; None if it is not one that can be loaded.
 
-    A checkpoint names no folder of this disk: its data set is one of ours, or the user names it. Nothing is read yet.
-    Raises `UsageError` for an unknown name that was given.
+    A checkpoint never names a folder of this disk: its data set is one of ours, or the user names it. Nothing is read
+    yet. Raises `UsageError` for an unknown given name.
     """
     name = wanted or facts.dataset.name
     if wanted is None and name not in datasets.DATASETS:

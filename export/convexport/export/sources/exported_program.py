@@ -1,4 +1,4 @@
-"""Origin `FILE.pt2`: a program of torch.export. torch makes a graph of it, and the rest is as with an ONNX file."""
+"""Origin `FILE.pt2`: a program of torch.export. torch converts it to a graph, treated like an ONNX file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from convexport.runtime.errors import CheckpointError, first_line
 
 
 def open_exported_program(path: Path, stated: Foreign) -> Network:
-    """The network of an exported program; its batch may be static. Raises as `open_onnx` does."""
+    """The network of an exported program; its batch may be static. Raises the errors of `open_onnx`."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -29,7 +29,7 @@ def open_exported_program(path: Path, stated: Foreign) -> Network:
             program = torch.export.load(io.BytesIO(data))
         except (RuntimeError, ValueError, KeyError, OSError, AssertionError) as error:
             raise CheckpointError(
-                f"{path} is no exported program ({first_line(error)})", "make it with torch.export.save"
+                f"{path} is not an exported program ({first_line(error)})", "make it with torch.export.save"
             ) from error
         made = torch.onnx.export(program, (), dynamo=True, external_data=False, opset_version=OPSET, verbose=False)
     assert made is not None

@@ -1,4 +1,4 @@
-"""A torch module of somebody else's, with its weights and what is known of it -> a `Network`."""
+"""A torch module from another project, with its weights and its facts -> a `Network`."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Origin:
     """Where a module comes from.
 
     Attributes:
-        model: What leads back to it: "torchvision:resnet18".
-        name: What its bundle is called after.
+        model: Its name for the record: "torchvision:resnet18".
+        name: The beginning of its bundle's name.
         provenance: Where its weights come from, in a sentence.
-        sha256: Of the file of its weights; empty where it had none.
-        remarks: What was found when it was read.
+        sha256: Of the file of its weights; empty if it had none.
+        remarks: Remarks from reading it.
     """
 
     model: str
@@ -43,8 +43,8 @@ def network_of(module: nn.Module, origin: Origin, stated: Foreign, known: Known)
     """The module as a `Network`.
 
     Raises:
-        UsageError: Something that has to be stated is not, or cannot be.
-        CheckpointError: The module is no classifier of such pictures.
+        UsageError: A required fact was not stated, or a stated fact is impossible.
+        CheckpointError: The module is not a classifier of such images.
     """
     where = origin.model
     size = facts_stated.input_of(stated, known, where)
@@ -52,7 +52,7 @@ def network_of(module: nn.Module, origin: Origin, stated: Foreign, known: Known)
     whole = OneAnswer(module.float().cpu(), bgr=stated.bgr).eval()
     for key, value in module.state_dict().items():
         if not np.isfinite(value.numpy()).all():
-            raise CheckpointError(f"{where}: tensor {key!r} holds NaN or infinity", "train again")
+            raise CheckpointError(f"{where}: tensor {key!r} contains NaN or infinity", "train again")
     outputs = classes_of(whole, size, where)
     answers, activation = answers_of(whole, size, stated.activation, where)
     facts = Facts(
@@ -74,7 +74,7 @@ def network_of(module: nn.Module, origin: Origin, stated: Foreign, known: Known)
 
 
 def data_of(provenance: str) -> Dataset:
-    """The data set of a network that does not say what it was trained on."""
+    """The data set entry of a network that does not name its data set."""
     return Dataset(name=UNKNOWN, title="data not stated", provenance=provenance)
 
 
@@ -88,7 +88,7 @@ def sha256_of(module: nn.Module) -> str:
 
 
 def name_of(model: str, path: Path | None) -> str:
-    """What a bundle is called after: the network's name, and the file of its weights."""
+    """The beginning of a bundle's name: the network's name, and the file of its weights."""
     last = model.rpartition(":")[2].rpartition(".")[2] if ":" in model else Path(model).stem
     name = last if path is None or path.stem == last else f"{last}-{path.stem}"
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name).strip(".-") or "network"

@@ -20,10 +20,10 @@ def read_labels(path: Path) -> tuple[str, ...]:
     """Labels in the order of the outputs. Two may be equal: ImageNet has two cranes.
 
     Args:
-        path: The file; `imagenet` where there is none of that name gives ImageNet's 1,000 classes.
+        path: The file. `imagenet`, if no file has that name, means ImageNet's 1,000 classes.
 
     Raises:
-        UsageError: It cannot be read, or what it holds are no labels.
+        UsageError: It cannot be read, or its content is not labels.
     """
     if str(path) == "imagenet" and not path.exists():
         return imagenet()
@@ -33,7 +33,7 @@ def read_labels(path: Path) -> tuple[str, ...]:
             found = json.loads(text)
         except ValueError as error:
             raise UsageError(
-                f"--classes {path} begins like JSON and is none ({first_line(error)})",
+                f"--classes {path} begins like JSON but is not JSON ({first_line(error)})",
                 "write one label in each line, or a JSON list",
             ) from error
         return _checked(_from_json(found, path), path)
@@ -64,18 +64,20 @@ def _text(path: Path) -> str:
 
 def _checked(labels: list[str], path: Path, *, is_text: bool = False) -> tuple[str, ...]:
     if len(labels) < 2:
-        raise UsageError(f"--classes {path} holds {len(labels)} labels, expected two or more", "write one in each line")
+        raise UsageError(
+            f"--classes {path} contains {len(labels)} labels, expected two or more", "write one in each line"
+        )
     for label in labels:
         if not label or not label.isprintable() or (is_text and _SYNTAX.fullmatch(label)):
             raise UsageError(
-                f"--classes {path}: {label[:80]!r} is no label", "write one label in each line, or valid JSON"
+                f"--classes {path}: {label[:80]!r} is not a label", "write one label in each line, or valid JSON"
             )
     if is_text:
         for pattern, what in ((_NUMBERED, "a number"), (_SYNSET, "a WordNet number")):
             if all(pattern.match(label) for label in labels):
                 raise UsageError(
                     f"--classes {path}: each line begins with {what}, as in {labels[0]!r}",
-                    f"write the labels alone, in order: sed -E 's/^[^ :,;]+[ :,;]+//' {path} > labels.txt",
+                    f"write only the labels, in order: sed -E 's/^[^ :,;]+[ :,;]+//' {path} > labels.txt",
                 )
     return tuple(labels)
 
@@ -101,12 +103,12 @@ def _from_json(found: Any, path: Path) -> list[str]:
     labels: list[Any] = [value[-1] if isinstance(value, list) and value else value for value in found]
     wrong = next((label for label in labels if not isinstance(label, str)), None)
     if wrong is not None:
-        raise UsageError(f"--classes {path}: {str(wrong)[:80]!r} is no label", "write a list of strings")
+        raise UsageError(f"--classes {path}: {str(wrong)[:80]!r} is not a label", "write a list of strings")
     return [label.strip() for label in labels]
 
 
 def _from_yaml(lines: list[str], path: Path) -> list[str]:
-    """`names:` as ultralytics and its relatives write it: a list in brackets, of lines, or lines with numbers."""
+    """`names:` as ultralytics and similar tools write it: a list in brackets, of lines, or lines with numbers."""
     start = next(number for number, line in enumerate(lines) if re.match(r"names\s*:", line))
     inline = lines[start].partition(":")[2].strip()
     if inline:
@@ -121,7 +123,7 @@ def _from_yaml(lines: list[str], path: Path) -> list[str]:
         if match is None:
             break
         if match[2] is not None and int(match[2]) != len(labels):
-            raise UsageError(f"--classes {path}: number {match[2]} where {len(labels)} is next", "number them from 0")
+            raise UsageError(f"--classes {path}: number {match[2]}, expected {len(labels)}", "number them from 0")
         labels.append(_unquoted(match[1] or match[3]))
     return labels
 

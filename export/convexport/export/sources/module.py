@@ -1,4 +1,4 @@
-"""Origin `module:`: a function of the user's own code that gives a torch module. It runs that code."""
+"""Origin `module:`: a function of the user's own code that returns a torch module. It runs that code."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _EXPECTED = "name it as module:package.module:function, or module:path/to/file.p
 
 
 def open_module(what: str, path: Path | None, stated: Foreign) -> Network:
-    """The network that a function of the user's gives.
+    """The network that a user's function returns.
 
     Args:
         what: `module:package.module:function` or `module:path/to/file.py:function`; a function may be `Class.method`.
-        path: A file with its weights; None where the function loads them itself.
-        stated: What else is known of it, and the function's arguments.
+        path: A file with its weights; None if the function loads them itself.
+        stated: Other stated facts, and the function's arguments.
 
     Raises:
-        UsageError: There is no such function, or it does not take the arguments or gives no module.
+        UsageError: There is no such function, or it does not accept the arguments, or does not return a module.
         CheckpointError: Its weights do not fit.
     """
     place, _, function = what.removeprefix(PREFIX).rpartition(":")
@@ -46,10 +46,10 @@ def open_module(what: str, path: Path | None, stated: Foreign) -> Network:
     except TypeError as error:
         raise UsageError(
             f"--model {what} cannot be called with {stated.arguments} ({first_line(error)})",
-            """state its arguments as JSON, as in --arguments '{"classes": 7}'""",
+            """give its arguments as JSON, such as --arguments '{"classes": 7}'""",
         ) from error
     if not isinstance(module, nn.Module):
-        raise UsageError(f"--model {what} gives a {type(module).__name__}, expected a torch.nn.Module")
+        raise UsageError(f"--model {what} returned a {type(module).__name__}, expected a torch.nn.Module")
     provenance, sha256 = f"made by {place}:{function}", ""
     remarks: tuple[str, ...] = ()
     if path is not None:

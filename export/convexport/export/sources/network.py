@@ -1,4 +1,4 @@
-"""`Network`: what an export starts from, whatever kind of thing it was. Every step after it is the same code."""
+"""`Network`: what an export starts from, whatever its origin. Every later step is the same code."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ Answers = Literal["logits", "probabilities"]
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of a network.
+    """The facts about a network.
 
     Attributes:
         name: What the bundle is called after.
-        model: The architecture, in words that lead back to it: "lenet5", "torchvision:resnet18", "net.onnx".
+        model: The architecture: "lenet5", "torchvision:resnet18", "net.onnx".
         arguments: What the architecture was built with.
         parameters: How many values the network has learned.
         classes: Labels by language, in the order of the outputs; `en` is always there.
-        input: The size that it takes, and how a picture is brought to that size.
+        input: The size that it takes, and how an image is resized to it.
         normalization: `(pixel / 255 - mean) / std`, in the order red, green, blue.
         answers: What its outputs are. Behind probabilities there is no second softmax, and no second sigmoid.
         activation: What makes probabilities of its logits: `sigmoid` where an image may have several labels.
         thresholds: From which probability an image has each label; empty where that is 0.5 for all, or one label wins.
-        dataset: What it was trained on, as far as that is known.
-        accuracy: What is said of its accuracy.
+        dataset: What it was trained on, as far as it is known.
+        accuracy: Its stated accuracy.
         sha256: Of the file that holds its weights, or of the weights themselves.
-        recipe: How it was trained, where its own checkpoint says so.
+        recipe: How it was trained, if its own checkpoint says so.
         seed: The seed of that training.
         git_commit: The commit of that training.
         versions: Versions of libraries at that training.
@@ -73,9 +73,9 @@ class Network(ABC):
     """An image classifier of any origin.
 
     Attributes:
-        facts: What is known of it.
-        remarks: What a person should know of how it was read, each a line.
-        stated_accuracy: What it is said to reach on the pictures that it is verified with.
+        facts: The facts about it.
+        remarks: What a user should know about how it was read, one line each.
+        stated_accuracy: Its stated accuracy on the images that it is verified with.
     """
 
     facts: Facts
@@ -97,7 +97,7 @@ class Network(ABC):
     def core(self) -> onnx.ModelProto:
         """The float32 graph from normalized pixels [batch, C, H, W] to `facts.answers` [batch, K], of its own copy.
 
-        It has one input and one output, a dynamic batch, and no batch of another size in any of its constants.
+        It has one input, one output and a dynamic batch; no constant depends on a batch size.
         """
 
     @property
@@ -107,5 +107,5 @@ class Network(ABC):
 
     @property
     def dead(self) -> int:
-        """How many weight tensors are zeros that cannot be meant; 0 where that is not known."""
+        """How many weight tensors are all zeros by mistake; 0 if unknown."""
         return 0

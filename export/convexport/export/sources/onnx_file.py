@@ -1,4 +1,4 @@
-"""Origin `FILE.onnx`: a graph that another tool wrote. It answers as it is, through ONNX Runtime, in its own type."""
+"""Origin `FILE.onnx`: a graph that another tool wrote. The file itself, run by ONNX Runtime, is the reference."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from convexport.runtime.errors import CheckpointError, UsageError, first_line
 from convexport.runtime.manifest import Input
 from convexport.training import evaluate
 
-OLDEST_OPSET, UPGRADED_OPSET = 13, 17  # before 13, a softmax is another one, and weights have no scale per channel
+OLDEST_OPSET, UPGRADED_OPSET = 13, 17  # before 13, Softmax has other semantics, and weights have no scale per channel
 _TYPES: dict[int, Any] = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.UINT8: np.uint8}
 _PROOF = (1, 2, 3, 7)
 _LARGEST_FILE = 2 << 30
@@ -38,16 +38,16 @@ _ERRORS = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImp
 
 @dataclass(frozen=True)
 class Signature:
-    """How the file takes pictures and gives answers.
+    """The form of the file's input and output.
 
     Attributes:
         input: The name of its input.
         output: The name of the output that holds the answer.
         layout: `NCHW` or `NHWC`.
         dtype: The element type of its input.
-        size: Height and width; None where they are free.
+        size: Height and width; None if they are dynamic.
         channels: 1 or 3.
-        batch: The batch size that it was made for; None where it is free.
+        batch: The batch size that it was made for; None if it is dynamic.
         bgr: Whether it takes blue first.
     """
 
@@ -89,19 +89,19 @@ def normalized(images: NDArray[np.uint8], facts: Facts) -> NDArray[np.float32]:
 
 
 class Runner:
-    """The file as it is: normalized float32 [N, C, H, W] in, its answers float32 [N, K] out."""
+    """The unchanged file: normalized float32 [N, C, H, W] in, its answers float32 [N, K] out."""
 
     def __init__(self, data: bytes, signature: Signature) -> None:
         self.signature = signature
         ort = import_library("onnxruntime")
         options = ort.SessionOptions()
-        options.log_severity_level = 4  # what it has to say comes as an exception as well
+        options.log_severity_level = 4  # its messages are in its exceptions, too
         state = import_library("onnxruntime.capi.onnxruntime_pybind11_state")
         self._errors = tuple(getattr(state, name) for name in _ERRORS)
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except self._errors as error:
-            raise CheckpointError(f"ONNX Runtime does not take it ({first_line(error)})") from error
+            raise CheckpointError(f"ONNX Runtime cannot run it ({first_line(error)})") from error
 
     def __call__(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         signature = self.signature
@@ -131,8 +131,8 @@ def open_onnx(path: Path, stated: Foreign) -> Network:
     """The network of an ONNX file.
 
     Raises:
-        UsageError: Something that has to be stated is not, or cannot be.
-        CheckpointError: The file is damaged, or no classifier of images.
+        UsageError: A required fact was not stated, or a stated fact is impossible.
+        CheckpointError: The file is damaged, or not a classifier of images.
     """
     model, sha256 = _load(path)
     return network_of_graph(model, path, sha256, stated)
@@ -152,10 +152,11 @@ def network_of_graph(model: onnx.ModelProto, path: Path, sha256: str, stated: Fo
         answers = run(noise)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{where}: it takes no picture of {size.height} x {size.width} ({error.message})", "state another --size"
+            f"{where}: it does not accept images of {size.height} x {size.width} ({error.message})",
+            "give another --size",
         ) from error
     if answers.shape[1] < 2:
-        raise CheckpointError(f"{where}: it gives one number for each picture", "export a network with two classes")
+        raise CheckpointError(f"{where}: it returns one number for each image", "export a network with two classes")
     core = _core_of(model, signature, size, answers.shape[1])
     kind, activation = kind_of_answers(answers, stated.activation, where)
     taken_off = kind == "probabilities" and activation == "softmax" and _takes_softmax_off(core)
@@ -169,9 +170,7 @@ def network_of_graph(model: onnx.ModelProto, path: Path, sha256: str, stated: Fo
         answers="logits" if taken_off else kind,
         activation=activation,
         thresholds=facts_stated.thresholds_of(stated, activation, answers.shape[1]),
-        dataset=data_of(
-            f"ONNX file {path.name}, made elsewhere by {model.producer_name or 'a tool that is not named'}"
-        ),
+        dataset=data_of(f"ONNX file {path.name}, made elsewhere by {model.producer_name or 'an unnamed tool'}"),
         sha256=sha256,
     )
     _prove(core, run, noise, taken_off=taken_off, where=where)
@@ -180,7 +179,7 @@ def network_of_graph(model: onnx.ModelProto, path: Path, sha256: str, stated: Fo
 
 
 class _BehindSoftmax(OnnxNetwork):
-    """A file that ends in a softmax: it answers with probabilities, while the core ends before it."""
+    """A file that ends in a softmax: it returns probabilities, while its core ends before the softmax."""
 
     def reference(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self._run(normalized(images, self.facts))
@@ -194,7 +193,7 @@ def _load(path: Path) -> tuple[onnx.ModelProto, str]:
         raise CheckpointError(f"{path} cannot be read ({first_line(error)})", "check the path") from error
     if size > _LARGEST_FILE:
         raise CheckpointError(
-            f"{path} has {size:,} bytes, and an ONNX file {_LARGEST_FILE:,} at most", "give one with external data"
+            f"{path} has {size:,} bytes, and an ONNX file {_LARGEST_FILE:,} at most", "use one with external data"
         )
     what = not_weights(data)
     if what is not None and what[0] != "it is an ONNX file":
@@ -204,16 +203,16 @@ def _load(path: Path) -> tuple[onnx.ModelProto, str]:
         load_external_data_for_model(model, str(path.parent))
         onnx.checker.check_model(model)
     except DecodeError as error:
-        raise CheckpointError(f"{path} is no ONNX file, or a damaged one", "get it again") from error
+        raise CheckpointError(f"{path} is not an ONNX file, or is damaged", "download or copy it again") from error
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is no valid ONNX file ({first_line(error)})", "export it again") from error
+        raise CheckpointError(f"{path} is not a valid ONNX file ({first_line(error)})", "export it again") from error
     if not model.graph.node:
-        raise CheckpointError(f"{path} is no ONNX file, or an empty one", "export it again")
+        raise CheckpointError(f"{path} is not an ONNX file, or is empty", "export it again")
     return _recent(model, path), hashlib.sha256(data).hexdigest()
 
 
 def _recent(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """The model with an opset that the passes know."""
+    """The model with an opset that the passes support."""
     opset = next((one.version for one in model.opset_import if one.domain in {"", "ai.onnx"}), 0)
     if opset >= OLDEST_OPSET:
         return model
@@ -221,7 +220,7 @@ def _recent(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         return onnx.version_converter.convert_version(model, UPGRADED_OPSET)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{path}: opset {opset} cannot be brought to {UPGRADED_OPSET} ({first_line(error)})",
+            f"{path}: opset {opset} cannot be upgraded to {UPGRADED_OPSET} ({first_line(error)})",
             f"export it again with opset {OLDEST_OPSET} or later",
         ) from error
 
@@ -232,19 +231,19 @@ def _signature(model: onnx.ModelProto, stated: Foreign, where: str) -> Signature
     shapes = {value.name: _shape(value) for value in inputs}
     if len(inputs) != 1:
         names = ", ".join(f"{name} {_words(shape)}" for name, shape in shapes.items()) or "none"
-        raise CheckpointError(f"{where}: it has {len(inputs)} inputs ({names}), expected one, of pictures")
+        raise CheckpointError(f"{where}: it has {len(inputs)} inputs ({names}), expected one, of images")
     (value,) = inputs
     shape, kind = shapes[value.name], value.type.tensor_type.elem_type
     if len(shape) != 4 or kind not in _TYPES:
         raise CheckpointError(
             f"{where}: its input {value.name} is {TensorProto.DataType.Name(kind).lower()} {_words(shape)}, expected "
-            "pictures: float32, float16 or uint8 [batch, channels, height, width] or [batch, height, width, channels]",
+            "images: float32, float16 or uint8 [batch, channels, height, width] or [batch, height, width, channels]",
             "export a network that classifies images",
         )
     layout, channels = ("NCHW", shape[1]) if shape[1] in (1, 3) else ("NHWC", shape[3])
     if channels not in (1, 3):
         raise CheckpointError(
-            f"{where}: its input {_words(shape)} has neither 1 nor 3 channels, in second or last place"
+            f"{where}: its input {_words(shape)} has neither 1 nor 3 channels, as second or last dimension"
         )
     size = (shape[2], shape[3]) if layout == "NCHW" else (shape[1], shape[2])
     fixed = (int(size[0]), int(size[1])) if all(isinstance(side, int) for side in size) else None
@@ -259,12 +258,12 @@ def _output(model: onnx.ModelProto, stated: Foreign, where: str) -> str:
         raise UsageError.unknown("output", stated.output, outputs)
     if stated.output is None and len(outputs) > 1:
         names = ", ".join(f"{name} {_words(shape)}" for name, shape in outputs.items())
-        raise UsageError(f"{where}: it has {len(outputs)} outputs ({names})", "name the one with --output")
+        raise UsageError(f"{where}: it has {len(outputs)} outputs ({names})", "choose one with --output")
     name = stated.output or next(iter(outputs))
     shape = outputs[name]
     if len(shape) != 2 and not (len(shape) == 4 and shape[2:] == [1, 1]):
         raise CheckpointError(
-            f"{where}: its output {name} is {_words(shape)}, expected [batch, classes]; a detector gives boxes",
+            f"{where}: its output {name} is {_words(shape)}, expected [batch, classes]; a detector returns boxes",
             "export a network that classifies images",
         )
     return name
@@ -280,7 +279,7 @@ def _words(shape: list[int | str]) -> str:
 
 
 def _known(model: onnx.ModelProto, signature: Signature) -> Known:
-    """What the file says itself: its size, and labels that tools leave in its metadata."""
+    """Facts in the file: its size, and labels that tools write into its metadata."""
     from convexport.export.sources.onnx_labels import labels_in
 
     pixels = np.uint8 is signature.dtype
@@ -288,7 +287,7 @@ def _known(model: onnx.ModelProto, signature: Signature) -> Known:
         classes=labels_in({item.key: item.value for item in model.metadata_props}),
         size=signature.size,
         channels=1 if signature.channels == 1 else 3,
-        # A graph that takes bytes normalizes them itself: it gets pixels from 0 to 255 as they are.
+        # A graph with uint8 input normalizes the pixels itself: it gets them from 0 to 255, unchanged.
         mean=(0.0,) * signature.channels if pixels else None,
         std=(1 / 255,) * signature.channels if pixels else None,
     )
@@ -300,7 +299,7 @@ def _noise(size: Input) -> NDArray[np.float32]:
 
 
 def _core_of(model: onnx.ModelProto, signature: Signature, size: Input, classes: int) -> onnx.ModelProto:
-    """float32 [batch, C, H, W] -> [batch, K], whatever the file takes and gives."""
+    """float32 [batch, C, H, W] -> [batch, K], whatever the form of the file's input and output."""
     import onnxscript.optimizer
 
     core = onnx.ModelProto()
@@ -322,7 +321,7 @@ def _core_of(model: onnx.ModelProto, signature: Signature, size: Input, classes:
 
 
 def _adapt(graph: onnx.GraphProto, signature: Signature, size: Input, classes: int) -> None:
-    """Nodes in front of a graph and behind it, for what it takes and gives in another form."""
+    """Nodes before and after a graph that convert its input and output."""
     front: list[onnx.NodeProto] = []
     name = "core.pixels"
 
@@ -354,7 +353,7 @@ def _adapt(graph: onnx.GraphProto, signature: Signature, size: Input, classes: i
 
 
 def _takes_softmax_off(core: onnx.ModelProto) -> bool:
-    """Takes a softmax off the end of a graph, where one is there: the shell has its own, in float32."""
+    """Removes a softmax at the end of a graph: the shell has its own, in float32."""
     graph = core.graph
     made_by = {name: node for node in graph.node for name in node.output}
     last = graph.output[0].name
@@ -376,7 +375,7 @@ def _takes_softmax_off(core: onnx.ModelProto) -> bool:
 
 
 def _prove(core: onnx.ModelProto, run: Runner, pixels: NDArray[np.float32], *, taken_off: bool, where: str) -> None:
-    """The core answers as the file does, in batches of 1, 2, 3 and 7. Raises `CheckpointError` where it does not."""
+    """Checks that core and file give the same answers in batches of 1, 2, 3 and 7. Raises `CheckpointError` if not."""
     signature = Signature(core.graph.input[0].name, core.graph.output[0].name, "NCHW", np.float32, None, 3, None)
     try:
         ours = Runner(core.SerializeToString(), signature)
@@ -387,8 +386,8 @@ def _prove(core: onnx.ModelProto, run: Runner, pixels: NDArray[np.float32], *, t
             found = evaluate.softmax(found, 1.0) if taken_off else found
             scale = max(float(np.abs(expected).max()), 1.0)
             if found.shape != expected[:count].shape or np.abs(found - expected[:count]).max() > allowed * scale:
-                raise CheckpointError(f"batch {count} is answered otherwise than by the file")
+                raise CheckpointError(f"a batch of {count} gets other answers than from the file")
     except CheckpointError as error:
         raise CheckpointError(
-            f"{where}: it takes no batch of another size ({error.message})", "export it again with a dynamic batch"
+            f"{where}: it does not accept other batch sizes ({error.message})", "export it again with a dynamic batch"
         ) from error

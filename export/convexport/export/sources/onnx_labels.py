@@ -1,4 +1,4 @@
-"""Labels that other tools leave in the metadata of an ONNX file."""
+"""Labels that other tools write into the metadata of an ONNX file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def labels_in(properties: Mapping[str, str]) -> tuple[str, ...]:
-    """The labels in the order of the outputs; empty where the file names none.
+    """The labels in the order of the outputs; empty if the file names none.
 
     `names` is ultralytics' (a dictionary as Python prints it), `model_info labels` OpenVINO Model API's, and
     `convexport.labels.en` our own; the others are in wide use as JSON.

@@ -1,4 +1,4 @@
-"""`open_network`: whatever a person names -> its `Network`."""
+"""`open_network`: what the user named -> its `Network`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _opened(source: Source) -> Network:
 
 
 def _recognized(path: Path, stated: Foreign, source: Source) -> Network:
-    """A bare state dict, whose network its tensors tell."""
+    """A bare state dict, whose network is recognized by its tensors."""
     weights = read_state(path, stated.state)
     what, classes = recognized.recognize(weights)
     if what.startswith(torchvision.PREFIX):

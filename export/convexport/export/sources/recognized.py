@@ -18,24 +18,24 @@ OUR_CLASSES = 10
 
 
 def recognize(weights: StateDict) -> tuple[str, int]:
-    """The network that a state dict is of, as `--model` names it, and how many classes it tells apart.
+    """The network of a state dict, as `--model` names it, and its number of classes.
 
     Raises:
-        CheckpointError: It is of no network that is known.
-        UsageError: It is of several.
+        CheckpointError: It fits no known network.
+        UsageError: It fits several.
     """
     for state in without_prefixes(weights.state):
         found = _matching(_shapes(state))
         if len(found) > 1:
             raise UsageError(
-                f"weights {weights.path} fit {len(found)} networks: {', '.join(found)}", "name the one with --model"
+                f"weights {weights.path} fit {len(found)} networks: {', '.join(found)}", "choose one with --model"
             )
         if found:
             return next(iter(found.items()))
     first = ", ".join(list(weights.state)[:3])
     raise CheckpointError(
         f"weights {weights.path} fit none of our networks and none of torchvision's (their tensors begin {first})",
-        "name their network with --model module:FILE.py:FUNCTION",
+        "give their network with --model module:FILE.py:FUNCTION",
     )
 
 
@@ -54,7 +54,7 @@ def _matching(found: Shapes) -> dict[str, int]:
 
 
 def _may_be(name: str, found: Shapes) -> bool:
-    """Whether the first tensor's name is one of the family: to make all of torchvision's networks takes a while."""
+    """Whether the first tensor's name fits the family: building all of torchvision's networks takes a while."""
     family = {
         "alexnet": "features.0.weight",
         "vgg": "features.0.weight",
@@ -80,7 +80,7 @@ def _made(name: str) -> Shapes:
 
 
 def _add(matching: dict[str, int], name: str, expected: Shapes, found: Shapes, classes: int) -> None:
-    """Adds `name` where all tensors fit but for the first dimension of those that are as long as there are classes."""
+    """Adds `name` if all tensors fit, except for first dimensions that equal the number of classes."""
     counted = {key for key in expected if not key.endswith("num_batches_tracked")}
     if counted != {key for key in found if not key.endswith("num_batches_tracked")}:
         return

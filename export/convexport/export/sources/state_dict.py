@@ -1,4 +1,4 @@
-"""A file of weights -> a state dict, whatever it is wrapped in. No code of the file runs."""
+"""A file of weights -> a state dict, also inside wrappers. No code in the file is run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.")
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "params", "weights", "ema")
 AVERAGES = ("state_dict_ema", "model_ema", "params_ema", "ema_state_dict", "ema_model")
 _LEFT_BEHIND = ("n_averaged", "total_ops", "total_params")
-# Far more than any file that wraps a state dict has.
+# Far more than in any real file that wraps a state dict.
 _DEEPEST = 6
 _MOST_BYTES = 64 << 30
 _LONGEST_HEADER = 100 << 20
@@ -47,9 +47,9 @@ class StateDict:
 
     Attributes:
         path: The file.
-        state: Tensors by name, float32 on the CPU, wrappers of the file taken off, prefixes of names not.
-        sha256: The file's.
-        remarks: What was dropped or computed, each a line.
+        state: Tensors by name, float32 on the CPU, without the file's wrappers, with the prefixes of names.
+        sha256: The file's hash.
+        remarks: What was dropped or computed, one line each.
     """
 
     path: Path
@@ -63,11 +63,11 @@ def read_state(path: Path, wanted: str | None = None) -> StateDict:
 
     Args:
         path: The file.
-        wanted: The key of the state dict, where the file holds several.
+        wanted: The key of the state dict, if the file contains several.
 
     Raises:
-        CheckpointError: It is missing, damaged, or holds no state dict.
-        UsageError: It holds several, or none of the name that is wanted.
+        CheckpointError: It is missing, damaged, or contains no state dict.
+        UsageError: It contains several, or none with the wanted key.
     """
     data = _read(path)
     sha256 = hashlib.sha256(data).hexdigest()
@@ -75,7 +75,7 @@ def read_state(path: Path, wanted: str | None = None) -> StateDict:
         metadata, state = tensors(data, f"weights {path}")
         if KEY in metadata:
             raise UsageError(
-                f"checkpoint {path} is convexport's own and says its classes, mean and std itself", "leave them out"
+                f"checkpoint {path} is convexport's own and contains its classes, mean and std", "leave them out"
             )
         found: dict[str, Any] = dict(state)
     else:
@@ -85,7 +85,7 @@ def read_state(path: Path, wanted: str | None = None) -> StateDict:
 
 
 def is_own(path: Path) -> bool:
-    """Whether a file is a checkpoint of convexport's own, or is not there, so that the error names it as one."""
+    """Whether a file is a checkpoint of convexport's own; also if it is missing, so that the error says checkpoint."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -95,10 +95,10 @@ def is_own(path: Path) -> bool:
 
 
 def load_into(module: nn.Module, weights: StateDict, where: str) -> None:
-    """Gives a module its weights; prefixes of names that wrappers added are looked through.
+    """Loads weights into a module; prefixes of names that wrappers added are removed.
 
     Raises:
-        CheckpointError: They do not fit. The line names the first tensor that does not.
+        CheckpointError: They do not fit. The message names the first tensor that does not.
     """
     expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     tries = list(without_prefixes(weights.state))
@@ -115,16 +115,16 @@ def load_into(module: nn.Module, weights: StateDict, where: str) -> None:
         raise CheckpointError(
             f"weights {weights.path}: tensor {key!r} is {_shape(found.get(key))}, {where} expects "
             f"{_shape(expected.get(key))}{more}",
-            "name the network that they were made for",
+            "name the network that they belong to",
         )
     module.load_state_dict(state, strict=False)
     for key, value in state.items():
         if not torch.isfinite(value).all():
-            raise CheckpointError(f"weights {weights.path}: tensor {key!r} holds NaN or infinity", "train again")
+            raise CheckpointError(f"weights {weights.path}: tensor {key!r} contains NaN or infinity", "train again")
 
 
 def without_prefixes(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The state dict as it is, then without each prefix that all of its names have."""
+    """The unchanged state dict, then without each prefix that all its names share."""
     current = dict(state)
     yield current
     while True:
@@ -143,7 +143,7 @@ def _read(path: Path) -> bytes:
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise CheckpointError(f"weights {path} are not there", "check the path") from error
+        raise CheckpointError(f"weights {path} do not exist", "check the path") from error
     except OSError as error:
         raise CheckpointError(f"weights {path} cannot be read ({first_line(error)})", "check the path") from error
     what = not_weights(data)
@@ -153,18 +153,18 @@ def _read(path: Path) -> bytes:
 
 
 def not_weights(data: bytes) -> tuple[str, str] | None:
-    """What a file is that holds no weights, and what to do; None where it may hold some."""
+    """What a file without weights is, and what to do; None if it may contain weights."""
     start = data[:64].lstrip().lower()
     if not data:
-        return "the file is empty", "get it again"
+        return "the file is empty", "download or copy it again"
     if start.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS, and the file itself was not fetched", "run git lfs pull"
+        return "it is a Git LFS pointer, and the file itself was not downloaded", "run git lfs pull"
     if start.startswith((b"<!doctype", b"<html")):
-        return "it is a page of HTML, as a download without a login gives", "download the file itself"
+        return "it is an HTML page, such as a login page in place of the download", "download the file itself"
     if data[:4] == b"PK\3\4":
         return _not_weights_in_zip(data)
     if data[:1] == b"\x08" and b"onnx" in data[:4096].lower():
-        return "it is an ONNX file", "name it with --model, as in --model net.onnx"
+        return "it is an ONNX file", "use --model, as in --model net.onnx"
     return None
 
 
@@ -176,11 +176,11 @@ def _not_weights_in_zip(data: bytes) -> tuple[str, str] | None:
     ends = {name.partition("/")[2] for name in names}
     if "constants.pkl" in ends and any(name.startswith("code/") for name in ends):
         return (
-            "it is a TorchScript program, which is code and is not run",
-            "save torch.jit.load(FILE).state_dict() and name its network with --model",
+            "it is a TorchScript program, which is code; convexport does not run it",
+            "save torch.jit.load(FILE).state_dict() and give its network with --model",
         )
     if any(name.startswith("models/") for name in ends) or "archive_format" in ends:
-        return "it is an exported program (.pt2)", "name it with --model, as in --model net.pt2"
+        return "it is an exported program (.pt2)", "use --model, as in --model net.pt2"
     return None
 
 
@@ -190,16 +190,16 @@ def _unpickled(data: bytes, path: Path) -> object:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"weights {path} hold more than tensors, as a whole pickled module does, and are not loaded, since that "
+            f"weights {path} contain more than tensors, like a pickled module, and are not loaded, because that "
             "could run code",
-            "save network.state_dict() alone, and name the network with --model",
+            "save only network.state_dict(), and name the network with --model",
         ) from error
     except _MALFORMED as error:
-        raise CheckpointError(f"weights {path} are no readable state dict ({first_line(error)})", None) from error
+        raise CheckpointError(f"weights {path} are not a readable state dict ({first_line(error)})", None) from error
 
 
 def _state_dicts(value: object, place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The state dicts in what a file holds, by the keys that lead to them. A dictionary in itself ends at a depth."""
+    """The state dicts in a file's content, by their keys. The search stops at a fixed depth."""
     if not isinstance(value, dict) or depth > _DEEPEST:
         return
     if any(isinstance(item, Tensor) and item.dim() for item in value.values()):
@@ -216,22 +216,20 @@ def _chosen(found: dict[str, dict[str, Any]], wanted: str | None, path: Path) ->
             raise UsageError.unknown("state dict", wanted, [key or "the file itself" for key in found])
         return found[wanted]
     if not found:
-        raise CheckpointError(f"weights {path}: no state dict is in it", "save network.state_dict() alone")
+        raise CheckpointError(f"weights {path}: it contains no state dict", "save only network.state_dict()")
     if len(found) > 1:
         raise UsageError(
-            f"weights {path} hold {len(found)} state dicts: {', '.join(found)}",
-            f"pick one, as in --state {next(iter(found))}",
+            f"weights {path} contain {len(found)} state dicts: {', '.join(found)}",
+            f"choose one, as in --state {next(iter(found))}",
         )
     return next(iter(found.values()))
 
 
 def _cleaned(found: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Tensors as float32; leftovers of tools dropped, pruning multiplied out. Sizes are looked at before anything."""
+    """Tensors as float32; leftovers of tools are dropped, pruning masks applied. Sizes are checked first."""
     total = sum(item.numel() * 4 for item in found.values() if isinstance(item, Tensor))
     if total > _MOST_BYTES:
-        raise CheckpointError(
-            f"weights {path}: tensors of {total:,} bytes, more than the {_MOST_BYTES:,} that are read"
-        )
+        raise CheckpointError(f"weights {path}: tensors of {total:,} bytes, more than the limit of {_MOST_BYTES:,}")
     dropped = [
         key for key, item in found.items() if key.rpartition(".")[2] in _LEFT_BEHIND or not isinstance(item, Tensor)
     ]

@@ -1,4 +1,4 @@
-"""What a person states of a network that does not say it itself: labels, framing, normalization."""
+"""Facts that the user states about a network that does not contain them: labels, framing, normalization."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from convexport.runtime.errors import UsageError
 from convexport.runtime.manifest import Activation, Filter, Framing, Input, Normalization
 
 Pixels = Literal["0..1", "0..255", "-1..1"]
-Channels = Literal["rgb", "bgr", "grey"]
-IN_WORDS = "state it with --mean and --std, or with --pixels 0..1, 0..255 or -1..1 if that is all there is to it"
+Channels = Literal["rgb", "bgr", "gray"]
+IN_WORDS = "give --mean and --std, or --pixels 0..1, 0..255 or -1..1 if only the range matters"
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """What is stated of a network made elsewhere; what is None was not stated.
+    """The stated facts of a network from another project; None means not stated.
 
     Attributes:
-        classes: Labels in the order of the outputs; empty where none were stated.
+        classes: Labels in the order of the outputs; empty if none were stated.
         mean: A value for each channel, in the order of the network's channels, in units of `pixels`.
         std: Likewise.
-        size: Height and width of its pictures.
+        size: Height and width of its images.
         crop: The share of the shorter side that the framing `crop` keeps.
-        filter: What pixels are weighed with.
-        framing: How a picture is brought to the network's shape.
+        filter: The interpolation.
+        framing: How an image is fitted to the network's shape.
         pixels: The range of pixels that `mean` and `std` are of; alone, the range that the network takes.
-        channels: The order of its channels, or grey.
-        arguments: What the function that makes it is called with.
-        output: Which of several outputs holds the answer.
-        accuracy: What it is said to reach on the images it is verified with.
+        channels: The order of its channels, or gray.
+        arguments: The arguments of the function that makes it.
+        output: Which of several outputs is the answer.
+        accuracy: Its stated accuracy on the images that it is verified with.
         state: Which of several state dicts in a file.
         activation: What makes probabilities of its logits: `sigmoid` where an image may have several labels.
         thresholds: From which probability an image has each of several labels: a value for all, or one for each.
@@ -60,7 +60,7 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Known:
-    """What an origin says itself, by the names of `Foreign`. `mean` and `std` are of pixels from 0 to 1, red first."""
+    """Facts from the origin itself, named as in `Foreign`. `mean` and `std` are for pixels from 0 to 1, red first."""
 
     classes: tuple[str, ...] = ()
     mean: tuple[float, ...] | None = None
@@ -72,20 +72,20 @@ class Known:
 
 
 def input_of(stated: Foreign, known: Known, where: str) -> Input:
-    """The size and framing, as stated, else as the origin says. Raises `UsageError` where there is no size."""
+    """The size and framing, as stated, else from the origin. Raises `UsageError` if there is no size."""
     size = stated.size or known.size
     if size is None:
-        raise UsageError(f"{where} does not say how large its pictures are", "state it with --size, as in --size 224")
+        raise UsageError(f"{where} does not say how large its images are", "give it with --size, as in --size 224")
     if known.size is not None and stated.size not in (None, known.size) and known.channels is not None:
         raise UsageError(
-            f"--size {' '.join(map(str, size))}: {where} takes {known.size[0]} x {known.size[1]}", "leave it out"
+            f"--size {' '.join(map(str, size))}: {where} expects {known.size[0]} x {known.size[1]}", "leave it out"
         )
     crop = known.crop if stated.crop is None else stated.crop
     if not 0 < crop <= 1:
         raise UsageError(f"--crop {crop:g}: expected a share of the shorter side, above 0 and at most 1")
     framing = stated.framing or "crop"
     if framing != "crop" and stated.crop is not None:
-        raise UsageError(f"--crop {crop:g} does nothing with --framing {framing}", "leave one of them out")
+        raise UsageError(f"--crop {crop:g} has no effect with --framing {framing}", "leave one of them out")
     return Input(
         height=size[0],
         width=size[1],
@@ -98,7 +98,7 @@ def input_of(stated: Foreign, known: Known, where: str) -> Input:
 
 def _channels(stated: Foreign, known: Known, where: str) -> Literal[1, 3]:
     numbers = {len(values) for values in (stated.mean, stated.std) if values is not None}
-    wanted: set[int] = numbers | ({1 if stated.channels == "grey" else 3} if stated.channels else set())
+    wanted: set[int] = numbers | ({1 if stated.channels == "gray" else 3} if stated.channels else set())
     if known.channels is not None:
         wanted.add(known.channels)
     if not wanted:
@@ -117,9 +117,9 @@ def _listed(values: tuple[float, ...] | None) -> str:
 
 
 def normalization_of(stated: Foreign, known: Known, channels: int, where: str) -> Normalization:
-    """Mean and std of pixels from 0 to 1, red first. Raises `UsageError` where they are unknown or cannot be meant."""
+    """Mean and std for pixels from 0 to 1, red first. Raises `UsageError` if they are unknown or implausible."""
     if (stated.mean is None) != (stated.std is None):
-        raise UsageError(f"{where}: of --mean and --std one is missing", "state both")
+        raise UsageError(f"{where}: one of --mean and --std is missing", "give both")
     if stated.mean is not None and stated.std is not None:
         mean, std = _in_units(stated.mean, stated.std, stated.pixels or "0..1")
     elif stated.pixels is not None:
@@ -151,7 +151,7 @@ def thresholds_of(stated: Foreign, activation: Activation, outputs: int) -> tupl
 def _in_units(
     mean: tuple[float, ...], std: tuple[float, ...], pixels: Pixels
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of pixels from 0 to 1. Raises `UsageError` where the numbers belong to another range."""
+    """Mean and std for pixels from 0 to 1. Raises `UsageError` if the numbers belong to another range."""
     given = f"--mean {_words(mean)} --std {_words(std)}"
     if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
         raise UsageError(f"{given}: expected numbers, std above 0")
@@ -167,7 +167,7 @@ def _in_units(
         return tuple(value / 255 for value in mean), tuple(value / 255 for value in std)
     if max(mean) > 1 or min(mean) < 0 or max(std) > 2:
         raise UsageError(
-            f"{given}: pixels are from 0 to 1 here, and these lie outside",
+            f"{given}: pixels are from 0 to 1 here, and these are outside",
             f"if the network takes pixels from 0 to 255, add --pixels 0..255; if from 0 to 1, give "
             f"--mean {_words(v / 255 for v in mean)} --std {_words(v / 255 for v in std)}",
         )
@@ -179,18 +179,18 @@ def _words(values: Any) -> str:
 
 
 def classes_of(stated: Foreign, known: Known, outputs: int, where: str) -> dict[str, tuple[str, ...]]:
-    """The labels, as many as there are outputs. Raises `UsageError` with both numbers where they are not."""
+    """The labels, as many as there are outputs. Raises `UsageError` with both numbers if they differ."""
     classes = stated.classes or known.classes
     if not classes:
         raise UsageError(
-            f"{where} tells {outputs} classes apart and does not name them",
-            "name them with --classes, a file with one label in each line"
+            f"{where} has {outputs} classes and does not name them",
+            "name them with --classes FILE, one label on each line"
             + (", or with --classes imagenet" if outputs == 1000 else ""),
         )
     if len(classes) != outputs:
-        hint = "state one label for each of its outputs"
+        hint = "give one label for each of its outputs"
         if len(classes) + 1 == outputs:
-            hint = "it may have a class of its own for the background, often the first: give that one a label too"
+            hint = "it may have a class for the background, often the first one, which needs a label too"
         source = "--classes has" if stated.classes else f"{where} names"
-        raise UsageError(f"{source} {len(classes):,} labels, but {where} tells {outputs:,} classes apart", hint)
+        raise UsageError(f"{source} {len(classes):,} labels, but {where} has {outputs:,} classes", hint)
     return {"en": classes}

@@ -1,4 +1,4 @@
-"""A network that torch runs: how it answers, and how it becomes a graph. The origins made of modules share it."""
+"""A network that torch runs: its answers, and its graph. All origins with a torch module use this."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from convexport.training import evaluate
 
 # Low enough for ONNX Runtime 1.20 and TensorRT 10.
 OPSET = 20
-# Values of a batch of pictures that a network is asked at once: 64 pictures of 224 x 224.
+# The most values in one batch of a network's input: 64 images of 224 x 224.
 VALUES_AT_ONCE = 64 * 3 * 224 * 224
 MOST_AT_ONCE = 500
 
@@ -41,7 +41,7 @@ class TorchNetwork(Network):
 
 
 class OneAnswer(nn.Module):
-    """A module whose answer may be wrapped, and whose pixels may be blue first."""
+    """A module whose answer may be wrapped, and whose input may have blue first."""
 
     def __init__(self, module: nn.Module, *, bgr: bool) -> None:
         super().__init__()
@@ -63,10 +63,10 @@ class OneAnswer(nn.Module):
 
 
 def classes_of(module: nn.Module, size: Input, where: str) -> int:
-    """How many classes the module tells apart, found out on two black pictures.
+    """The number of classes of the module, measured with two black images.
 
     Raises:
-        CheckpointError: It does not take such pictures, or does not answer with one row for each.
+        CheckpointError: It does not accept such images, or does not return one row for each.
     """
     pixels = torch.zeros(2, size.channels, size.height, size.width)
     try:
@@ -74,13 +74,13 @@ def classes_of(module: nn.Module, size: Input, where: str) -> int:
             found = module.eval()(pixels)
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError) as error:
         raise CheckpointError(
-            f"{where}: it takes no pixels {list(pixels.shape)} ({first_line(error)})",
-            "state the size of its pictures, and whether they are grey",
+            f"{where}: it does not accept pixels {list(pixels.shape)} ({first_line(error)})",
+            "check --size, and --channels if they are gray",
         ) from error
     if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != 2 or found.shape[1] < 2:
         shape = list(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
         raise CheckpointError(
-            f"{where}: for 2 pictures it gives {shape}, expected [2, classes] with 2 classes or more",
+            f"{where}: for 2 images it returns {shape}, expected [2, classes] with 2 classes or more",
             "export a network that classifies images",
         )
     return int(found.shape[1])
@@ -122,7 +122,7 @@ def trace(module: nn.Module, size: Input) -> onnx.ModelProto:
     # Two images: a batch of one would be taken for a constant.
     example = torch.zeros(2, size.channels, size.height, size.width)
     with torch.no_grad(), warnings.catch_warnings():
-        # torch's exporter calls parts of torch that torch itself has deprecated, and users' networks what they like.
+        # torch's exporter and users' networks may call deprecated parts of torch.
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(

@@ -1,4 +1,4 @@
-"""Origin `torchvision:`: one of torchvision's classification networks, with a file's weights or with its own."""
+"""Origin `torchvision:`: one of torchvision's classification networks, with weights from a file or its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from convexport.runtime.errors import CheckpointError, UsageError, first_line
 from convexport.training.datasets import torchvision_datasets
 
 PREFIX = "torchvision:"
-# Names of arguments that keep a network from drawing random weights that are thrown away.
+# Names of arguments that stop a network from drawing random weights, which would be thrown away.
 _QUICK = {"googlenet": {"init_weights": False}, "inception_v3": {"init_weights": False}}
 
 
@@ -50,10 +50,10 @@ def open_torchvision(what: str, weights: str | None, stated: Foreign) -> Network
     Args:
         what: `torchvision:NAME`.
         weights: A file, `DEFAULT`, or the name of one of torchvision's own weights, which it downloads.
-        stated: What is known of it beyond the metadata of torchvision's weights.
+        stated: Stated facts, besides the metadata of torchvision's weights.
 
     Raises:
-        UsageError: The network or the weights have no such name.
+        UsageError: There is no network or weights of that name.
         CheckpointError: The weights do not fit, or cannot be downloaded.
     """
     name = what.removeprefix(PREFIX)
@@ -62,7 +62,7 @@ def open_torchvision(what: str, weights: str | None, stated: Foreign) -> Network
     known_weights = networks().get_model_weights(name)
     own = [one.name for one in known_weights]
     if weights is None:
-        raise UsageError(f"{what} has no weights yet", f"name them with --weights: a file, DEFAULT, {', '.join(own)}")
+        raise UsageError(f"{what} needs weights", f"name them with --weights: a file, DEFAULT, {', '.join(own)}")
     if weights == "DEFAULT" or weights in own:
         chosen = known_weights[weights]
         return _with_own(what, chosen, stated)
@@ -73,7 +73,7 @@ def open_torchvision(what: str, weights: str | None, stated: Foreign) -> Network
 
 
 def with_file(what: str, weights: StateDict, stated: Foreign, classes: int | None = None) -> Network:
-    """One of torchvision's networks with the weights of a file, which may tell another number of classes apart."""
+    """One of torchvision's networks with the weights of a file, which may have another number of classes."""
     name = what.removeprefix(PREFIX)
     default = networks().get_model_weights(name).DEFAULT
     module = make(name, classes or len(stated.classes) or None)
@@ -81,7 +81,7 @@ def with_file(what: str, weights: StateDict, stated: Foreign, classes: int | Non
     known = _known(default, labels=not stated.classes and classes in (None, 1000))
     remarks = weights.remarks
     if stated.mean is None and stated.pixels is None:
-        remarks += (f"framing and normalization are taken to be those of torchvision's {default}",)
+        remarks += (f"framing and normalization are assumed to be those of torchvision's {default}",)
     provenance = f"torchvision's {name}, weights of {weights.path.name}"
     origin = Origin(what, name_of(what, weights.path), provenance, weights.sha256, remarks)
     return network_of(module, origin, stated, known)

@@ -1,1 +1,1 @@
-"""`convexport --web`: a bundle as a page that classifies pictures in any browser, without a network."""
+"""`convexport --web`: a bundle as a page that classifies images in any browser, without internet access."""

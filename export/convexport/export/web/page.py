@@ -1,7 +1,7 @@
-"""A bundle as a web page: one self-contained HTML file, or a folder for a static server where that would be large.
+"""A bundle as a web page: one self-contained HTML file, or a folder for a static server if the file would be large.
 
-Network, labels, golden images and the runtime lie in the page, which proves itself with the golden images when it
-opens. A folder of modules does not open by double click: browsers forbid a page from a file to read its neighbors.
+Network, labels, golden images and the runtime are in the page, which runs the self-test when it opens. A folder of
+modules cannot be opened by double click: browsers do not let a page on the disk read other files.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class _Golden(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What the page's code reads of a bundle, named as in the manifest."""
+    """The parts of a bundle that the page's code reads, named as in the manifest."""
 
     name: str
     input: Input
@@ -47,7 +47,7 @@ class _Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class WebPage:
-    """What was written: an HTML file or a folder with `index.html`, the precision in it, its bytes, and a note."""
+    """The result: an HTML file or a folder with `index.html`, its precision, its bytes, and a note."""
 
     path: Path
     precision: Precision
@@ -56,7 +56,7 @@ class WebPage:
 
 
 def write_page(bundle: Path, out: Path, runtime: WebRuntime, precision: Precision | None = None) -> WebPage:
-    """Writes `out/NAME.html`, or the folder `out/NAME-web` where the file would be larger than `LARGEST_FILE`.
+    """Writes `out/NAME.html`, or the folder `out/NAME-web` if the file would be larger than `LARGEST_FILE`.
 
     Args:
         bundle: The bundle's folder or zip.
@@ -98,7 +98,7 @@ def write_page(bundle: Path, out: Path, runtime: WebRuntime, precision: Precisio
 
 
 def _write_folder(folder: Path, files: dict[str, bytes], precision: Precision, as_one: int) -> WebPage:
-    """A folder appears whole, or the one that was there stays."""
+    """A folder appears whole, or the old one stays."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -111,7 +111,7 @@ def _write_folder(folder: Path, files: dict[str, bytes], precision: Precision, a
         shutil.rmtree(draft, ignore_errors=True)
         raise
     note = (
-        f"one file would have {as_one / 2**20:.0f} MB, more than the {LARGEST_FILE >> 20} that a browser opens well; "
+        f"one file would have {as_one / 2**20:.0f} MB, more than {LARGEST_FILE >> 20} MB, which browsers open slowly; "
         f"serve the folder: python -m http.server --directory {folder}"
     )
     return WebPage(folder, precision, sum(map(len, files.values())), note)
@@ -154,4 +154,4 @@ def _headline(manifest: Manifest, precision: Precision) -> str:
     trained = f"{manifest.model.name}, {len(manifest.classes)} classes, trained on {manifest.provenance.dataset.title}"
     if verification.accuracy is None:
         return f"{trained}, in {precision}."
-    return f"{trained}. In {precision} it is right on {verification.accuracy:.2%} of {verification.images_kind}."
+    return f"{trained}. In {precision} its accuracy is {verification.accuracy:.2%} on {verification.images_kind}."

@@ -1,6 +1,6 @@
-"""The runtime of a web page: the two files of one pinned release of onnxruntime-web, told by their SHA-256.
+"""The runtime of a web page: the two files of one pinned release of onnxruntime-web, checked by SHA-256.
 
-They are needed for an export alone and come from a folder of that package, or from npm into the cache.
+Only an export needs them. They come from a folder of that package, or from npm into the cache.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from convexport.runtime.folders import cache_folder
 
 VERSION = "1.30.0"
 PACKAGE = f"onnxruntime-web@{VERSION}"
-# What is taken of the package, by the name that it has in a page.
+# The package's files that are used, by their names in a page.
 FILES = {
     "runtime.mjs": ("ort.wasm.bundle.min.mjs", "11e64bd8ffe11bd1a2a2f0d6275fdfbbba7262f0b76b99b53d228a8a22ef3d90"),
     "runtime.wasm": (
@@ -33,7 +33,7 @@ _SECONDS = 300
 
 @dataclass(frozen=True)
 class WebRuntime:
-    """The runtime's files by the name that they have in a page."""
+    """The runtime's files by their names in a page."""
 
     files: dict[str, bytes]
 
@@ -41,7 +41,7 @@ class WebRuntime:
 def web_runtime(folder: Path | None = None) -> WebRuntime:
     """The pinned release, from `folder` (an unpacked onnxruntime-web), else from the cache, else from npm.
 
-    Raises `UnavailableError` where it cannot be had, or where a file is not that of the pinned release.
+    Raises `UnavailableError` if it cannot be found, or if a file is not that of the pinned release.
     """
     if folder is not None:
         return _read(folder)
@@ -56,10 +56,12 @@ def _read(folder: Path) -> WebRuntime:
     for name, (file, sha256) in FILES.items():
         place = next((place for place in (folder / file, folder / "dist" / file) if place.is_file()), None)
         if place is None:
-            raise UnavailableError(f"{folder} holds no {file}", f"name a folder of {PACKAGE}, as npm unpacks it")
+            raise UnavailableError(f"{folder} contains no {file}", f"name a folder of {PACKAGE}, as npm unpacks it")
         found[name] = place.read_bytes()
         if hashlib.sha256(found[name]).hexdigest() != sha256:
-            raise UnavailableError(f"{place} is not that of {PACKAGE}: its SHA-256 is another", "name a folder of it")
+            raise UnavailableError(
+                f"{place} is not from {PACKAGE}: its SHA-256 differs", "name a folder of that package"
+            )
     return WebRuntime(found)
 
 
@@ -67,7 +69,7 @@ def _fetch(target: Path) -> None:
     """Packs the release with npm and keeps the files that are needed."""
     if shutil.which("npm") is None:
         raise UnavailableError(
-            f"a page needs the files of {PACKAGE}, and npm is not there to bring them",
+            f"a page needs the files of {PACKAGE}, and npm is not installed",
             "install npm, or name a folder of that package with --web-runtime",
         )
     with tempfile.TemporaryDirectory() as place:
@@ -89,5 +91,5 @@ def _fetch(target: Path) -> None:
 
 def _unreachable(reason: str) -> UnavailableError:
     return UnavailableError(
-        f"npm could not bring {PACKAGE} ({reason})", "name a folder of that package with --web-runtime"
+        f"npm could not download {PACKAGE} ({reason})", "name a folder of that package with --web-runtime"
     )

@@ -1,1 +1,1 @@
-"""The back ends: the table (`registry`), what chooses among them (`selection`), what proves them (`proof`)."""
+"""The back ends: their table (`registry`), the choice (`selection`) and the proof of the golden images (`proof`)."""

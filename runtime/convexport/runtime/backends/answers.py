@@ -1,4 +1,4 @@
-"""What a back end answers is looked at once for each batch, before anybody believes it."""
+"""Checks each answer of a back end: one check for each batch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from convexport.runtime.errors import BackendError, BundleError
 from convexport.runtime.manifest import Manifest
 
 TOLERANCE = 0.01
-"""How far a probability may lie outside of [0, 1], and a sum from 1: a softmax in FP16 of 1,000 classes stays below."""
+"""The tolerance for [0, 1] and for a sum of 1: a softmax in FP16 of 1,000 classes stays below it."""
 
 
 def checked_stream(backend: Backend, batches: Iterable[Images], manifest: Manifest) -> Iterator[Probabilities]:
-    """`backend.stream`, where every batch has one answer and every answer is `checked`."""
+    """`backend.stream`, with a check that every batch has one answer, which is `checked`."""
     counts: deque[int] = deque()
 
     def counted() -> Iterator[Images]:
@@ -26,42 +26,42 @@ def checked_stream(backend: Backend, batches: Iterable[Images], manifest: Manife
 
     for answer in backend.stream(counted()):
         if not counts:
-            raise BackendError(f"{_who(backend)} gave an answer to a batch that it was not given")
+            raise BackendError(f"{_who(backend)} returned an answer without a batch")
         yield checked(answer, counts.popleft(), backend, manifest)
     if counts:
-        raise BackendError(f"{_who(backend)} gave no answer to {len(counts)} of its batches")
+        raise BackendError(f"{_who(backend)} returned no answer to {len(counts)} batches")
 
 
 def checked(answer: object, count: int, backend: Backend, manifest: Manifest) -> Probabilities:
     """The answer to `count` images, float [count, K], as it is.
 
-    Rows with NaN or infinity pass: they are failures of their own images and of no other.
+    Rows with NaN or infinity pass here: they become failures of their own images only.
 
     Raises:
-        BackendError: It is no array of floats of that shape, or its rows are no probabilities.
-        BundleError: The network has other classes than the manifest.
+        BackendError: It is not an array of floats of that shape, or its rows are not probabilities.
+        BundleError: The network's number of classes differs from the manifest's.
     """
     labels = len(manifest.classes)
     if not isinstance(answer, np.ndarray) or answer.dtype.kind != "f":
         found = f"{answer.dtype} values" if isinstance(answer, np.ndarray) else f"a {type(answer).__name__}"
-        raise BackendError(f"{_who(backend)} gave {found}, expected an array of float32")
+        raise BackendError(f"{_who(backend)} returned {found}, expected an array of float32")
     if answer.ndim == 2 and len(answer) == count and answer.shape[1] != labels:
         raise BundleError(
-            f"{manifest.name}: the network gives {answer.shape[1]} probabilities, the manifest has {labels} labels",
+            f"{manifest.name}: the network returns {answer.shape[1]} probabilities, the manifest has {labels} labels",
             "export it again",
         )
     if answer.shape != (count, labels):
-        raise BackendError(f"{_who(backend)} gave an array {list(answer.shape)}, expected {[count, labels]}")
+        raise BackendError(f"{_who(backend)} returned an array {list(answer.shape)}, expected {[count, labels]}")
     finite = answer[np.isfinite(answer).all(axis=1)]
     if not len(finite):
         return answer
     low, high = float(finite.min()), float(finite.max())
     if low < -TOLERANCE or high > 1 + TOLERANCE:
-        raise BackendError(f"{_who(backend)} gave probabilities from {low:g} to {high:g}, expected 0 to 1")
+        raise BackendError(f"{_who(backend)} returned probabilities from {low:g} to {high:g}, expected 0 to 1")
     sums = finite.sum(axis=1)
     worst = float(sums[np.abs(sums - 1).argmax()])
     if manifest.activation == "softmax" and abs(worst - 1) > TOLERANCE:
-        raise BackendError(f"{_who(backend)} gave probabilities that sum to {worst:g}, expected 1")
+        raise BackendError(f"{_who(backend)} returned probabilities that sum to {worst:g}, expected 1")
     return answer
 
 

@@ -26,7 +26,7 @@ INPUT, OUTPUT = "images", "probabilities"
 
 
 class Backend(ABC):
-    """Runs one variant of a network on one device. Derive from it to serve by a library of your own.
+    """Runs one variant of a network on one device. Derive from it to use your own library.
 
         class Mine(Backend):
             name = "mine"
@@ -39,14 +39,14 @@ class Backend(ABC):
 
             def close(self) -> None: ...
 
-    `Classifier(path, backend=Mine())` runs it. Where a classifier is used by several threads, they call `run` and
-    `stream` at once.
+    `Classifier(path, backend=Mine())` runs it. If several threads use a classifier, they call `run` and
+    `stream` at the same time.
 
     Attributes:
-        name: What options and records call it.
-        version: Version of the library behind it; empty where there is none.
-        device: Where it really runs.
-        precision: What it really computes in.
+        name: Its name in options and records.
+        version: Version of its library; empty if there is none.
+        device: The device that it really uses.
+        precision: The precision that it really uses.
     """
 
     name: str
@@ -59,17 +59,17 @@ class Backend(ABC):
         """Computes one batch.
 
         Args:
-            images: uint8 [N, H, W, C] of the model's size, with one image at least.
+            images: uint8 [N, H, W, C] of the network's size, with at least one image.
 
         Returns:
             float32 [N, K], each row summing to 1.
 
         Raises:
-            ConvexportError: Nothing else: errors of a library are translated.
+            ConvexportError: And no other error: errors of a library are translated.
         """
 
     def stream(self, batches: Iterable[Images]) -> Iterator[Probabilities]:
-        """`run` for a sequence of batches, answers in order. A back end on a GPU overlaps copies and compute here."""
+        """`run` for a sequence of batches, answers in order. A back end on a GPU can overlap copies and computing."""
         for images in batches:
             yield self.run(images)
 

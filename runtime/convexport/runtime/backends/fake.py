@@ -13,14 +13,14 @@ __all__ = ["FakeBackend"]
 
 
 class FakeBackend(Backend):
-    """Answers with `answer(images)`; without one, all of the probability goes to class `first pixel modulo classes`.
+    """Answers with `answer(images)`; without it, class `first pixel modulo classes` gets probability 1.
 
         classifier = Classifier("bundles/lenet5-mnist", backend=FakeBackend(classes=10))
 
-    `batches` lists the size of every batch that came, `closed` says whether `close` was called.
+    `batches` lists the size of every batch, `closed` says whether `close` was called.
 
     Args:
-        classes: How many probabilities it gives for an image.
+        classes: The number of probabilities for each image.
         answer: uint8 [N, H, W, C] -> float32 [N, classes].
     """
 
@@ -40,7 +40,7 @@ class FakeBackend(Backend):
         return self._answer(images)
 
     def close(self) -> None:
-        """Notes that it was called."""
+        """Records the call."""
         self.closed = True
 
     def _by_first_pixel(self, images: Images) -> Probabilities:

@@ -1,7 +1,7 @@
 """ONNX Runtime on a CPU or a CUDA GPU. The library is imported when a back end is opened.
 
-Asked for CUDA, ONNX Runtime falls back to the CPU and merely logs it. So the provider that leads after creation is
-looked at, and no node may be given to another one.
+ONNX Runtime may fall back from CUDA to the CPU and only log it. So the session's first provider is checked after its
+creation, and no node may run on another one.
 """
 
 from __future__ import annotations
@@ -47,24 +47,24 @@ _GPU_WHEEL = "pip uninstall -y onnxruntime && pip install 'convexport[gpu]'"
 class OnnxRuntimeBackend(Backend):
     """Runs an ONNX file with input `images` uint8 [batch, H, W, C] and output `probabilities` float32 [batch, K].
 
-    On a GPU batches are padded to powers of two up to `max_batch`, so that only few shapes are ever planned.
+    On a GPU batches are padded to powers of two up to `max_batch`, so that only few shapes occur.
 
     Args:
         model: The bytes of the ONNX file.
         device: A CPU or a GPU.
-        precision: What the bundle calls it.
+        precision: Its name in the bundle.
         max_batch: The largest number of images computed at once.
         threads: Threads of the CPU; None takes one for each core that the process may use.
 
     Raises:
         BackendError: The library is missing or cannot use the device.
-        BundleError: ONNX Runtime cannot take the graph, or the graph does not keep the contract.
-        DeviceError: The GPU is missing, or the memory does not suffice.
+        BundleError: ONNX Runtime cannot load the graph, or the graph does not fit the contract.
+        DeviceError: The GPU is missing, or there is not enough memory.
     """
 
     name = "onnxruntime"
-    # TF32 would be a precision that nobody asked for; an exhaustive search takes seconds for every shape; convolutions
-    # in channels-last are faster at every batch (docs/gpu-server.md).
+    # TF32 would be another precision than the requested one; an exhaustive search takes seconds for every shape;
+    # convolutions in channels-last are faster at every batch (docs/gpu-server.md).
     cuda_settings: ClassVar[dict[str, str]] = {
         "cudnn_conv_algo_search": "HEURISTIC",
         "prefer_nhwc": "1",
@@ -83,14 +83,14 @@ class OnnxRuntimeBackend(Backend):
         state = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
         self._errors: tuple[type[Exception], ...] = (
             *(getattr(state, name) for name in _ERRORS if hasattr(state, name)),
-            *(RuntimeError, ValueError, MemoryError),  # what its Python part raises, and its bindings for bad_alloc
+            *(RuntimeError, ValueError, MemoryError),  # raised by its Python code, and by its bindings for bad_alloc
         )
         self._session: Any = self._create(model)
         self._classes = self._check_graph()
         self._slots: SimpleQueue[_Slot] = SimpleQueue()
         self._workers: ThreadPoolExecutor | None = None
         if device.kind == "cuda":
-            # Two threads with buffers of their own: ONNX Runtime gives each a stream, so copies and compute overlap.
+            # Two threads with their own buffers: ONNX Runtime gives each a stream, so copies and compute overlap.
             self._workers = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="convexport-cuda")
             for _ in range(IN_FLIGHT):
                 self._slots.put(_Slot(self._ort, self._session, device, self._classes))
@@ -145,7 +145,7 @@ class OnnxRuntimeBackend(Backend):
 
     def _session_for(self, model: bytes, *, strict: bool) -> Any:
         options = self._ort.SessionOptions()
-        options.log_severity_level = 4  # what fails is raised, and what falls back is looked for
+        options.log_severity_level = 4  # failures are raised, and a fallback is checked for
         options.intra_op_num_threads = self._threads
         # Threads that spin while they wait take the processor from the decoding of the next batch: with two cores that
         # halved the throughput on 28 x 28 PNGs.
@@ -158,7 +158,7 @@ class OnnxRuntimeBackend(Backend):
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if strict else "0")
             settings = {"device_id": str(self.device.index), **self.cuda_settings}
         providers = [(_PROVIDERS[self.device.kind], settings)]
-        # Its own fallback would go to the CPU when a run fails, and print to standard output.
+        # Its own fallback would use the CPU after a failed run, and print to standard output.
         # On Arm CPUs with half precision this optimizer turns FP16 graphs to channels-last, and ONNX Runtime 1.26 then
         # finds no kernel for average pooling of opset 19 and later.
         on_cpu_in_half = self.device.kind == "cpu" and self.precision == "fp16"
@@ -166,14 +166,14 @@ class OnnxRuntimeBackend(Backend):
         return self._ort.InferenceSession(model, options, providers=providers, enable_fallback=0, **left_out)
 
     def _explain_fallback(self, model: bytes) -> None:
-        """Either CUDA could not start at all, which a session that may fall back shows, or it lacks an operator."""
+        """Either CUDA could not start, which a session with fallback shows, or it lacks an operator."""
         try:
             self._check_provider(self._session_for(model, strict=False))
         except self._errors as error:
             raise self._translated(error, "cannot load the graph", loading=True) from error
 
     def _prove(self) -> None:
-        """One picture: a missing cuDNN (from 1.31 on) or a GPU without kernels shows at the first run, not before."""
+        """Runs one image: a missing cuDNN (from 1.31 on) or missing kernels for a GPU show only at the first run."""
         shape = self._session.get_inputs()[0].shape[1:]
         try:
             self._run(np.zeros((1, *shape), np.uint8))
@@ -190,7 +190,7 @@ class OnnxRuntimeBackend(Backend):
             )
 
     def _check_graph(self) -> int:
-        """The contract of the graph -> its number of classes."""
+        """Checks the graph's inputs and outputs -> its number of classes."""
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         found = [(value.name, value.type, len(value.shape)) for value in (*inputs, *outputs)]
         if found != [(INPUT, "tensor(uint8)", 4), (OUTPUT, "tensor(float)", 2)]:
@@ -232,7 +232,7 @@ class OnnxRuntimeBackend(Backend):
 
 
 class _Slot:
-    """Device buffers for one batch in flight, a pair for each padded size."""
+    """Device buffers for one batch in flight, one pair for each padded size."""
 
     def __init__(self, ort: Any, session: Any, device: Device, classes: int) -> None:
         self._ort, self._session, self._device, self._classes = ort, session, device, classes
@@ -263,7 +263,7 @@ class _Slot:
 
 
 def load_onnxruntime(device: Device) -> Any:
-    """The module, able to run on that device. Raises `BackendError` or `DeviceError` with what fixes it."""
+    """The imported module, if it can run on that device. Raises `BackendError` or `DeviceError` with the fix."""
     wheel = "gpu" if device.kind == "cuda" else "cpu"
     try:
         ort = import_library("onnxruntime")
@@ -272,7 +272,7 @@ def load_onnxruntime(device: Device) -> Any:
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise BackendError(f"onnxruntime cannot be imported ({first_line(error)})", _reinstall(wheel)) from error
     if not hasattr(ort, "InferenceSession"):
-        # What is left after one of two wheels that share the folder was uninstalled.
+        # The rest after one of two wheels in the same folder was uninstalled.
         raise BackendError("onnxruntime is damaged: it has no InferenceSession", _reinstall(wheel))
     if device.kind == "cuda":
         require_gpu(device.index)
@@ -282,14 +282,14 @@ def load_onnxruntime(device: Device) -> Any:
         # warning of 1.26 and later that no plug-in stands behind every `device_id`.
         ort.set_default_logger_severity(4)
         if hasattr(ort, "preload_dlls"):
-            with redirect_stdout(io.StringIO()):  # it prints what it does not find; stdout is for results
+            with redirect_stdout(io.StringIO()):  # it prints missing libraries; stdout is for results
                 ort.preload_dlls()  # finds the CUDA and cuDNN libraries that pip installed
     return ort
 
 
 def open_backend(bundle: Bundle, device: Device, precision: str, options: Options) -> Opened:
     """The back end for one variant of a bundle."""
-    load_onnxruntime(device)  # what is missing is said before a large file is read
+    load_onnxruntime(device)  # missing libraries are reported before a large file is read
     backend = OnnxRuntimeBackend(
         bundle.read(bundle.manifest.variants[precision].file),
         device=device,
@@ -301,7 +301,7 @@ def open_backend(bundle: Bundle, device: Device, precision: str, options: Option
 
 
 def against(facts: Facts, kind: DeviceKind) -> Obstacle | None:
-    """Why ONNX Runtime does not run on such devices of a machine with these facts."""
+    """Why ONNX Runtime cannot run on such devices of a machine with these facts."""
     if kind == "cuda" and not facts.gpus:
         return Obstacle(facts.gpu_error or "no GPU was found")
     module = facts.module("onnxruntime")
@@ -315,7 +315,7 @@ def against(facts: Facts, kind: DeviceKind) -> Obstacle | None:
     needed = 13 if version_numbers(module.version) >= (1, 27) else 12
     if facts.driver_cuda and int(facts.driver_cuda.split(".")[0]) < needed:
         return Obstacle(
-            f"onnxruntime-gpu {module.version} needs CUDA {needed}, the driver knows CUDA up to {facts.driver_cuda}",
+            f"onnxruntime-gpu {module.version} needs CUDA {needed}, the driver supports CUDA up to {facts.driver_cuda}",
             "pip install 'onnxruntime-gpu[cuda,cudnn]<1.27', or a newer driver",
         )
     return None if facts.cudnn else Obstacle("cuDNN was not found", "pip install 'onnxruntime-gpu[cuda,cudnn]'")

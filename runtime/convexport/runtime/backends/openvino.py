@@ -1,8 +1,8 @@
 """OpenVINO on a CPU. The library is imported when a back end is opened.
 
-Where the processor can, OpenVINO computes a float32 graph in bfloat16 by itself. That would be a precision which nobody
-asked for, so the precision of its arithmetic is set to float32 and read back. Products of 8-bit operands stay 8 bits
-wide: that is what the graph says.
+On processors with bfloat16, OpenVINO uses it for float32 graphs by default. That would be another precision than the
+requested one, so the precision is set to float32 and read back. Products of 8-bit operands stay 8 bits wide, as in the
+graph.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class OpenVINOBackend(Backend):
 
     Args:
         model: The bytes of the ONNX file.
-        precision: What the bundle calls it.
+        precision: Its name in the bundle.
         threads: Threads of the CPU; None takes one for each core that the process may use.
         max_batch: The largest number of images computed at once.
 
     Raises:
-        BackendError: The library is missing, cannot take the graph, or would compute in another precision than float32.
-        BundleError: The graph does not keep the contract.
-        DeviceError: The memory does not suffice.
+        BackendError: The library is missing, cannot load the graph, or would compute in another precision than float32.
+        BundleError: The graph does not fit the contract.
+        DeviceError: There is not enough memory.
     """
 
     name = "openvino"
@@ -51,7 +51,7 @@ class OpenVINOBackend(Backend):
         self.version = str(library.__version__).partition("-")[0]
         self._compiled: Any = self._compile(library, model, threads)
         self._classes = self._check_graph()
-        # A request serves one thread at a time; each thread takes one from here or makes one.
+        # A request serves one thread at a time; each thread takes one from here or creates one.
         self._requests: SimpleQueue[Any] = SimpleQueue()
 
     def run(self, images: Images) -> Probabilities:
@@ -90,7 +90,7 @@ class OpenVINOBackend(Backend):
         return compiled
 
     def _check_graph(self) -> int:
-        """The contract of the graph -> its number of classes."""
+        """Checks the graph's inputs and outputs -> its number of classes."""
         found = [
             (value.any_name, value.element_type.to_string(), len(value.partial_shape))
             for value in (*self._compiled.inputs, *self._compiled.outputs)
@@ -145,20 +145,20 @@ def load_openvino() -> Any:
 
 def open_backend(bundle: Bundle, device: Device, precision: str, options: Options) -> Opened:
     """The back end for one variant of a bundle."""
-    load_openvino()  # what is missing is said before a large file is read
+    load_openvino()  # missing libraries are reported before a large file is read
     batch = options.batch or BATCHES[device.kind]
     model = bundle.read(bundle.manifest.variants[precision].file)
     return Opened(OpenVINOBackend(model, precision=precision, threads=options.threads, max_batch=batch))
 
 
 def against(facts: Facts, kind: DeviceKind) -> Obstacle | None:
-    """Why OpenVINO does not run on a machine with these facts."""
+    """Why OpenVINO cannot run on a machine with these facts."""
     module = facts.module("openvino")
     return None if module.version else Obstacle(f"openvino cannot be imported: {module.error}", _INSTALL)
 
 
 def _reason(error: Exception) -> str:
-    """The line that says what was wrong: those before it name OpenVINO's own source files."""
+    """The line with the reason: the lines before it name OpenVINO's own source files."""
     lines = [line.strip() for line in str(error).splitlines()]
     telling = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
     return telling[0].rstrip(".") if telling else first_line(error)

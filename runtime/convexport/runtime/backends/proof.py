@@ -1,8 +1,8 @@
-"""The proof that a machine computes what the export computed: the golden images, run once and remembered.
+"""The proof that a machine computes what the export computed: runs the golden images and remembers the result.
 
 A proof belongs to a bundle, a back end and its version, a precision, a device and a kind of processor. It is a small
-file in the cache folder; removing it makes the next start prove again, and where none can be written it is proved at
-every start.
+file in the cache folder; after its removal, the next start runs the golden images again. If the file cannot be written,
+every start runs them.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ __all__ = ["GoldenResult", "failure", "golden_results"]
 
 @dataclass(frozen=True)
 class GoldenResult:
-    """One golden image on this device against what the origin gave it in float32 at export.
+    """One golden image on this device, compared with the origin's float32 answer at export.
 
     Attributes:
         file: The image's name in the bundle.
-        truth: Its true label; None where it is not known.
-        expected: The class that the origin gave.
-        label: The class found here.
+        truth: Its true label; None if it is unknown.
+        expected: The origin's class.
+        label: The class on this device.
         max_abs_difference: The largest difference between two probabilities of one class.
         tolerance: The largest difference that passes.
     """
@@ -49,24 +49,24 @@ class GoldenResult:
 
     @property
     def used(self) -> float:
-        """The share of the tolerance that the difference uses; infinite where it is no number."""
+        """The share of the tolerance that the difference uses; infinite if it is not a number."""
         used = self.max_abs_difference / self.tolerance if self.tolerance else math.inf
         return used if math.isfinite(used) else math.inf
 
     @property
     def passed(self) -> bool:
-        """No probability further away than the variant's tolerance.
+        """Whether no probability differs by more than the variant's tolerance.
 
-        So the label is the expected one, but for a tie: two classes that are closer together than twice the tolerance
-        may honestly change places.
+        So the label is the expected one, except for a tie: two classes whose probabilities differ by less than twice
+        the tolerance may change places.
         """
         return self.max_abs_difference <= self.tolerance
 
 
 def golden_results(bundle: Bundle, backend: Backend, batch: int = 64) -> list[GoldenResult]:
-    """The bundle's golden images through a back end, each beside what it should give.
+    """Runs the bundle's golden images through a back end and compares each answer with the expected one.
 
-    Raises `BundleError` for an image that is not as listed, `UnavailableError` where the device fails.
+    Raises `BundleError` for an image that differs from the manifest, `UnavailableError` if the device fails.
     """
     manifest = bundle.manifest
     golden = manifest.golden
@@ -95,12 +95,12 @@ def _golden_images(bundle: Bundle) -> Images:
     manifest = bundle.manifest
     try:
         return np.stack([load_image(bundle.read(g.file), manifest.input, name=g.file)[0] for g in manifest.golden])
-    except InputError as error:  # as listed, and yet no image: the bundle is at fault, not what a user handed in
+    except InputError as error:  # its hash is right but it is not an image: the bundle's fault, not the user's
         raise BundleError(f"{bundle.path}: golden image {error.message}", "export the bundle again") from error
 
 
 def failure(bundle: Bundle, backend: Backend) -> str | None:
-    """Why a back end must not serve here, in words; None where it has proved itself, now or before."""
+    """Why a back end must not be used here, in words; None if it has passed the golden images, now or before."""
     place = _place(bundle, backend)
     if place is not None and place.is_file():
         return None
@@ -111,15 +111,15 @@ def failure(bundle: Bundle, backend: Backend) -> str | None:
         return f"{where} failed on the golden images ({error.message})"
     wrong = [result for result in results if not result.passed]
     if wrong:
-        return f"{where} gives other answers than the export on {len(wrong)} of {len(results)} golden images"
+        return f"{where} answers {len(wrong)} of {len(results)} golden images differently from the export"
     if place is not None and results:
-        with suppress(OSError):  # a read-only home: it is proved again next time
+        with suppress(OSError):  # a read-only home: the next start runs them again
             atomic.write(place, b"", mode=0o600)
     return None
 
 
 def _place(bundle: Bundle, backend: Backend) -> Path | None:
-    """The file that remembers the proof; None where there is no place for a cache."""
+    """The file that remembers the proof; None if there is no cache folder."""
     manifest = bundle.manifest
     golden = "".join(manifest.files[g.file].sha256 + repr(g.probabilities) for g in manifest.golden)
     facts = (

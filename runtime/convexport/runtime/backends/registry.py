@@ -1,7 +1,6 @@
 """The table of back ends: one row each. Selection, doctor, gate, `--help` and install hints all read it.
 
-A back end is a module that offers two functions, which the row finds when they are needed, so that no library is
-imported before:
+A back end is a module with two functions, which are imported only when they are needed:
 
     open_backend(bundle, device, precision, options) -> Opened      a ready back end, or an `UnavailableError`
     against(facts, device_kind) -> Obstacle | None                  why it cannot run on a machine with these facts
@@ -28,14 +27,14 @@ DeviceKind = Literal["cpu", "cuda"]
 
 
 class Opened(NamedTuple):
-    """A ready back end, and where its engine comes from where that is worth a word."""
+    """A ready back end, and a remark about the source of its engine, if there is one."""
 
     backend: Backend
     origin: str = ""
 
 
 class Obstacle(NamedTuple):
-    """Why a back end does not run on a machine, and the command that fixes it; None where nothing does."""
+    """Why a back end cannot run on a machine, and the command that fixes it; None if there is none."""
 
     reason: str
     fix: str | None = None
@@ -46,14 +45,14 @@ class BackendSpec:
     """One back end.
 
     Attributes:
-        name: What options, manifests and messages call it.
-        title: What people call it.
+        name: Its name in options, manifests and messages.
+        title: Its name for people.
         module: The module that opens it.
         extras: The extra of the package that installs it, by the kinds of device that it runs on, best first.
-        libraries: Names under which its library can be imported; the doctor reports each.
-        packages: Distributions that hold these, by library, for the doctor's advice.
-        rank: Place among the back ends of one kind of device that `auto` tries, where nothing was measured.
-        measured_only: `auto` takes it only where the export measured it faster on the machine's kind of processor.
+        libraries: Names of its importable libraries; the doctor reports each.
+        packages: The distributions of these libraries, for the doctor's advice.
+        rank: Place among the back ends that `auto` tries on a kind of device, if nothing was measured.
+        measured_only: `auto` takes it only if the export measured it faster on the machine's kind of processor.
     """
 
     name: str
@@ -70,16 +69,16 @@ class BackendSpec:
         return device.kind in self.extras
 
     def is_installed(self) -> bool:
-        """Whether one of its libraries is there; it may still fail to import."""
+        """Whether one of its libraries is installed; its import may still fail."""
         return any(importlib.util.find_spec(name.partition(".")[0]) for name in self.libraries)
 
     def open(self, bundle: Bundle, device: Device, precision: str, options: Options) -> Opened:
-        """A ready back end. Raises `UnavailableError` where it cannot run here, `BundleError` for a broken file."""
+        """A ready back end. Raises `UnavailableError` if it cannot run here, `BundleError` for a broken file."""
         opened: Opened = importlib.import_module(self.module).open_backend(bundle, device, precision, options)
         return opened
 
     def against(self, facts: Facts, kind: DeviceKind) -> Obstacle | None:
-        """Why it cannot run on devices of that kind, on a machine with these facts; None where it can."""
+        """Why it cannot run on devices of that kind, on a machine with these facts; None if it can."""
         obstacle: Obstacle | None = importlib.import_module(self.module).against(facts, kind)
         return obstacle
 

@@ -1,4 +1,4 @@
-"""Chooses back end and precision: `auto` takes the best that works and says why; a name is kept or refused.
+"""Chooses back end and precision: `auto` takes the best that works, a name is used or an error raised.
 
 What was measured on one machine is the answer of another only when that machine has proved it: whatever serves has
 passed the golden images there (`proof`), also where its precision was asked for by name.
@@ -33,7 +33,7 @@ MARGIN = 1.10
 
 @dataclass(frozen=True)
 class Candidate:
-    """A back end on a device in a precision, and why it stands where it stands."""
+    """A back end on a device in a precision, and the reason for its place."""
 
     spec: BackendSpec
     device: Device
@@ -42,7 +42,7 @@ class Candidate:
 
 
 def create(bundle: Bundle, options: Options) -> tuple[Backend, str]:
-    """The best back end that fits the options and works here, and in words what was taken and why.
+    """The best back end that fits the options and works here, and a sentence about the choice and its reason.
 
     Raises `UsageError` for an unknown name, `UnavailableError` where what was asked for is not there, `BundleError`
     where the bundle lacks the precision, `GateRefused` where none of them gives the answers of the export here.
@@ -69,21 +69,21 @@ def create(bundle: Bundle, options: Options) -> tuple[Backend, str]:
             continue
         taken = f"{spec.name} on {device} in {backend.precision}{candidate.why}"
         return backend, "; ".join([taken, *filter(None, [origin]), *refusals])
-    # Nothing stands behind the last candidate: what was asked for by name ends with its own error.
+    # After the last candidate, its own error is raised: it was asked for by name.
     assert last is not None
     raise last
 
 
 def choose_precision(manifest: Manifest, device: Device, precision: str = "auto") -> Precision:
-    """The precision to run on a device without regard to what was measured; a name is kept or refused.
+    """The precision to run on a device, without measurements; a name is used, or an error says why not.
 
-    Raises `BundleError` that names those in the bundle.
+    Raises `BundleError` with the names in the bundle.
     """
     return _precisions(manifest, device, precision)[0]
 
 
 def _candidates(manifest: Manifest, options: Options, refusals: list[str]) -> Iterator[Candidate]:
-    """What to try, best first. Where no device was named, why no GPU comes first goes to `refusals`."""
+    """The candidates, best first. If no device was named, `refusals` gets the reason why no GPU comes first."""
     for device, specs in _places(options, refusals):
         precisions = _precisions(manifest, device, options.precision)
         asked = ", as asked" if options.precision != "auto" else ""
@@ -114,7 +114,7 @@ def _places(options: Options, refusals: list[str]) -> list[tuple[Device, list[Ba
             there.append(Device("cuda", gpus()[0].index))
         except DeviceError as error:
             if wanted and set(wanted.extras) == {"cuda"}:
-                there.append(Device("cuda"))  # what is missing is the back end's to say
+                there.append(Device("cuda"))  # the back end itself says what is missing
             refusals.append(error.message)
     if not named and (wanted is None or "cpu" in wanted.extras):
         there.append(Device("cpu"))
@@ -129,14 +129,14 @@ def _precisions(manifest: Manifest, device: Device, precision: str) -> list[Prec
         return sorted(exact or held, key=rank.__getitem__)
     if precision not in held:
         raise BundleError(
-            f"{manifest.name}: no {precision} variant in this bundle, it holds {', '.join(held)}",
+            f"{manifest.name}: no {precision} variant in this bundle, which contains {', '.join(held)}",
             "choose one of these, or export it again with that precision",
         )
     return [precision]
 
 
 def _by_rate(manifest: Manifest, plain: list[Candidate], options: Options) -> Iterator[Candidate]:
-    """The plain candidates of a CPU, with what the export measured clearly faster in front, the fastest first."""
+    """The plain candidates of a CPU, after those that the export measured clearly faster, the fastest first."""
     if options.backend == "auto":
         base = next(candidate for candidate in plain if not candidate.spec.measured_only)
     else:
@@ -149,7 +149,7 @@ def _by_rate(manifest: Manifest, plain: list[Candidate], options: Options) -> It
     for candidate in faster:
         yield _explained(candidate, base)
     yield base
-    # Lossy precisions and back ends that were not measured faster serve only who asks for them by name.
+    # Lossy precisions and back ends that were not measured faster are used only if asked for by name.
     for candidate in plain:
         asked = options.backend != "auto" or not candidate.spec.measured_only
         if candidate is not base and candidate not in faster and asked:
@@ -165,7 +165,7 @@ def _explained(candidate: Candidate, base: Candidate) -> Candidate:
 
 
 def _rate(manifest: Manifest, candidate: Candidate, kind: str) -> float | None:
-    """Images per second as the export measured them with that back end on this kind of processor, else None."""
+    """Images per second that the export measured with that back end on this kind of processor, else None."""
     for found in manifest.variants[candidate.precision].verifications:
         same = (found.backend, found.device) == (candidate.spec.name, str(candidate.device))
         if same and found.machine in ("", kind):

@@ -1,1 +1,1 @@
-"""How the formats grow, and the frozen readers of the older ones."""
+"""The rules for newer versions of formats, and frozen readers of older versions."""

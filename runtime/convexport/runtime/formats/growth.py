@@ -1,6 +1,6 @@
-"""How a JSON format grows: major.minor versions, keys of a newer minor that are ignored and reported. No I/O here.
+"""Versions of a JSON format: major.minor, and keys of a newer minor that are ignored and reported. No I/O here.
 
-The rules, which docs/format.md states for readers: another major is refused; a newer minor is read; a key that is not
+The rules, which docs/format.md explains: another major is refused; a newer minor is read; a key that is not
 known is ignored and reported, whatever the minor; a key that is named twice is refused.
 """
 
@@ -29,10 +29,10 @@ _PATH_CHARACTERS = 80
 
 @dataclass(frozen=True)
 class Format(Generic[T]):
-    """One format: the version that is written, and how every version that is read becomes one struct.
+    """One format: the version that is written, and the conversion of every readable version to one struct.
 
     Args:
-        name: What it is, for errors: "manifest".
+        name: Its name in errors: "manifest".
         version: The version that this program writes, "major.minor".
         kind: The struct that it is read into. A key that a minor version added has a default there.
         error: The class of the errors.
@@ -48,10 +48,11 @@ class Format(Generic[T]):
     older: Mapping[int, Callable[[bytes], Values]] = field(default_factory=dict)
 
     def decode(self, data: bytes, where: str) -> tuple[T, tuple[str, ...]]:
-        """JSON -> the struct and remarks, each a line. `where` is the file's name in errors and remarks.
+        """JSON -> the struct and remarks, one line each. `where` is the file's name in errors and remarks.
 
         Raises:
-            ArtifactError: Of the format's class: no JSON of this kind, another major version, a key twice or missing.
+            ArtifactError: Of the format's class: not JSON of this kind, another major version, a repeated or missing
+                key.
         """
         try:
             found = msgspec.json.decode(data, type=_Versioned).format
@@ -102,7 +103,7 @@ def _once(pairs: list[tuple[str, Any]]) -> Values:
     if len(values) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {_shown(twice)} is there twice")
+        raise ValueError(f"the key {_shown(twice)} occurs twice")
     return values
 
 
@@ -125,6 +126,6 @@ def _unknown(value: Any, kind: inspect.Type, path: str) -> Iterator[str]:
 
 
 def _shown(key: str) -> str:
-    """A key from a file that nobody vouches for, fit for a terminal."""
+    """A key from an untrusted file, safe for a terminal."""
     text = key if key.isidentifier() and key.isascii() else json.dumps(key)
     return text if len(text) <= _PATH_CHARACTERS else f"{text[:_PATH_CHARACTERS]}…"

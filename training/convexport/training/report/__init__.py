@@ -1,4 +1,4 @@
-"""`report.html`: one page that shows what a network learned, in any browser, without a network."""
+"""`report.html`: one page that shows what a network learned, in any browser, without internet access."""
 
 from convexport.training.report.gallery import ReportInputs
 from convexport.training.report.report import write_report

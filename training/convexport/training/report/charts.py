@@ -1,7 +1,7 @@
 """The report's charts as inline SVG: lines over epochs, and the reliability diagram.
 
-Drawn by hand so that the page's own colors reach them (light, dark, print), and so that the same numbers always give
-the same bytes.
+Drawn without a library so that they follow the page's own colors (light, dark, print), and so that the same numbers
+always give the same bytes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def line_chart(title: str, series: Mapping[str, Sequence[float]], epochs: Sequen
 
 
 def axis_over(label: str, values: Sequence[float], *, unit: str = "", factor: float = 1.0) -> Axis:
-    """An axis that holds the finite ones of `values` with some air."""
+    """An axis that contains the finite ones of `values`, with a margin."""
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
     air = 0.06 * (high - low) or abs(high) * 0.1 or 1.0
@@ -74,7 +74,7 @@ def axis_over(label: str, values: Sequence[float], *, unit: str = "", factor: fl
 
 
 def reliability(title: str, found: Calibration) -> str:
-    """SVG markup of a reliability diagram: a bar a bin of confidence, with its gap between accuracy and confidence."""
+    """A reliability diagram as SVG: one bar per bin of confidence, with the gap between accuracy and confidence."""
     bins, images = len(found.counts), max(int(found.counts.sum()), 1)
     x, y = Axis("confidence", 0, 1, " %", 100), Axis("accuracy", 0, 1, " %", 100)
     parts = [_frame(x, y, x.ticks())]

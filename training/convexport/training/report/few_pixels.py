@@ -28,9 +28,9 @@ class Search:
 
 @dataclass(frozen=True)
 class Fooling:
-    """What a search found: the picture uint8 [H, W, C] with `pixels` (row, column) changed, and the forward passes.
+    """What a search found: the image uint8 [H, W, C] with `pixels` (row, column) changed, and the forward passes.
 
-    `fooled` is False where the search gave up at its bound.
+    `fooled` is False if the search ended at its bound.
     """
 
     changed: NDArray[np.uint8]
@@ -40,7 +40,7 @@ class Fooling:
 
 
 class _Victim:
-    """A network as a function of pixels; counts the pictures that went through it."""
+    """A network as a function of pixels; counts the images that went through it."""
 
     def __init__(self, network: nn.Module, label: int, normalization: Normalization) -> None:
         self.network = network
@@ -50,7 +50,7 @@ class _Victim:
         self.passes = 0
 
     def margins(self, images: Tensor) -> Tensor:
-        """Logit of the label less the best other logit, [N]; negative where the network is fooled."""
+        """Logit of the label minus the best other logit, [N]; negative if the network is fooled."""
         self.passes += len(images)
         logits = models.logits(self.network, images, self.mean, self.std)
         others = logits.clone()
@@ -65,7 +65,7 @@ def fool(
     normalization: Normalization,
     search: Search | None = None,
 ) -> Fooling:
-    """Changes as few pixels of `image` uint8 [H, W, C] as it can until `network` no longer answers `label`.
+    """Changes as few pixels of `image` uint8 [H, W, C] as possible until `network` no longer answers `label`.
 
     A changed pixel is 0 or 255 in each channel. `network` is on the CPU, in evaluation mode. The same arguments
     always give the same answer.
@@ -99,7 +99,7 @@ def _saliency(victim: _Victim, current: Tensor) -> tuple[float, Tensor, Tensor]:
 
 
 def _best(victim: _Victim, current: Tensor, value: Tensor, places: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """Tries out each of `places` (flat) alone; gives the picture with the lowest margin and its new pixel."""
+    """Tries out each of `places` (flat) alone; gives the image with the lowest margin and its new pixel."""
     rows, columns = places // current.shape[2], places % current.shape[2]
     trials = current.repeat(len(places), 1, 1, 1)
     turn = torch.arange(len(places))

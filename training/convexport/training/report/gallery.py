@@ -12,9 +12,9 @@ from torch import nn
 from convexport.training.checkpoint import Header
 from convexport.training.datasets import Split
 from convexport.training.evaluate import EpochRecord
-from convexport.training.report import pictures
+from convexport.training.report import rendering
 
-TOP = 5  # classes that a picture's caption lists
+TOP = 5  # classes that an image's caption lists
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ReportInputs:
 
 
 class Gallery:
-    """The test pictures that the page shows, each kept once; an identifier is a place in the sprite sheet."""
+    """The test images that the page shows, each kept once; an identifier is a place in the sprite sheet."""
 
     def __init__(self, inputs: ReportInputs, probabilities: NDArray[np.float32]) -> None:
         self.test = inputs.test
@@ -45,14 +45,14 @@ class Gallery:
         self.places: dict[int, int] = {}
 
     def add(self, indices: NDArray[np.int64]) -> list[int]:
-        """The identifiers of the test pictures at `indices`, in that order."""
+        """The identifiers of the test images at `indices`, in that order."""
         return [self.places.setdefault(int(index), len(self.places)) for index in indices]
 
-    def sprite(self) -> pictures.Sprite:
-        return pictures.sprite(self.test.images[list(self.places)])
+    def sprite(self) -> rendering.Sprite:
+        return rendering.sprite(self.test.images[list(self.places)])
 
     def records(self) -> list[list[Any]]:
-        """A picture each: [place in the test set, true class, [[class, probability in per mille], ...]]."""
+        """One entry for each image: [place in the test set, true class, [[class, probability in per mille], ...]]."""
         found: list[list[Any]] = []
         for index in self.places:
             row = self.probabilities[index]

@@ -1,6 +1,6 @@
 """Fills the report's template.
 
-Everything lies inside the page: styles, script, pictures as sprite sheets. Its content security policy forbids every
+Everything lies inside the page: styles, script, images as sprite sheets. Its content security policy forbids every
 request. What each section shows is chosen in sections.py.
 """
 
@@ -57,7 +57,7 @@ def render(inputs: ReportInputs) -> str:
         "facts": _facts(inputs.header),
         "recipe": {key: _plain(value) for key, value in with_current_keys(inputs.header.recipe).items()},
     }
-    # Filled last: by now the gallery holds every picture that the page shows.
+    # Filled last: by now the gallery holds every image that the page shows.
     data["pictures"] = gallery.records()
     return _fill(context | {"gallery": gallery, "sheet": gallery.sprite(), "data": data, "records": data["pictures"]})
 

@@ -1,6 +1,6 @@
 """What each section of the report shows: curves, confusion, predictions, calibration, first layer, pixels, quiz.
 
-Apart from report.py, which fills the template: each function here takes measurements and gives plain values for it.
+Each function takes measurements and returns plain values; report.py fills the template with them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from convexport.training import evaluate, models
 from convexport.training.evaluate import EpochRecord
-from convexport.training.report import charts, few_pixels, pictures
+from convexport.training.report import charts, few_pixels, rendering
 from convexport.training.report.few_pixels import Fooling
 from convexport.training.report.gallery import Gallery, ReportInputs
 
 SEED = 0
-BEHIND_CELLS = 1000  # pictures of mistakes kept behind the confusion matrix, all cells together
+BEHIND_CELLS = 1000  # images of mistakes kept behind the confusion matrix, all cells together
 BEHIND_CELL = 40
 BEHIND_DIAGONAL = 12
 SAMPLE = 60
@@ -31,7 +31,7 @@ LOOKED_AT = 4
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """0.9912 -> "99.1 %". Below all but exact certainty nothing is rounded up to 100 %."""
+    """0.9912 -> "99.1 %". Only exact certainty is shown as 100 %."""
     shown = share * 100
     if share < 1 and round(shown, digits) >= 100:
         shown = 100 - 10**-digits
@@ -95,7 +95,7 @@ def curves(history: tuple[EpochRecord, ...]) -> list[dict[str, Any]]:
 def per_class(
     probabilities: NDArray[np.float32], labels: NDArray[np.int64], classes: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """A row a class: pictures, accuracy, and its share of mistakes in per cent of the worst class's."""
+    """One row for each class: images, accuracy, and its share of mistakes in percent of the worst class's."""
     shares = evaluate.per_class(probabilities, labels, classes)
     worst = max((1 - share for share in shares.values()), default=0.0) or 1.0
     return [
@@ -111,7 +111,7 @@ def per_class(
 
 
 def matrix(gallery: Gallery, classes: tuple[str, ...]) -> list[list[dict[str, Any]]]:
-    """A row a true class: counts, a shade in [0, 1], and the pictures behind each cell, mistakes most sure first."""
+    """One row for each true class: counts, a shade in [0, 1], and the images of each cell, surest mistakes first."""
     probabilities, labels = gallery.probabilities, gallery.test.labels
     counts = evaluate.confusion(probabilities, labels)
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
@@ -143,7 +143,7 @@ def confident_mistakes(gallery: Gallery) -> NDArray[np.int64]:
 
 
 def quiz(gallery: Gallery) -> dict[str, list[int]]:
-    """Two pools: pictures drawn at random, and those on which the network hesitates most between two classes."""
+    """Two pools: images drawn at random, and those on which the network hesitates most between two classes."""
     best = np.sort(gallery.probabilities, axis=1)[:, ::-1]
     hesitation = np.argsort(best[:, 0] - best[:, 1], kind="stable")
     return {
@@ -182,42 +182,42 @@ def calibration(inputs: ReportInputs) -> dict[str, Any]:
 
 
 def layer(inputs: ReportInputs) -> dict[str, Any] | None:
-    """The first layer's weights, and for a convolution its feature maps of a few pictures beside edge filters."""
-    first = pictures.first_layer(inputs.network, inputs.header.input.channels)
+    """The first layer's weights, and for a convolution its feature maps of a few images next to edge filters."""
+    first = rendering.first_layer(inputs.network, inputs.header.input.channels)
     if first is None:
         return None
     found: dict[str, Any] = {
         "layer": first,
         "count": len(first.pictures),
-        "weights": pictures.sprite(first.pictures, lossless=True),
+        "weights": rendering.sprite(first.pictures, lossless=True),
         "looked_at": [],
     }
     if not first.kernels:
         return found
-    filters = pictures.edge_filters(3)
-    kernels = np.stack([pictures.diverging(values) for values in filters.values()])
-    found |= {"filters": list(filters), "edges": pictures.sprite(kernels, lossless=True)}
+    filters = rendering.edge_filters(3)
+    kernels = np.stack([rendering.diverging(values) for values in filters.values()])
+    found |= {"filters": list(filters), "edges": rendering.sprite(kernels, lossless=True)}
     for index in _one_a_class(inputs.test.labels, inputs.test.labels >= 0)[:LOOKED_AT]:
         image = inputs.test.images[index]
-        maps = pictures.feature_maps(inputs.network, image, inputs.header.normalization)
+        maps = rendering.feature_maps(inputs.network, image, inputs.header.normalization)
         found["looked_at"].append(
             {
                 "label": inputs.header.classes["en"][inputs.test.labels[index]],
-                "picture": pictures.sprite(image[None], lossless=True),
-                "maps": pictures.sprite(maps, lossless=True),
-                "edges": pictures.sprite(pictures.edge_maps(image, filters), lossless=True),
+                "picture": rendering.sprite(image[None], lossless=True),
+                "maps": rendering.sprite(maps, lossless=True),
+                "edges": rendering.sprite(rendering.edge_maps(image, filters), lossless=True),
             }
         )
     return found
 
 
 def _one_a_class(labels: NDArray[np.int64], allowed: NDArray[np.bool_]) -> list[int]:
-    """The place of the first allowed picture of each class."""
+    """The place of the first allowed image of each class."""
     return [int(np.flatnonzero(allowed & (labels == k))[0]) for k in np.unique(labels[allowed])]
 
 
 def fooling(inputs: ReportInputs, probabilities: NDArray[np.float32]) -> dict[str, Any] | None:
-    """How few pixels fool the network on the first picture it names right of each of the first classes."""
+    """How few pixels fool the network, for the first rightly classified image of each of the first classes."""
     labels, classes = inputs.test.labels, inputs.header.classes["en"]
     chosen = _one_a_class(labels, probabilities.argmax(axis=1) == labels)[:FOOLED]
     if not chosen:
@@ -242,11 +242,11 @@ def fooling(inputs: ReportInputs, probabilities: NDArray[np.float32]) -> dict[st
         for number, (index, result) in enumerate(zip(chosen, found, strict=True))
     ]
     pairs = np.stack([inputs.test.images[chosen], changed], axis=1).reshape(-1, *changed.shape[1:])
-    # A picture that withstood the search counts as one that needs the most.
+    # An image for which the search found nothing counts as one that needs the most pixels.
     needed = median_low([len(result.pixels) if result.fooled else inf for result in found])
     return {
         "rows": sorted(rows, key=lambda row: (not row["fooled"], len(row["pixels"]))),
-        "sheet": pictures.sprite(pairs, lossless=True),
+        "sheet": rendering.sprite(pairs, lossless=True),
         "median": None if needed == inf else needed,
         "passes": sum(result.passes for result in found),
         "size": changed.shape[1:3],

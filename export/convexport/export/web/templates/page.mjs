@@ -18,7 +18,7 @@ async function file(name) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// An encoded picture -> RGBA, upright, over white.
+// An encoded image -> RGBA, upright, over white.
 async function decode(blob) {
   const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none" });
   return pixelsOf(bitmap, bitmap.width, bitmap.height);
@@ -119,7 +119,7 @@ async function classifyFile(chosen) {
   if (!chosen) return;
   stopCamera();
   try {
-    await classify(await decode(chosen), chosen.name || "a picture from the clipboard");
+    await classify(await decode(chosen), chosen.name || "an image from the clipboard");
     $("problem").textContent = "";
   } catch (error) {
     $("problem").textContent = `${chosen.name}: this browser cannot decode it (${error.message})`;
@@ -142,7 +142,7 @@ async function toggleCamera() {
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: { facingMode: "environment" } });
   } catch (error) {
-    $("problem").textContent = `No camera: ${error.message}. A picture can be chosen instead.`;
+    $("problem").textContent = `No camera: ${error.message}. An image can be chosen instead.`;
     return;
   }
   $("problem").textContent = "";
@@ -177,7 +177,7 @@ function listen() {
   };
   for (const id of ["file", "camera"]) $(id).disabled = false;
   $("examples").replaceChildren(...bundle().golden.slice(0, 8).map((golden, i) => {
-    const button = Object.assign(document.createElement("button"), { type: "button", title: "Classify this picture" });
+    const button = Object.assign(document.createElement("button"), { type: "button", title: "Classify this image" });
     const type = golden.file.endsWith(".png") ? "image/png" : "image/jpeg";
     const image = Object.assign(new Image(), { src: `data:${type};base64,${golden.data}`, alt: `golden image ${i + 1}` });
     button.append(image);
@@ -193,7 +193,7 @@ async function start() {
     const proof = await classifier.prove();
     showProof(proof, (performance.now() - started) / 1000);
     listen();
-    window.convexport = { proof, classifyFile: async (blob) => classify(await decode(blob), "a picture") };
+    window.convexport = { proof, classifyFile: async (blob) => classify(await decode(blob), "an image") };
   } catch (error) {
     $("proof").className = "bad";
     $("proof").textContent = `The network could not be started: ${error.message}`;

@@ -1,1 +1,1 @@
-"""TensorRT: engines are built, proved and cached here, and one back end runs them."""
+"""TensorRT: building, proof and cache of engines, and the back end that runs them."""

@@ -1,8 +1,8 @@
 """The TensorRT back end, on `tensorrt` or `tensorrt_rtx` and cuda-bindings alone.
 
 A slot is one batch in flight: a stream, pinned host buffers, device buffers, and an execution context for each
-optimization profile. Two slots or more let the copies of one batch run beside the computing of another. Every byte of
-device memory is allocated here, the contexts' workspace included, so that what does not fit is known at once and the
+optimization profile. With two slots or more, the copies of one batch overlap the computing of another. Every byte of
+device memory is allocated here, the contexts' workspace included, so that a lack of memory is known at once and the
 batch can be halved. Fixed batch sizes run as CUDA graphs. A back end serves one thread at a time.
 """
 
@@ -30,7 +30,7 @@ _FIRST_GPU = Device("cuda")
 
 @dataclass(frozen=True)
 class TensorRTOptions:
-    """`max_batch` None takes the engine's largest. `slots` batches are in flight. `note` gets remarks for the user."""
+    """`max_batch` None means the engine's largest. `slots` batches are in flight. `note` receives remarks."""
 
     device: Device = _FIRST_GPU
     max_batch: int | None = None
@@ -42,7 +42,7 @@ class TensorRTOptions:
 class TensorRTBackend(Backend):
     """Runs one plan on one GPU.
 
-    Raises `PlanRefused` for a plan that TensorRT does not load, `EngineError` for one that does not hold a classifier
+    Raises `PlanRefused` for a plan that TensorRT does not load, `EngineError` for one that is not a classifier
     or that fails, `DeviceError` when CUDA reports an error, and `OutOfDeviceMemory` when not even one image fits. After
     an error of the GPU the back end is closed.
     """
@@ -52,17 +52,17 @@ class TensorRTBackend(Backend):
     def __init__(self, plan: Plan, options: TensorRTOptions, cuda: Cuda | None = None, module: Any = None) -> None:
         self.device = options.device
         self.precision = plan.key.precision
-        self.version = f"{plan.key.flavour} {plan.key.version}"
+        self.version = f"{plan.key.flavor} {plan.key.version}"
         self._cuda = cuda or Cuda(options.device.index)
         self._slots: list[Slot] = []
         self._busy = False
-        self._engine: LoadedEngine | None = LoadedEngine(module or load_tensorrt(plan.key.flavour), plan)
+        self._engine: LoadedEngine | None = LoadedEngine(module or load_tensorrt(plan.key.flavor), plan)
         wanted = options.max_batch or self._engine.max_batch
         self.max_batch = min(wanted, self._engine.max_batch)
         try:
             while not self._make_slots(self._engine, options):
                 halved = self.max_batch // 2
-                memory = "the GPU's memory does not suffice for batches of"
+                memory = "the GPU has too little memory for batches of"
                 say(options.note, f"{memory} {self.max_batch}; taking {halved}")
                 self.max_batch = halved
         except BaseException:
@@ -70,7 +70,7 @@ class TensorRTBackend(Backend):
             raise
 
     def _make_slots(self, engine: LoadedEngine, options: TensorRTOptions) -> bool:
-        """False when memory does not suffice and a smaller batch may help."""
+        """False if there is too little memory and a smaller batch may help."""
         try:
             for _ in range(options.slots):
                 slot = Slot(self._cuda, engine, self.max_batch)
@@ -89,10 +89,12 @@ class TensorRTBackend(Backend):
         return probabilities
 
     def stream(self, batches: Iterable[Images]) -> Iterator[Probabilities]:
-        """Answers in order, one a batch, while the next batches are copied and computed."""
+        """Answers in order, one for each batch, while the next batches are copied and computed."""
         engine = self._open_engine()
         if self._busy:
-            raise UsageError("the TensorRT back end runs one stream of batches at a time", "finish or close the other")
+            raise UsageError(
+                "the TensorRT back end runs one stream of batches at a time", "finish or close the other one first"
+            )
         self._busy = True
         pending: deque[tuple[Slot, bool]] = deque()
         parts: list[Probabilities] = []
@@ -116,7 +118,7 @@ class TensorRTBackend(Backend):
             raise
         finally:
             self._busy = False
-            for slot in self._slots:  # none left after an error; else whoever stopped early leaves work behind
+            for slot in self._slots:  # none after an error; a caller that stopped early leaves some
                 with suppress(DeviceError):
                     slot.wait()
 
@@ -133,11 +135,11 @@ class TensorRTBackend(Backend):
             raise
 
     def layer_types(self) -> dict[str, int]:
-        """Element type and format of every layer output of the built engine, as TensorRT's inspector tells, counted."""
+        """Element type and format of every layer output of the built engine, counted, from TensorRT's inspector."""
         return self._open_engine().types()
 
     def close(self) -> None:
-        """Waits for what is in flight and frees everything; all is tried even when CUDA reports an error on the way."""
+        """Waits for batches in flight and frees everything, even if CUDA reports an error meanwhile."""
         self._engine = None
         self._free_slots()
 

@@ -1,6 +1,6 @@
-"""TensorRT engines built from ONNX, without torch and onnx, so that a device can build them too.
+"""Builds TensorRT engines from ONNX, without torch and onnx, so that a device can build them, too.
 
-TensorRT comes in two flavours with one Python API. `tensorrt` (versions 10 and 11) builds for the GPU it runs on;
+TensorRT comes in two flavors with one Python API. `tensorrt` (versions 10 and 11) builds for the GPU it runs on;
 `tensorrt_rtx` (TensorRT for RTX) builds without a GPU for a set of compute capabilities and compiles the kernels when
 the plan is first run. Networks are strongly typed: the element types of the graph are the element types of the engine.
 What an engine depends on is its `manifest.EngineKey`; `engine_types` proves its precision, `engine_cache` keeps it.
@@ -23,7 +23,7 @@ from convexport.runtime.errors import BackendError, DeviceError, EngineError, Us
 from convexport.runtime.manifest import EngineKey
 from convexport.runtime.precision import PRECISIONS, Precision
 
-FLAVOURS = ("tensorrt", "tensorrt_rtx")
+FLAVORS = ("tensorrt", "tensorrt_rtx")
 # The largest set one RTX plan holds without the code for Turing, which takes no fp32 and doubles as a plan of its own.
 RTX_TARGETS = ("8.0", "8.6", "8.9", "12.0", "12.1")
 # What TensorRT for RTX has kernels for at all.
@@ -39,14 +39,14 @@ BuildProgress = Callable[[str, int, int], None]
 class BuildOptions:
     """How an engine is built.
 
-    `flavour` None takes what is installed. `compute_capabilities` empty means `RTX_TARGETS` for RTX and this machine's
+    `flavor` None means the installed one. Empty `compute_capabilities` mean `RTX_TARGETS` for RTX and this machine's
     GPU `device_index` for `tensorrt`. `batches` are the buckets: each gets an optimization profile that is tuned for it
-    and reaches down to the bucket below. `timing_cache` are bytes of an earlier build (`tensorrt` only). `name` is what
-    error messages call the graph.
+    and reaches down to the bucket below. `timing_cache` are bytes of an earlier build (`tensorrt` only). `name` is the
+    graph's name in error messages.
     """
 
     precision: Precision
-    flavour: str | None = None
+    flavor: str | None = None
     compute_capabilities: tuple[str, ...] = ()
     batches: tuple[int, ...] = BATCHES
     workspace_bytes: int = 1 << 30
@@ -80,18 +80,18 @@ def profiles(batches: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
 
 
 def plan_targets(compute_capabilities: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-    """Targets -> targets a plan: RTX wants Turing (7.5) in a plan of its own. Sorted, without repetitions."""
+    """Targets -> targets of each plan: RTX needs a separate plan for Turing (7.5). Sorted, without repetitions."""
     wanted = sorted(set(compute_capabilities), key=lambda text: tuple(map(int, text.split("."))))
     turing = tuple(target for target in wanted if target == "7.5")
     newer = tuple(target for target in wanted if target != "7.5")
     return tuple(targets for targets in (turing, newer) if targets)
 
 
-def load_tensorrt(flavour: str | None = None) -> Any:
-    """The module of a flavour, or of what is installed: `tensorrt` first where a GPU is. Raises `BackendError`."""
-    if flavour is not None and flavour not in FLAVOURS:
-        raise UsageError(f"TensorRT flavour {flavour!r} is not known", f"expected {' or '.join(FLAVOURS)}")
-    order = [flavour] if flavour else sorted(FLAVOURS, reverse=not _gpu_is_there())
+def load_tensorrt(flavor: str | None = None) -> Any:
+    """The module of a flavor, or of the installed one: `tensorrt` first if there is a GPU. Raises `BackendError`."""
+    if flavor is not None and flavor not in FLAVORS:
+        raise UsageError(f"TensorRT flavor {flavor!r} is not known", f"expected {' or '.join(FLAVORS)}")
+    order = [flavor] if flavor else sorted(FLAVORS, reverse=not _gpu_is_there())
     reasons = []
     for name in order:
         try:
@@ -111,7 +111,7 @@ def engine_key(onnx_sha256: str, options: BuildOptions, module: Any) -> EngineKe
     """Everything the engine depends on, known before it is built. Raises `EngineError` for a target it cannot have."""
     return EngineKey(
         onnx_sha256=onnx_sha256,
-        flavour=module.__name__,
+        flavor=module.__name__,
         version=module.__version__,
         compute_capabilities=_targets(options, module),
         precision=options.precision,
@@ -122,13 +122,13 @@ def engine_key(onnx_sha256: str, options: BuildOptions, module: Any) -> EngineKe
 def build_engine(onnx_bytes: bytes, options: BuildOptions, progress: BuildProgress | None = None) -> BuiltEngine:
     """ONNX bytes (input `images`, uint8 [batch, H, W, C]) -> a plan. Raises `EngineError` with the node or the reason.
 
-    INT8 wants a symmetric graph: the parser takes unsigned activations for signed ones where all zero points are 0. The
+    INT8 needs a symmetric graph: the parser reads unsigned activations as signed ones if all zero points are 0. The
     same bytes, options and version of TensorRT for RTX give the same plan, byte for byte in fp16. In fp32 with a range
     of batches, and in int8, the builder numbers names inside the plan (`__mye1234`) by memory addresses.
     """
     if options.precision not in PRECISIONS:
         raise UsageError.unknown("precision", options.precision, PRECISIONS)
-    trt = load_tensorrt(options.flavour)
+    trt = load_tensorrt(options.flavor)
     key = engine_key(hashlib.sha256(onnx_bytes).hexdigest(), options, trt)
     started = time.perf_counter()
     logger = make_logger(trt)
@@ -154,12 +154,12 @@ def build_engine(onnx_bytes: bytes, options: BuildOptions, progress: BuildProgre
             "choose another precision or other targets",
         )
     seconds = time.perf_counter() - started
-    cache = b"" if key.flavour == "tensorrt_rtx" else bytes(config.get_timing_cache().serialize())
+    cache = b"" if key.flavor == "tensorrt_rtx" else bytes(config.get_timing_cache().serialize())
     return BuiltEngine(bytes(plan), key, layer_types, seconds, cache)
 
 
 def make_logger(trt: Any) -> Any:
-    """A logger that keeps TensorRT's errors, for whoever has to say why something came back as None."""
+    """A logger that keeps TensorRT's errors, for the message when a call returns None."""
     # TensorRT calls it with a lock held that the end of a builder takes as well: garbage of an earlier failure, which
     # its traceback keeps in a cycle, would be collected in that call and wait for ever. So it is collected here.
     gc.collect()
@@ -174,7 +174,7 @@ def make_logger(trt: Any) -> Any:
                 self.errors.append(message)
 
         def reason(self) -> str:
-            return readable("\n".join(self.errors)) or "it gave no reason"
+            return readable("\n".join(self.errors)) or "it reported no reason"
 
     return Logger()
 
@@ -189,7 +189,7 @@ def readable(text: str) -> str:
 
 
 def _targets(options: BuildOptions, module: Any) -> tuple[str, ...]:
-    """The compute capabilities a plan will be for. Raises `EngineError` for one that the flavour cannot build for."""
+    """The compute capabilities a plan will be for. Raises `EngineError` for one that the flavor cannot build for."""
     asked = options.compute_capabilities
     if module.__name__ == "tensorrt":
         here = require_gpu(options.device_index).compute_capability
@@ -197,16 +197,16 @@ def _targets(options: BuildOptions, module: Any) -> tuple[str, ...]:
             raise EngineError(
                 f"tensorrt builds for the GPU in this machine, of compute capability {here}, not for "
                 f"{', '.join(asked)}",
-                "name no compute capability, or pip install 'convexport[tensorrt-rtx]'",
+                "leave out the compute capability, or pip install 'convexport[tensorrt-rtx]'",
             )
         return (here,)
     known = _rtx_targets(module)
     for target in asked:
         if target not in known:
             raise EngineError(
-                f"tensorrt_rtx {module.__version__} makes no plan for compute capability {target}, only for "
+                f"tensorrt_rtx {module.__version__} builds no plan for compute capability {target}, only for "
                 f"{', '.join(known)}",
-                "on such a GPU use the tensorrt flavour: pip install 'convexport[tensorrt]'",
+                "on such a GPU use the tensorrt flavor: pip install 'convexport[tensorrt]'",
             )
     return asked or RTX_TARGETS
 
@@ -246,24 +246,24 @@ def _configure(trt: Any, builder: Any, network: Any, key: EngineKey, options: Bu
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if hasattr(trt.BuilderFlag, "TF32"):
         config.clear_flag(trt.BuilderFlag.TF32)  # fp32 means fp32: TF32 keeps ten bits of the mantissa
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the inspector can tell the types
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the inspector reports the types
     images = network.get_input(0)
     for low, best, high in key.profiles:
         profile = builder.create_optimization_profile()
         shape = tuple(images.shape)[1:]
         profile.set_shape(images.name, (low, *shape), (best, *shape), (high, *shape))
         config.add_optimization_profile(profile)
-    if key.flavour == "tensorrt_rtx":
+    if key.flavor == "tensorrt_rtx":
         config.num_compute_capabilities = len(key.compute_capabilities)
         for index, target in enumerate(key.compute_capabilities):
             config.set_compute_capability(getattr(trt.ComputeCapability, "SM" + target.replace(".", "")), index)
-    else:  # with RTX a timing cache does nothing
+    else:  # RTX ignores a timing cache
         config.set_timing_cache(config.create_timing_cache(options.timing_cache), False)
     return config
 
 
 def _make_monitor(trt: Any, progress: BuildProgress | None) -> Any:
-    """Progress to the caller; and Ctrl-C, which must not fly through TensorRT's C++ frames, cancels the build."""
+    """Reports progress. Ctrl-C, which must not pass through TensorRT's C++ frames, cancels the build."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -289,7 +289,7 @@ def _make_monitor(trt: Any, progress: BuildProgress | None) -> Any:
 
 
 def _strongly_typed(trt: Any) -> int:
-    """Flags of the network: STRONGLY_TYPED, unless the version knows nothing else and has no such flag."""
+    """Flags of the network: STRONGLY_TYPED, unless the version is always strongly typed and has no such flag."""
     flag = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 

@@ -1,4 +1,4 @@
-"""Where built engines are kept, and the rule that no unverified byte of a plan reaches TensorRT.
+"""The cache of built engines, and the rule that no unverified byte of a plan reaches TensorRT.
 
 A plan is equivalent to native code: whoever can write one can run code in the process that loads it. So a plan is read
 only as a `Plan`, which cannot exist unless the bytes have the SHA-256 that a verified manifest or a cache entry states.
@@ -9,7 +9,7 @@ The cache is `$CONVEXPORT_CACHE`, else `$XDG_CACHE_HOME/convexport`, else `~/.ca
 named after the digest of the engine's key: `<digest>.plan`, raw as NVIDIA's tools read it, and `<digest>.json` with
 key, size and SHA-256. The JSON file is written last; a crash between the two leaves a pair that does not match and is
 built again. `<digest>.lock` is locked with flock while a process builds, so that processes which start together build
-once; the lock goes with the process that holds it, so nobody waits for a dead one. The file system must know flock.
+once; the lock ends with its process, so nothing waits for a dead process. The file system must support flock.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from convexport.runtime.manifest import Engine, EngineKey, Sha256
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes of an engine that have the stated hash. `origin` says where hash and bytes come from.
+    """Bytes of an engine with the stated hash. `origin` says where hash and bytes come from.
 
     Raises `EngineError` when the bytes have another hash: a `Plan` is the only thing the back end loads.
     """
@@ -63,10 +63,10 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 def fits(found: EngineKey, wanted: EngineKey) -> bool:
-    """Whether an engine can serve: everything equal, every wanted target among its own, and room for the batch."""
+    """Whether an engine fits: everything equal, every wanted target among its own, and a large enough batch."""
     return (
-        (found.onnx_sha256, found.flavour, found.version, found.precision)
-        == (wanted.onnx_sha256, wanted.flavour, wanted.version, wanted.precision)
+        (found.onnx_sha256, found.flavor, found.version, found.precision)
+        == (wanted.onnx_sha256, wanted.flavor, wanted.version, wanted.precision)
         and set(wanted.compute_capabilities) <= set(found.compute_capabilities)
         and found.profiles[0][0] <= wanted.profiles[0][0]
         and found.profiles[-1][2] >= wanted.profiles[-1][2]
@@ -76,7 +76,7 @@ def fits(found: EngineKey, wanted: EngineKey) -> bool:
 def from_bundle(
     engines: tuple[Engine, ...], wanted: EngineKey, read: Callable[[str], tuple[bytes, str]]
 ) -> Plan | None:
-    """The bundle's fitting engine. `read` gives verified bytes and the manifest's SHA-256 of a file of the bundle."""
+    """The bundle's fitting engine. `read` returns verified bytes and the manifest's SHA-256 of a file of the bundle."""
     for engine in engines:
         if fits(engine.key, wanted):
             data, sha256 = read(engine.file)
@@ -85,14 +85,14 @@ def from_bundle(
 
 
 class EngineCache:
-    """Engines of this user on this machine. `waiting` is told once when another process is building the same engine."""
+    """Engines of this user on this machine. `waiting` is called once if another process is building the same engine."""
 
     def __init__(self, folder: Path | None = None, waiting: Callable[[str], None] | None = None) -> None:
         self.folder = (folder or cache_folder()) / "engines"
         self._waiting = waiting
 
     def get(self, key: EngineKey) -> Plan | None:
-        """The plan for a key, or None where there is none that is whole. Raises `EngineError` for an unsafe folder."""
+        """The plan for a key, or None if there is no complete one. Raises `EngineError` for an unsafe folder."""
         entry_file, plan_file = self._files(key)
         entry_bytes = _read_trusted(entry_file)
         plan = _read_trusted(plan_file)
@@ -107,10 +107,10 @@ class EngineCache:
         return Plan(plan, entry.sha256, key, f"the cached engine {plan_file}")
 
     def get_or_build(self, key: EngineKey, build: Callable[[], BuiltEngine], *, not_sha256: str | None = None) -> Plan:
-        """The cached plan, else the one that `build` makes, stored. However many processes ask, one of them builds.
+        """The cached plan, else a new one by `build`, which is stored. If several processes ask, one of them builds.
 
-        `not_sha256` names a plan that would not load and is to be replaced; a plan that another process has put there
-        meanwhile is taken. Raises what `build` raises, and `EngineError` for a cache that cannot be used.
+        `not_sha256` is the hash of a plan that could not be loaded and must be replaced; a plan that another process
+        has stored meanwhile is used. Raises what `build` raises, and `EngineError` for a cache that cannot be used.
         """
         plan = self.get(key)
         if plan is not None and plan.sha256 != not_sha256:
@@ -123,7 +123,9 @@ class EngineCache:
                     return plan
                 built = build()
                 if built.key != key:
-                    raise EngineError(f"the engine was built for {built.key}, but {key} was asked for", "report this")
+                    raise EngineError(
+                        f"the engine was built for {built.key}, but {key} was asked for", "report this as a bug"
+                    )
                 self._store(built)
         except OSError as error:
             raise EngineError(
@@ -133,13 +135,13 @@ class EngineCache:
         return Plan(built.plan, built.sha256, key, f"the engine just built, {self._files(key)[1]}")
 
     def timing_cache(self, key: EngineKey) -> bytes:
-        """What earlier builds of this flavour, version and GPU measured; empty where there is nothing whole."""
+        """The timings of earlier builds of this flavor, version and GPU; empty if there are none."""
         sealed = _read_trusted(self._timing_file(key)) or b""
         seal, data = sealed[:64], sealed[64:]
         return data if hashlib.sha256(data).hexdigest().encode() == seal else b""
 
     def _timing_file(self, key: EngineKey) -> Path:
-        return self.folder / f"timing-{key.flavour}-{key.version}-{'-'.join(key.compute_capabilities)}.cache"
+        return self.folder / f"timing-{key.flavor}-{key.version}-{'-'.join(key.compute_capabilities)}.cache"
 
     def _files(self, key: EngineKey) -> tuple[Path, Path]:
         digest = hashlib.sha256(msgspec.json.encode(key, order="deterministic")).hexdigest()[:32]
@@ -162,7 +164,7 @@ class EngineCache:
 
     @contextmanager
     def _lock(self, key: EngineKey) -> Iterator[None]:
-        """Held by the one process that builds an engine; it goes with that process, so nobody waits for a dead one."""
+        """Held by the process that builds an engine; it ends with that process, so nothing waits for a dead one."""
         import fcntl  # Linux and macOS
 
         entry_file, _ = self._files(key)
@@ -180,7 +182,7 @@ class EngineCache:
 
 
 def _read_trusted(file: Path) -> bytes | None:
-    """Bytes of a file of the cache; None where it is missing. Raises `EngineError` where others could write."""
+    """Bytes of a file of the cache; None where it is missing. Raises `EngineError` if other users could write it."""
     try:
         _check_owner(file.parent, file.parent.stat())
         descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
@@ -198,15 +200,15 @@ def _read_trusted(file: Path) -> bytes | None:
 def _check_owner(path: Path, status: os.stat_result) -> None:
     if status.st_uid not in (0, os.geteuid()):
         raise EngineError(
-            f"{path} belongs to user {status.st_uid}, and an engine is code: it is not loaded",
+            f"{path} belongs to user {status.st_uid}; an engine is code, so it is not loaded",
             "set CONVEXPORT_CACHE to a folder of your own",
         )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise EngineError(
-            f"{path} is writable to others, and an engine is code: it is not loaded", f"chmod go-w {path}"
+            f"{path} can be written by other users; an engine is code, so it is not loaded", f"chmod go-w {path}"
         )
 
 
 def _write(file: Path, data: bytes) -> None:
-    # Processes that build different engines write one timing cache; what others can write is not loaded.
+    # Processes that build different engines write one timing cache; a file that other users can write is not loaded.
     atomic.write(file, data, writer=secrets.token_hex(4), mode=0o600)

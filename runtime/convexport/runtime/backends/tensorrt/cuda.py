@@ -1,7 +1,7 @@
 """A thin layer over the CUDA runtime (`cuda-bindings`) that checks every return code.
 
-The TensorRT back end talks to this class and nothing else of CUDA, so that its tests can put a CUDA in its place that
-checks every allocation, copy and free.
+The TensorRT back end uses CUDA only through this class, so that its tests can replace it with a CUDA that checks every
+allocation, copy and free.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from convexport.runtime.errors import BackendError, DeviceError, first_line
 
 
 class OutOfDeviceMemory(DeviceError):  # noqa: N818
-    """The GPU's memory does not suffice. The back end tries again with half the batch."""
+    """The GPU has too little memory. The back end tries again with half the batch."""
 
 
 class Cuda:
@@ -31,24 +31,24 @@ class Cuda:
         self._runtime = runtime or _bindings()
         count = self._call("cudaGetDeviceCount", "no GPU was found")
         if index >= count:
-            raise DeviceError(f"cuda:{index} is not there, this machine has {count} GPU(s)", "run classify --doctor")
+            raise DeviceError(f"cuda:{index} does not exist; this machine has {count} GPU(s)", "run classify --doctor")
         self.index = index
         self.use()
 
     def use(self) -> None:
-        """Makes this GPU the current one of the calling thread, as each thread that uses it has to do."""
+        """Makes this GPU the current one of the calling thread; each thread that uses it must call this."""
         self._call("cudaSetDevice", f"cannot use cuda:{self.index}", self.index)
 
     def malloc(self, size: int) -> int:
         """Device memory; aligned to 256 bytes."""
-        return int(self._call("cudaMalloc", f"cannot have {size} bytes of GPU memory", size))
+        return int(self._call("cudaMalloc", f"cannot allocate {size} bytes of GPU memory", size))
 
     def free(self, pointer: int) -> None:
         """Frees device memory."""
         self._call("cudaFree", "cannot free GPU memory", pointer)
 
     def malloc_host(self, size: int) -> int:
-        """Pinned host memory: copies from and to it run beside the program."""
+        """Pinned host memory: copies from and to it run asynchronously."""
         return int(self._call("cudaMallocHost", f"cannot pin {size} bytes of host memory", size))
 
     def free_host(self, pointer: int) -> None:
@@ -62,10 +62,10 @@ class Cuda:
 
     def stream_create(self) -> int:
         """A stream that does not wait for the default stream."""
-        return int(self._call("cudaStreamCreateWithFlags", "cannot make a stream", 1))
+        return int(self._call("cudaStreamCreateWithFlags", "cannot create a stream", 1))
 
     def stream_synchronize(self, stream: int) -> None:
-        """Waits until everything on the stream is done; reports what failed there."""
+        """Waits until everything on the stream is done; raises its errors."""
         self._call("cudaStreamSynchronize", "the work on the GPU failed", stream)
 
     def stream_destroy(self, stream: int) -> None:
@@ -83,7 +83,7 @@ class Cuda:
         self._call("cudaMemcpyAsync", "cannot copy from the GPU", target, source, size, kind, stream)
 
     def graph_begin(self, stream: int) -> None:
-        """From here on the stream records instead of running."""
+        """From now on the stream records instead of running."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", "cannot record a CUDA graph", stream, mode)
 
@@ -114,7 +114,7 @@ class Cuda:
 
     @contextmanager
     def recording(self, stream: int) -> Iterator[list[Any]]:
-        """Records what the body puts on the stream; the list then holds the graph. A failed body leaves none."""
+        """Records the body's work on the stream; the list then contains the graph, or nothing if the body failed."""
         recorded: list[Any] = []
         self.graph_begin(stream)
         try:
@@ -128,7 +128,7 @@ class Cuda:
     def _call(self, function: str, what: str, *arguments: Any) -> Any:
         error, *results = getattr(self._runtime, function)(*arguments)
         if int(error):
-            self._runtime.cudaGetLastError()  # clears it, lest a later caller take it for its own
+            self._runtime.cudaGetLastError()  # clears it, so that a later call does not report it
             kind = OutOfDeviceMemory if error == self._runtime.cudaError_t.cudaErrorMemoryAllocation else DeviceError
             raise kind(f"CUDA: {what}: {self._explain(error)}", "run classify --doctor")
         return results[0] if results else None

@@ -1,4 +1,4 @@
-"""The proof of an engine's precision: element types in the parsed network, and in the built engine where a GPU is."""
+"""The proof of an engine's precision: element types in the parsed network, and in the engine if there is a GPU."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ _COMPUTE = ("convolution", "deconvolution", "matrix_multiply")
 def network_types(trt: Any, network: Any) -> dict[str, dict[str, int]]:
     """Element types of every layer's outputs and weights: {"convolution": {"fp16": 8}, "convolution weights": ...}.
 
-    A convolution or matrix product is `int8` where both of its operands come from 8 bits, whatever type the graph
-    gives its output: so explicit quantisation writes it, and from that TensorRT makes one operation in 8 bits.
+    A convolution or matrix product is `int8` if both of its operands come from 8 bits, whatever the type of its
+    output: explicit quantization has this form, and TensorRT makes one 8-bit operation of it.
     """
     counts: dict[str, Counter[str]] = {}
     layers = [network.get_layer(index) for index in range(network.num_layers)]
-    eight_bit = {layer.get_output(0).name for layer in layers if _dequantises(layer)}
+    eight_bit = {layer.get_output(0).name for layer in layers if _dequantizes(layer)}
     for layer in layers:
         kind = layer.type.name.lower()
-        quantised = kind in _COMPUTE and _multiplies(layer, eight_bit)
+        quantized = kind in _COMPUTE and _multiplies(layer, eight_bit)
         for output in range(layer.num_outputs):
-            found = "int8" if quantised else type_name(layer.get_output(output).dtype)
+            found = "int8" if quantized else type_name(layer.get_output(output).dtype)
             counts.setdefault(kind, Counter())[found] += 1
         if kind in ("convolution", "deconvolution"):
             # The parser hands out bare ILayers; NVIDIA's own tools look at the weights in this way.
             layer.__class__ = trt.IConvolutionLayer if kind == "convolution" else trt.IDeconvolutionLayer
             for weights in (layer.kernel, layer.bias):
-                if weights.size:  # an INT8 kernel is no weight of the layer but its second operand
+                if weights.size:  # an INT8 kernel is the layer's second operand, not its weight
                     counts.setdefault(f"{kind} weights", Counter())[type_name(weights.dtype)] += 1
     return {kind: dict(sorted(counts[kind].items())) for kind in sorted(counts)}
 
 
-def _dequantises(layer: Any) -> bool:
+def _dequantizes(layer: Any) -> bool:
     return layer.type.name == "DEQUANTIZE" and type_name(layer.get_input(0).dtype) == "int8"
 
 
@@ -47,9 +47,9 @@ def _multiplies(layer: Any, tensors: set[str]) -> bool:
 
 
 def check_types(layer_types: dict[str, dict[str, int]], precision: str, name: str) -> None:
-    """Raises `EngineError` where the parsed network does not compute in the precision that was asked for."""
+    """Raises `EngineError` if the parsed network does not compute in the requested precision."""
     for kind in _COMPUTE:
-        # In INT8 the weights that are left to a layer are its biases: float, beside sums of 32 bits.
+        # In INT8 a layer's remaining weights are its biases: float, next to 32-bit sums.
         for what in (kind,) if precision == "int8" else (kind, f"{kind} weights"):
             for found, count in layer_types.get(what, {}).items():
                 if found != precision:
@@ -64,7 +64,7 @@ def engine_types(information: str) -> dict[str, int]:
     """The engine inspector's JSON -> how many layer outputs have each type and format, as the built engine has them."""
     counts: Counter[str] = Counter()
     for layer in json.loads(information)["Layers"]:
-        if isinstance(layer, dict):  # a bare name where the plan holds no details
+        if isinstance(layer, dict):  # only a name if the plan has no details
             counts.update(output["Format/Datatype"] for output in layer.get("Outputs", ()))
     return dict(sorted(counts.items()))
 
@@ -74,11 +74,11 @@ _INSPECTED = {"fp32": ("float", "fp32"), "fp16": ("half", "fp16"), "int8": ("int
 
 
 def wrong_outputs(types: dict[str, int], precision: str) -> int:
-    """How many layer outputs of a built engine show that it does not compute in the precision it is named for.
+    """How many layer outputs of a built engine have another precision than the engine's name says.
 
     Args:
-        types: What `engine_types` counted; empty where the plan holds no details, which proves nothing.
-        precision: What the engine was asked for. In fp32 none may be narrower; in others some must be as named, since a
+        types: The counts of `engine_types`; empty if the plan has no details, which proves nothing.
+        precision: The engine's precision. In fp32, none may be narrower; in others, some must have it, because a
             builder may keep single layers wider.
     """
     counts = {

@@ -21,7 +21,7 @@ _NO_ROWS = np.empty((0, 0), np.float32)
 
 
 class PlanRefused(EngineError):  # noqa: N818
-    """TensorRT does not load a plan: built for another GPU, version or driver. It may be built again, once."""
+    """TensorRT cannot load a plan: it was built for another GPU, version or driver. It may be built again once."""
 
 
 class LoadedEngine:
@@ -35,7 +35,7 @@ class LoadedEngine:
         self._engine = self._runtime.deserialize_cuda_engine(plan.data)
         if self._engine is None:
             raise PlanRefused(
-                f"{plan.origin}: {trt.__name__} {trt.__version__} does not load it: {self.logger.reason()}",
+                f"{plan.origin}: {trt.__name__} {trt.__version__} cannot load it: {self.logger.reason()}",
                 "use the back end onnxruntime, or see classify --doctor",
             )
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
@@ -75,13 +75,13 @@ class LoadedEngine:
         return context
 
     def bind(self, context: Any, workspace: tuple[int, int], tensors: tuple[int, int]) -> None:
-        """Gives a context its workspace (address, bytes) and the addresses of images and probabilities, for good."""
+        """Gives a context its workspace (address, bytes) and the addresses of images and probabilities, permanently."""
         context.set_device_memory(*workspace)
         self.expect(context.set_tensor_address(self.images, tensors[0]), "no address for the images")
         self.expect(context.set_tensor_address(self.probabilities, tensors[1]), "no address for the result")
 
     def capturable(self, context: Any, stream: int) -> bool:
-        """RTX says whether it can be recorded, once its kernels are compiled; `tensorrt` can."""
+        """Whether it can be recorded: RTX reports it after its kernels are compiled; `tensorrt` always can."""
         return bool(context.is_stream_capturable(stream)) if hasattr(context, "is_stream_capturable") else True
 
     def expect(self, success: bool, what: str) -> None:
@@ -90,7 +90,7 @@ class LoadedEngine:
 
     def error(self, what: str) -> EngineError | DeviceError:
         reason = self.logger.reason()
-        self.logger.errors.clear()  # an error that was overcome must not explain the next one
+        self.logger.errors.clear()  # an earlier error must not appear in the next message
         if "outofmemory" in reason.lower().replace(" ", ""):
             return OutOfDeviceMemory(f"{self._origin}: {what}: {reason}; take a smaller --batch")
         return EngineError(
@@ -103,7 +103,7 @@ class LoadedEngine:
 
 
 class Slot:
-    """One batch in flight. Whoever makes one closes it, also when `open` fails half-way."""
+    """One batch in flight. Its creator must close it, also if `open` fails."""
 
     def __init__(self, cuda: Cuda, engine: LoadedEngine, max_batch: int) -> None:
         self._cuda = cuda
@@ -136,7 +136,7 @@ class Slot:
         workspace = self._own(cuda.malloc(workspace_bytes), cuda.free) if workspace_bytes else 0
         for index in used:
             self._contexts[index] = engine.make_context(index, self._stream)
-            self._own(index, self._contexts.pop)  # a context goes before the memory that it computes in
+            self._own(index, self._contexts.pop)  # a context is freed before its memory
             engine.bind(self._contexts[index], (workspace, workspace_bytes), (self._device_images, self._device_rows))
         for index in used:
             rows = min(engine.profiles[index][1], self._max_batch)
@@ -159,7 +159,7 @@ class Slot:
             self._cuda.graph_launch(graph, self._stream)
 
     def collect(self) -> Probabilities:
-        """Waits for the piece; a copy, since the buffer is used again."""
+        """Waits for the piece; returns a copy, because the buffer is reused."""
         self.wait()
         return self._probabilities[: self._rows].copy()
 
@@ -189,12 +189,12 @@ class Slot:
         return seconds
 
     def close(self) -> DeviceError | None:
-        """Frees everything in the order last in, first out; the first error, after all was tried."""
+        """Frees everything, last in, first out; raises the first error at the end."""
         first: DeviceError | None = None
-        with suppress(DeviceError):  # what failed on the stream was reported, or nobody waits for it any more
+        with suppress(DeviceError):  # an error on the stream was reported, or is no longer of interest
             self.wait()
         self._graphs.clear()
-        self._images, self._probabilities = _NO_BYTES, _NO_ROWS  # they look into memory that goes now
+        self._images, self._probabilities = _NO_BYTES, _NO_ROWS  # they are views of memory that is freed next
         while self._owned:
             free, handle = self._owned.pop()
             try:
@@ -226,11 +226,12 @@ class Slot:
     def _compute(self, rows: int) -> None:
         engine, profile = self._engine, self._profile(rows)
         context = self._contexts[profile]
-        # Only a new shape is told: what a change leaves to be done is done at the next execution, which must not be
-        # one that is being recorded.
+        # Set only if it changed: the work after a change is done at the next execution, which must not be recorded.
         if self._shapes.get(profile) != rows:
             self._shapes.pop(profile, None)
-            engine.expect(context.set_input_shape(engine.images, (rows, *engine.shape)), f"batch {rows} not taken")
+            engine.expect(
+                context.set_input_shape(engine.images, (rows, *engine.shape)), f"batch {rows} was not accepted"
+            )
             self._shapes[profile] = rows
         self._idle = False
         engine.expect(context.execute_async_v3(self._stream), f"batch {rows} failed")

@@ -21,7 +21,7 @@
     element.style.backgroundPosition = `${across}% ${down}%`;
   };
 
-  /* Enlarged picture with its likeliest classes. */
+  /* Enlarged image with its likeliest classes. */
   const zoom = (id) => {
     const [index, truth, top] = pictures[id];
     find("zoomed").textContent = `Test image ${index}: ${classes[truth]}`;
@@ -53,7 +53,7 @@
     else if (event.target === find("zoom")) find("zoom").close();
   });
 
-  /* Confusion matrix: a cell opens the pictures behind it; one tab stop, arrow keys between cells. */
+  /* Confusion matrix: a cell opens the images behind it; one tab stop, arrow keys between cells. */
   const buttons = [...document.querySelectorAll(".cell")];
   const openCell = (cell) => {
     const [truth, answer] = cell.dataset.cell.split(",").map(Number);
@@ -92,7 +92,7 @@
     openCell(first);
   }
 
-  /* Feature maps: one picture at a time. */
+  /* Feature maps: one image at a time. */
   const tabs = [...document.querySelectorAll("[data-tab]")];
   const openTab = (chosen) => {
     for (const tab of tabs) tab.setAttribute("aria-pressed", String(tab.dataset.tab === chosen));

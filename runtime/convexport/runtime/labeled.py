@@ -1,4 +1,4 @@
-"""Labelled images for a check: class folders, or a CSV of files and their labels, matched with a bundle's classes."""
+"""Labeled images for a check: class folders, or a CSV of files and their labels, matched with a bundle's classes."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from convexport.runtime.records import Failure
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Images to check with. `sources` are files, or what became of them; `truth` are the indices of their classes.
+class Labeled:
+    """Labeled images. `sources` are files or their failures; `truth` are the indices of their classes.
 
-    `unlabelled` counts the rows of a CSV whose label is empty, as in one that nobody has filled in yet.
+    `unlabeled` counts the rows of a CSV with an empty label.
     """
 
     sources: list[str | Failure]
     truth: list[int]
-    unlabelled: int = 0
+    unlabeled: int = 0
 
 
-def labelled(path: str | os.PathLike[str], manifest: Manifest, language: str = "en") -> Labelled:
-    """Reads which image is of which class.
+def labeled(path: str | os.PathLike[str], manifest: Manifest, language: str = "en") -> Labeled:
+    """Reads the class of each image.
 
     Args:
         path: A folder of class folders, or a CSV with the columns `file` and `label` or `index`; its files are relative
             to it.
-        manifest: The bundle's. A name means a class by its label in `language`, else in another one; a name that two
-            classes have means none, and a CSV names such a class by its index.
+        manifest: The bundle's manifest. A name is looked up in the labels of `language`, then in the other languages. A
+            name that two classes share is refused; a CSV can give such a class by its index.
         language: The language that names are looked up in first.
 
     Raises:
-        UsageError: There is nothing at `path`, or it names a class that the bundle lacks.
+        UsageError: There is nothing at `path`, or it names a class that is not in the bundle.
     """
     if manifest.activation == "sigmoid":
         raise UsageError(
@@ -50,8 +50,8 @@ def labelled(path: str | os.PathLike[str], manifest: Manifest, language: str = "
     names = _Names(manifest, language)
     found = _folders(place, names) if place.is_dir() else _table(place, names)
     if not found.truth:
-        more = f", {found.unlabelled:,} without a label" if found.unlabelled else ""
-        raise UsageError(f"{place}: no labelled image{more}", "see the page of the commands for the two forms")
+        more = f", {found.unlabeled:,} without a label" if found.unlabeled else ""
+        raise UsageError(f"{place}: no labeled image{more}", "see docs/commands.md for the two forms")
     return found
 
 
@@ -64,13 +64,13 @@ class _Names:
         self.count = len(manifest.classes)
 
     def index(self, name: str, where: str) -> int:
-        """The class that `name` means. No folder can be called `T-shirt/top`: `T-shirt-top` means it as well."""
+        """The class that `name` means. A folder cannot be named `T-shirt/top`, so `T-shirt-top` means it as well."""
         for labels in self.tables:
             for spelled in (labels, tuple(label.replace("/", "-") for label in labels)):
                 if spelled.count(name) > 1:
                     raise UsageError(
                         f"{where}: {spelled.count(name)} classes are called {name!r}",
-                        "name it by its number, in a CSV with the columns file and index",
+                        "give it by its number, in a CSV with the columns file and index",
                     )
                 if name in spelled:
                     return spelled.index(name)
@@ -86,42 +86,42 @@ class _Names:
         return int(text)
 
 
-def _folders(place: Path, names: _Names) -> Labelled:
+def _folders(place: Path, names: _Names) -> Labeled:
     classes = sorted(child for child in place.iterdir() if child.is_dir() and not child.name.startswith("."))
     if not classes:
-        raise UsageError(f"{place}: no class folders", "put the images of each class into a folder of its name")
-    found = Labelled([], [])
+        raise UsageError(f"{place}: no class folders", "put the images of each class into a folder with its name")
+    found = Labeled([], [])
     for folder in classes:
         index = names.index(folder.name, str(folder))
         for source in find_images([folder]):
             if isinstance(source, Failure) and source.error.kind == "empty":
-                continue  # a class without images is none that failed
+                continue  # a class without images is not a failure
             found.sources.append(source)
             found.truth.append(index)
     return found
 
 
-def _table(place: Path, names: _Names) -> Labelled:
+def _table(place: Path, names: _Names) -> Labeled:
     sources: list[str | Failure] = []
     truth: list[int] = []
-    unlabelled = 0
+    unlabeled = 0
     for number, row in _rows(place):
         where = f"{place}, line {number}"
         label, index = row.get("label") or "", row.get("index") or ""
         if not (label or index):
-            unlabelled += 1
+            unlabeled += 1
             continue
         # The index first: it says more where two classes have one name.
         truth.append(names.number(index, where) if index else names.index(label, where))
         file = row.get("file") or ""
         if not file:
-            raise UsageError(f"{where}: no file is named", "correct that row")
+            raise UsageError(f"{where}: no file name", "correct that row")
         sources.append(str(place.parent / file))
-    return Labelled(sources, truth, unlabelled)
+    return Labeled(sources, truth, unlabeled)
 
 
 def _rows(place: Path) -> Iterator[tuple[int, Mapping[str, str | None]]]:
-    """The rows of a CSV with their lines' numbers; raises `UsageError` where it is none of the form."""
+    """The rows of a CSV with their line numbers. Raises `UsageError` if it does not have this form."""
     try:
         with place.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)

@@ -1,6 +1,6 @@
 """The report's images: sprite sheets as data URIs, the first layer's weights, and feature maps.
 
-Apart from report.py, since nothing here knows the page: arrays go in, arrays and data URIs come out.
+Nothing here knows the page: arrays go in, arrays and data URIs come out.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _BLOCK = 8  # a JPEG's block: tiles of whole blocks do not bleed into each other
 
 @dataclass(frozen=True)
 class Sprite:
-    """Many pictures of one size in one sheet, as a data URI, `columns` x `rows`."""
+    """Many images of one size in one sheet, as a data URI, `columns` x `rows`."""
 
     uri: str
     columns: int
     rows: int
 
     def position(self, index: int) -> str:
-        """CSS `background-position` of the picture `index`, in per cent, so that it holds at every size."""
+        """CSS `background-position` of the image `index`, in percent, so that it is right at every size."""
         across = 100 * (index % self.columns) / max(self.columns - 1, 1)
         down = 100 * (index // self.columns) / max(self.rows - 1, 1)
         return f"{across:.4f}% {down:.4f}%"
@@ -41,7 +41,7 @@ class Sprite:
 
 @dataclass(frozen=True)
 class FirstLayer:
-    """The first layer that has weights, as pictures uint8 [N, h, w, 3].
+    """The first layer that has weights, as images uint8 [N, h, w, 3].
 
     `kernels` is True for a convolution; a dense layer gives templates of the size of its input. `edges` [N, 2] is the
     cosine of each kernel, summed over its channels, with the horizontal and the vertical edge filter of its size.
@@ -54,7 +54,7 @@ class FirstLayer:
 
 
 def sprite(pictures: NDArray[np.uint8], *, lossless: bool = False) -> Sprite:
-    """A sheet of pictures uint8 [N, H, W, C]; JPEG for color where its blocks fit and nothing forbids it, else PNG."""
+    """A sheet of images uint8 [N, H, W, C]; JPEG for color if its blocks fit and `lossless` is not set, else PNG."""
     count, height, width, channels = pictures.shape
     columns = max(1, math.ceil(math.sqrt(count)))
     rows = max(1, math.ceil(count / columns))
@@ -95,7 +95,7 @@ def edge_filters(size: int) -> dict[str, NDArray[np.float64]]:
 
 
 def edge_maps(image: NDArray[np.uint8], filters: dict[str, NDArray[np.float64]]) -> NDArray[np.uint8]:
-    """Each filter's answer to the brightness of `image` uint8 [H, W, C]: pictures uint8 [filters, H, W, 3]."""
+    """Each filter's answer to the brightness of `image` uint8 [H, W, C]: images uint8 [filters, H, W, 3]."""
     gray = torch.from_numpy(image.astype(np.float64).mean(axis=2))[None, None]
     answers = [
         F.conv2d(F.pad(gray, (len(values) // 2,) * 4, mode="replicate"), torch.from_numpy(values)[None, None])[0, 0]
@@ -107,7 +107,7 @@ def edge_maps(image: NDArray[np.uint8], filters: dict[str, NDArray[np.float64]])
 def first_layer(network: nn.Module, channels: int) -> FirstLayer | None:
     """The weights of the first convolution or dense layer, at most `SHOWN_WEIGHTS` of the strongest. None without one.
 
-    `channels` are the pictures'; a dense layer is read as templates [channels, size, size].
+    `channels` are the images'; a dense layer is read as templates [channels, size, size].
     """
     module = _first(network)
     if module is None:
@@ -129,13 +129,13 @@ def first_layer(network: nn.Module, channels: int) -> FirstLayer | None:
 
 
 def feature_maps(network: nn.Module, image: NDArray[np.uint8], normalization: Normalization) -> NDArray[np.uint8]:
-    """What the first convolution makes of `image` uint8 [H, W, C]: pictures uint8 [maps, h, w, 3].
+    """What the first convolution makes of `image` uint8 [H, W, C]: images uint8 [maps, h, w, 3].
 
-    In the order of `first_layer`. Raises `ValueError` where the first layer is no convolution.
+    In the order of `first_layer`. Raises `ValueError` if the first layer is not a convolution.
     """
     module = _first(network)
     if not isinstance(module, nn.Conv2d):
-        raise ValueError("the network's first layer is no convolution")
+        raise ValueError("the network's first layer is not a convolution")
     kept: list[Tensor] = []
     handle = module.register_forward_hook(lambda _module, _inputs, output: kept.append(output.detach().clone()))
     try:
@@ -156,7 +156,7 @@ def strongest(module: nn.Conv2d | nn.Linear) -> NDArray[np.int64]:
 
 def diverging(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Values [H, W] as colors uint8 [H, W, 3]: white at 0, orange above, blue below; full at the 99th percentile."""
-    # The floor keeps rounding errors of a flat picture from being shown at full strength.
+    # The floor keeps rounding errors of a flat image from being shown at full strength.
     limit = max(float(np.percentile(np.abs(values), 99)), 1e-6)
     share = np.clip(values / limit, -1, 1)[..., None]
     above, below, white = np.array([196, 78, 20]), np.array([31, 94, 168]), np.array([247, 247, 247])

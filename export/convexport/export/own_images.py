@@ -1,4 +1,4 @@
-"""A person's own pictures: with labels for the gate, without for calibration."""
+"""The user's own images: with labels for the gate, without labels for calibration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BETWEEN = ";"
 
 @dataclass(frozen=True)
 class Files:
-    """Labelled files, chosen from all that are there.
+    """Labeled files, chosen from all that are there.
 
     Attributes:
         files: Where they are.
@@ -43,13 +43,13 @@ class Files:
     labels: NDArray[np.bool_] | None = None
 
 
-def labelled_files(path: Path, facts: Facts, wanted: int) -> Files:
+def labeled_files(path: Path, facts: Facts, wanted: int) -> Files:
     """At most `wanted` files with their classes.
 
     Args:
         path: A folder of class folders, matched with the network's labels by name; or a CSV file.
-        facts: Of the network.
-        wanted: How many pictures are taken at most, each class in proportion.
+        facts: The facts of the network.
+        wanted: How many images are taken at most, each class in proportion.
 
     Raises:
         DatasetError: They cannot be read, or their classes are not the network's.
@@ -68,31 +68,31 @@ def labelled_files(path: Path, facts: Facts, wanted: int) -> Files:
     if facts.activation == "sigmoid" and labels is None:
         labels = np.asarray(np.eye(len(facts.classes["en"]), dtype=np.bool_)[truth])
     if not files:
-        raise DatasetError(f"{path} holds no labelled pictures", _FIX)
+        raise DatasetError(f"{path} contains no labeled images", _FIX)
     chosen = stratified(truth, wanted)
     count = f"all {len(files):,}" if len(chosen) == len(files) else f"{len(chosen):,} of {len(files):,}"
     return Files(
         tuple(files[index] for index in chosen),
         truth[chosen],
-        f"labelled pictures of {path.name}, {count}",
+        f"labeled images of {path.name}, {count}",
         np.bincount(truth, minlength=len(facts.classes["en"])),
         None if labels is None or facts.activation == "softmax" else labels[chosen],
     )
 
 
 def sample_of(found: Files, size: Input) -> Sample:
-    """The files, brought to the network's size as the runtime does it."""
+    """The files, framed as the runtime does it."""
     names = tuple(file.name for file in found.files)
     truth = found.truth if found.labels is None else None
     return Sample(read(found.files, size), truth, names, found.kind, found.population, found.labels)
 
 
 def read(files: Sequence[Plain], size: Input) -> NDArray[np.uint8]:
-    """Pictures as the runtime reads them, uint8 [N, H, W, C]. Raises `DatasetError` where one cannot be read."""
+    """Images as the runtime reads them, uint8 [N, H, W, C]. Raises `DatasetError` if one cannot be read."""
     try:
         return np.stack([load_image(file, size)[0] for file in files])
     except InputError as error:
-        raise DatasetError(error.message, "take it away, or put it right") from error
+        raise DatasetError(error.message, "remove it, or repair it") from error
 
 
 def unlabelled(path: Path, facts: Facts) -> Sample:
@@ -104,10 +104,10 @@ def unlabelled(path: Path, facts: Facts) -> Sample:
 
 
 def without_labels(path: Path, size: Input, count: int) -> NDArray[np.uint8]:
-    """`count` pictures of a folder at most, spread over it evenly, uint8 [N, H, W, C]."""
+    """At most `count` images of a folder, evenly spread, uint8 [N, H, W, C]."""
     files = [Path(name) for name in find_images([path]) if isinstance(name, str)]
     if not files:
-        raise DatasetError(f"{path} holds no pictures", "name a folder of pictures like those it was trained on")
+        raise DatasetError(f"{path} contains no images", "name a folder of images like those that it was trained on")
     places = np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int))
     return read([files[place] for place in places], size)
 
@@ -115,11 +115,11 @@ def without_labels(path: Path, size: Input, count: int) -> NDArray[np.uint8]:
 def _from_folders(path: Path, facts: Facts) -> tuple[list[Path], NDArray[np.int64]]:
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not folder.name.startswith("."))
     if len(folders) < 2:
-        raise DatasetError(f"{path} holds {len(folders)} class folders", _FIX)
+        raise DatasetError(f"{path} contains {len(folders)} class folders", _FIX)
     own = facts.classes["en"]
     names = [folder.name for folder in folders]
     place = {label: index for index, label in enumerate(own) if own.count(label) == 1}
-    if set(names) < set(place):  # pictures of some classes only
+    if set(names) < set(place):  # images of some classes only
         indices = [place[name] for name in names]
     else:
         indices = [int(index) for index in labels.matched(path.name, names, own)]
@@ -160,6 +160,6 @@ def _class_of(text: str, own: tuple[str, ...], key: str, where: str) -> int:
         return int(text)
     found = own.count(text)
     if found != 1:
-        what = "is none of the network's labels" if not found else f"is the name of {found} of its classes"
-        raise DatasetError(f"{where}: {text!r} {what}", "give the column index in its place")
+        what = "is not one of the network's labels" if not found else f"is the name of {found} of its classes"
+        raise DatasetError(f"{where}: {text!r} {what}", "use the column index instead")
     return own.index(text)

@@ -1,4 +1,4 @@
-"""A person's own labelled pictures, files of labels, and the order of classes, which is the person's."""
+"""A person's own labeled images, files of labels, and the order of classes, which is the person's."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ class Colors(nn.Module):
     def forward(self, pixels):
         return self.last(pixels).mean((2, 3))
 """
-# The network's first output is for red pictures, and those are called c.
+# The network's first output is for red images, and those are called c.
 FOLDERS = {"c": 0, "a": 1, "b": 2}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`colors.py`, and 20 pictures of each class in folders a, b and c."""
+    """`colors.py`, and 20 images of each class in folders a, b and c."""
     folder = tmp_path_factory.mktemp("colors")
     (folder / "colors.py").write_text(COLORS)
     random = np.random.default_rng(0)
@@ -71,7 +71,7 @@ def test_the_honest_order_of_classes_passes_whatever_the_folders_order_is(place:
     found = exported(place, tmp_path, "cab", accuracy=1.0).manifest
     assert found.classes == ("c", "a", "b")
     check = found.variants["fp32"].verification
-    assert (check.accuracy, check.images, check.images_kind) == (1.0, 60, "labelled pictures of pictures, all 60")
+    assert (check.accuracy, check.images, check.images_kind) == (1.0, 60, "labeled images of pictures, all 60")
     stated = next(one for one in check.measures if one.name == "torch accuracy, as stated")
     assert (stated.value, stated.passed) == (1.0, True)
 
@@ -108,7 +108,7 @@ def test_a_network_that_does_not_reach_what_is_said_of_it_is_refused(place: Path
     [
         (
             "file,label\npictures/a/0.png,d\n",
-            "{csv} line 2: 'd' is none of the network's labels; give the column index",
+            "{csv} line 2: 'd' is not one of the network's labels; use the column index",
         ),
         ("file,index\npictures/a/0.png,3\n", "{csv} line 2: index '3', expected a number from 0 to 2"),
         (
@@ -117,7 +117,7 @@ def test_a_network_that_does_not_reach_what_is_said_of_it_is_refused(place: Path
         ),
         (
             "file,label\npictures/a/99.png,a\n",
-            "{folder}/pictures/a/99.png: no such file; take it away, or put it right",
+            "{folder}/pictures/a/99.png: no such file; remove it, or repair it",
         ),
     ],
 )
@@ -160,16 +160,19 @@ def test_labels_by_name_to_index_are_turned_round(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('["a",\n', "--classes {path} begins like JSON and is none (Expecting value: line 2 column 1 (char 6)); write"),
-        ('"a",\n"b"\n', "--classes {path}: '\"a\",' is no label; write one label in each line, or valid JSON"),
+        (
+            '["a",\n',
+            "--classes {path} begins like JSON but is not JSON (Expecting value: line 2 column 1 (char 6)); write",
+        ),
+        ('"a",\n"b"\n', "--classes {path}: '\"a\",' is not a label; write one label in each line, or valid JSON"),
         (
             "0 tench\n1 goldfish\n",
-            "--classes {path}: each line begins with a number, as in '0 tench'; write the labels",
+            "--classes {path}: each line begins with a number, as in '0 tench'; write only the labels",
         ),
         ("n01440764 tench\nn01443537 goldfish\n", "--classes {path}: each line begins with a WordNet number, as in"),
-        ("a\n", "--classes {path} holds 1 labels, expected two or more; write one in each line"),
+        ("a\n", "--classes {path} contains 1 labels, expected two or more; write one in each line"),
         ('{"1": "a", "2": "b"}', "--classes {path}: its keys are not the numbers from 0 to 1; write a list, or a"),
-        ("[1, 2]", "--classes {path}: '1' is no label; write a list of strings"),
+        ("[1, 2]", "--classes {path}: '1' is not a label; write a list of strings"),
     ],
 )
 def test_a_file_whose_labels_look_like_something_else_is_refused(tmp_path: Path, content: str, message: str) -> None:
@@ -188,12 +191,12 @@ def test_a_bare_state_dict_is_recognized_through_its_wrappers(tmp_path: Path) ->
         recognize(StateDict(tmp_path / "w.pth", {"own.weight": torch.zeros(3, 3)}, ""))
     assert str(caught.value) == (
         f"weights {tmp_path}/w.pth fit none of our networks and none of torchvision's (their tensors begin "
-        "own.weight); name their network with --model module:FILE.py:FUNCTION"
+        "own.weight); give their network with --model module:FILE.py:FUNCTION"
     )
 
 
 def test_the_share_that_is_cropped_and_the_filter_are_torchvisions() -> None:
-    """Resize to 256 and crop 224: of a square picture, the same box of it."""
+    """Resize to 256 and crop 224: of a square image, the same box of it."""
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
     picture = Image.fromarray(pixels).resize((320, 320), Image.Resampling.BICUBIC, box=(100, 100, 140, 140))
     for name, resampling in (("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)):
@@ -229,7 +232,7 @@ def test_an_order_that_only_the_answers_show_is_named(place: Path) -> None:
     assert (found.rows[0].right, found.stated.right) == (60, 20)
 
 
-def test_causes_are_told_apart_by_labelled_images_alone(place: Path) -> None:
+def test_causes_are_told_apart_by_labeled_images_alone(place: Path) -> None:
     foreign = Foreign(classes=tuple("cab"), size=(12, 12), pixels="0..1")
     with pytest.raises(DatasetError) as caught:
         diagnose(ExportOptions(Source(f"module:{place / 'colors.py'}:Colors", foreign=foreign)))
