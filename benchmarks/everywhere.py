@@ -139,7 +139,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machines", nargs="+", default=["hidden", "qemu", "aarch64"], help="hidden, qemu, aarch64")
     parser.add_argument("--few", type=int, default=16, help="images of VGG19 under qemu (16)")
-    parser.add_argument("--data", help="root of the data sets ($CONVEXPORT_DATA, else data)")
+    parser.add_argument("--data", help="folder of the data sets ($CONVEXPORT_DATA, else data)")
     parser.add_argument("--work", type=Path, default=REPOSITORY / "build" / "everywhere")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "everywhere.md")
     return parser.parse_args()

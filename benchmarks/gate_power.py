@@ -189,7 +189,7 @@ def checkpoint_of(name: str, options: argparse.Namespace) -> Path:
     return path
 
 
-def labelled(of: Checkpoint, dataset: datasets.Dataset, count: int) -> samples.Sample:
+def labeled(of: Checkpoint, dataset: datasets.Dataset, count: int) -> samples.Sample:
     """Test images with the indices that the network's own class names give their classes, as an export has them."""
     classes = labels.matched(dataset.name, dataset.classes["en"], of.header.classes["en"])
     return samples.from_test_set(dataset.test, classes, dataset.title, count)

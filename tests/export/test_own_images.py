@@ -236,18 +236,16 @@ def test_causes_are_told_apart_by_labeled_images_alone(place: Path) -> None:
     foreign = Foreign(classes=tuple("cab"), size=(12, 12), pixels="0..1")
     with pytest.raises(DatasetError) as caught:
         diagnose(ExportOptions(Source(f"module:{place / 'colors.py'}:Colors", foreign=foreign)))
-    assert str(caught.value) == (
-        "causes are told apart by labelled images, and there are none; name some --verify-data"
-    )
+    assert str(caught.value) == ("causes are told apart by labeled images, and there are none; name some --verify-data")
 
 
-def test_labelled_pictures_become_the_golden_images_of_a_network_made_elsewhere(place: Path, tmp_path: Path) -> None:
+def test_labeled_pictures_become_the_golden_images_of_a_network_made_elsewhere(place: Path, tmp_path: Path) -> None:
     found = exported(place, tmp_path, "cab").manifest
     numbered = [golden for golden in found.golden if Path(golden.file).stem.isdigit()]
     assert len(numbered) == 60
     assert all(golden.label == golden.expected for golden in numbered)
     assert found.golden_source == (
-        "60 sure and unsure ones of these: labelled pictures of pictures, all 60; "
+        "60 sure and unsure ones of these: labeled images of images, all 60; "
         f"and {len(found.golden) - 60} of other sizes, made of such images"
     )
 
@@ -259,6 +257,6 @@ def test_any_folder_of_pictures_gives_witnesses_with_the_origins_answers(place: 
     golden = [one for one in found.manifest.golden if Path(one.file).stem.isdigit()]
     assert len(golden) == 20
     assert {(one.label, one.expected) for one in golden} == {(None, "b")}
-    assert found.manifest.golden_source.startswith("20 sure and unsure ones of these: 20 pictures of b, without labels")
+    assert found.manifest.golden_source.startswith("20 sure and unsure ones of these: 20 images of b, without labels")
     with pytest.raises(DatasetError, match="nowhere: no such file"):
         export_bundle(ExportOptions(source, witnesses=place / "nowhere", out=tmp_path))

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.usefixtures("traced_once")
 
 
 @pytest.fixture(scope="module")
-def bundle(coloured: tuple[Checkpoint, datasets.Dataset], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(colored: tuple[Checkpoint, datasets.Dataset], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a network for color images, with its witnesses."""
-    checkpoint, dataset = coloured
+    checkpoint, dataset = colored
     folder = tmp_path_factory.mktemp("reshaped")
     path = save_in(folder, witnessed(checkpoint, dataset.test))
     return export_bundle(ExportOptions(Source(path=path), verify_images=100, out=folder / "bundles")).path
@@ -32,7 +32,7 @@ def failing(bundle: Path) -> set[str]:
         return {result.file for result in classifier.self_test() if not result.passed}
 
 
-def test_some_golden_images_are_tall_turned_transparent_grey_and_large(bundle: Path) -> None:
+def test_some_golden_images_are_tall_turned_transparent_gray_and_large(bundle: Path) -> None:
     found, sizes = {}, set()
     for path in (bundle / "golden").iterdir():
         if not path.stem.isdigit():
@@ -43,7 +43,7 @@ def test_some_golden_images_are_tall_turned_transparent_grey_and_large(bundle: P
         "tall.jpg": ("JPEG", "RGB", None),
         "turned.jpg": ("JPEG", "RGB", 6),
         "transparent.png": ("PNG", "RGBA", None),
-        "grey.png": ("PNG", "L", None),
+        "gray.png": ("PNG", "L", None),
         "reduced.jpg": ("JPEG", "RGB", None),
         "inverted.png": ("PNG", "RGB", None),
     }

@@ -251,7 +251,10 @@ def test_labels_that_other_tools_left_in_the_file_are_used(tmp_path: Path, prope
         ({"pixels": "0..1", "size": (32, 32)}, "--size 32 32: theirs.onnx expects 24 x 20; leave it out"),
         ({"pixels": "0..1", "crop": 1.5}, "--crop 1.5: expected a share of the shorter side, above 0 and at most 1"),
         ({"pixels": "0..1", "crop": 0.0}, "--crop 0: expected a share of the shorter side, above 0 and at most 1"),
-        ({"pixels": "0..1", "crop": 0.9, "framing": "pad"}, "--crop 0.9 does nothing with --framing pad; leave one of"),
+        (
+            {"pixels": "0..1", "crop": 0.9, "framing": "pad"},
+            "--crop 0.9 has no effect with --framing pad; leave one of",
+        ),
         ({"pixels": "0..1", "output": "logit"}, "output 'logit' is not known; did you mean 'logits'?"),
     ],
 )

@@ -119,7 +119,7 @@ def test_a_precision_asked_for_by_name_that_fails_the_golden_images_is_refused(
     assert chosen(folder, device="cpu", precision="fp32") == "onnxruntime on cpu in fp32, as asked"
     with open_bundle(folder) as opened, pytest.raises(GateRefused) as caught:
         create(opened, Options("cpu", precision="int8"))
-    failed = "onnxruntime on cpu in int8 gives other answers than the export on 2 of 2 golden images"
+    failed = "onnxruntime on cpu in int8 answers 2 of 2 golden images differently from the export"
     assert str(caught.value) == f"tiny: {failed}; {FIX}"
     assert caught.value.exit_code == 6
     assert chosen(folder, device="cpu", precision="int8", prove=False) == "onnxruntime on cpu in int8, as asked"
@@ -128,7 +128,7 @@ def test_a_precision_asked_for_by_name_that_fails_the_golden_images_is_refused(
 def test_a_precision_asked_for_by_name_is_served_by_the_back_end_that_passes(machine: Machine, tmp_path: Path) -> None:
     folder = bundle(tmp_path, {("onnxruntime", "int8"): 100.0, ("openvino", "int8"): 300.0})
     machine.wrong = {("openvino", "int8")}
-    failed = "openvino on cpu in int8 gives other answers than the export on 2 of 2 golden images"
+    failed = "openvino on cpu in int8 answers 2 of 2 golden images differently from the export"
     assert chosen(folder, device="cpu", precision="int8") == f"onnxruntime on cpu in int8, as asked; {failed}"
 
 
@@ -137,7 +137,7 @@ def test_where_every_precision_fails_nothing_is_classified(machine: Machine, tmp
     machine.wrong = {("onnxruntime", name) for name in ("fp32", "fp16", "int8")}
     with open_bundle(folder) as opened, pytest.raises(GateRefused) as caught:
         create(opened, Options("cpu"))
-    failed = "onnxruntime on cpu in int8 gives other answers than the export on 2 of 2 golden images"
+    failed = "onnxruntime on cpu in int8 answers 2 of 2 golden images differently from the export"
     assert str(caught.value) == f"tiny: {failed}; {FIX}"
 
 

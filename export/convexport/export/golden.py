@@ -35,9 +35,9 @@ class GoldenImages:
     """The golden images in order.
 
     Attributes:
-        entries: What the manifest says of each.
+        entries: The manifest's entry for each.
         files: Each one's PNG or JPEG, by its place in the bundle.
-        source: What they are, in words.
+        source: A description of them.
     """
 
     entries: tuple[Golden, ...]

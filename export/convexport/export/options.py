@@ -23,10 +23,10 @@ class ExportOptions:
         verify_images: How many images the gate takes at most; None takes as many as its time allows.
         require_labels: Whether the export fails if there are no labeled images, instead of using photographs.
         data: The root of the data sets.
-        verify_data: A folder of class folders or a CSV file of labelled pictures, in place of a data set.
-        witnesses: A folder of pictures that the golden images are chosen from, in place of the checkpoint's witnesses
+        verify_data: A folder of class folders or a CSV file of labeled images, instead of a data set.
+        witnesses: A folder of images that the golden images are chosen from, in place of the checkpoint's witnesses
             or of `verify_data`.
-        calibration_data: A folder of pictures that int8 is calibrated on, in place of a data set's training images.
+        calibration_data: A folder of images to calibrate int8 on, instead of a data set's training images.
         out: The folder that the bundle's folder goes into.
         force: Whether a bundle that was exported from another checkpoint is replaced.
     """

@@ -18,8 +18,8 @@ from convexport.runtime.images import load_image
 from convexport.runtime.inputs import Plain, find_images
 from convexport.runtime.manifest import Input
 
-# From so many pictures the golden images are chosen.
-MOST_UNLABELLED = 512
+# From so many images the golden images are chosen.
+MOST_UNLABELED = 512
 _FIX = "give class folders, or a CSV file with the columns file and label, file and index, or file and labels"
 _BETWEEN = ";"
 
@@ -95,11 +95,11 @@ def read(files: Sequence[Plain], size: Input) -> NDArray[np.uint8]:
         raise DatasetError(error.message, "remove it, or repair it") from error
 
 
-def unlabelled(path: Path, facts: Facts) -> Sample:
-    """Pictures of a folder that the network is asked about, without labels. Raises `DatasetError`."""
-    images = without_labels(path, facts.input, MOST_UNLABELLED)
+def unlabeled(path: Path, facts: Facts) -> Sample:
+    """Images of a folder that the network is asked about, without labels. Raises `DatasetError`."""
+    images = without_labels(path, facts.input, MOST_UNLABELED)
     names = tuple(f"{path.name}[{number}]" for number in range(len(images)))
-    kind = f"{len(images):,} pictures of {path.name}, without labels"
+    kind = f"{len(images):,} images of {path.name}, without labels"
     return Sample(images, None, names, kind, np.zeros(0, np.int64))
 
 

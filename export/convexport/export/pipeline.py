@@ -60,7 +60,7 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
     sample, dataset = verifying.sample(network, dataset, options, progress)
     expected = measures.reference(network, sample)
     verifying.check_labels(network, expected, options, progress)
-    images = golden.golden_images(network, expected, verifying.own_images(network, sample, options))
+    images = golden.golden_images(network, expected, verifying.own_golden_images(network, sample, options))
 
     def calibration_images(count: int) -> tuple[NDArray[np.uint8], str]:
         return verifying.calibration_images(network, dataset, options, count)

@@ -1,7 +1,7 @@
 """Golden images of other sizes: files that a device has to turn, flatten and frame before it can classify them.
 
 An image of the network's size proves the network and says nothing about framing. So some of the golden images are
-enlarged, in another shape, turned by EXIF, transparent or grey: the kinds that decoders and resizing differ on. Of the
+enlarged, in another shape, turned by EXIF, transparent or gray: the kinds that decoders and resizing differ on. Of the
 images at hand those are taken whose answer depends most on how they are framed.
 """
 
@@ -114,7 +114,7 @@ def _transparent(image: NDArray[np.uint8], wanted: Input) -> bytes:
     return _saved(picture, format="PNG", optimize=True)
 
 
-def _grey(image: NDArray[np.uint8], wanted: Input) -> bytes:
+def _gray(image: NDArray[np.uint8], wanted: Input) -> bytes:
     side = _grown(2.1, wanted)
     return _saved(_enlarged(image, (side, side), (side * 7 // 4, side)).convert("L"), format="PNG", optimize=True)
 
@@ -134,7 +134,7 @@ _SHAPES: dict[str, Callable[[NDArray[np.uint8], Input], bytes]] = {
     "tall.jpg": _tall,
     "turned.jpg": _turned,
     "transparent.png": _transparent,
-    "grey.png": _grey,
+    "gray.png": _gray,
     "reduced.jpg": _reduced,
     "inverted.png": _inverted,
 }

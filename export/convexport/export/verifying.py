@@ -58,10 +58,10 @@ def sample(
     return found, None
 
 
-def own_images(network: Network, sample: samples.Sample, options: ExportOptions) -> samples.Sample | None:
-    """What a person has given for golden images: a folder of pictures, else the labelled ones of the gate."""
+def own_golden_images(network: Network, sample: samples.Sample, options: ExportOptions) -> samples.Sample | None:
+    """What a person has given for golden images: a folder of images, else the labeled ones of the gate."""
     if options.witnesses is not None:
-        return pictures.unlabelled(options.witnesses, network.facts)
+        return own_images.unlabeled(options.witnesses, network.facts)
     return sample if options.verify_data is not None else None
 
 

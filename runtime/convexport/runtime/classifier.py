@@ -66,9 +66,9 @@ class Classifier:
         batch: The largest number of images computed at once.
 
     Raises:
-        BundleError: The bundle is missing, damaged, lacks the precision, or promises no share of right answers.
-        UnavailableError: What was asked for by name is not there.
-        UsageError: A value is out of its range, or contradicts another.
+        BundleError: The bundle is missing or damaged, or does not contain the precision or the share of `sure`.
+        UnavailableError: A device, back end or library that was asked for by name is missing.
+        UsageError: A value is out of range, or two values exclude each other.
         GateRefused: No precision, or not the one asked for, gives the answers of the export on this machine.
     """
 

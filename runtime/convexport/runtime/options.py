@@ -45,11 +45,11 @@ class Options:
         workers: Additional processes that read images.
         top: How many classes a record lists; at most as many as there are.
         language: Language of the labels.
-        channels: Order of the channels in arrays: `rgb`, or `bgr` for those of OpenCV. Files and Pillow images know
-            their own.
-        sure: The share of right answers, such as 0.98, that a record marked as sure must keep; one that the bundle
-            promises. None marks nothing.
-        note: Hears remarks for the user, one line each, as while an engine is built; None is the logger `convexport`.
+        channels: Order of the channels in arrays: `rgb`, or `bgr` for OpenCV's. It does not affect files and Pillow
+            images.
+        sure: A share of right answers, such as 0.98. Records are marked as sure so that this share of them is right;
+            the bundle must have measured it. None marks nothing.
+        note: Called with each remark for the user, one line each; None sends them to the logger `convexport`.
         prove: Whether what serves must have passed the golden images on this machine, whoever chose it.
 
     Raises:

@@ -123,14 +123,14 @@ def parser() -> terminal.Parser:
         help="labeled images: class folders, or a CSV of file and label, index or labels",
     )
     group("--accuracy", type=float, metavar="X", help="what it reaches on them, as 0.846; sigmoid: its mAP")
-    group("--diagnose", action="store_true", help="export nothing: say which preprocessing fits the labelled pictures")
+    group("--diagnose", action="store_true", help="export nothing: say which preprocessing fits the labeled images")
     group(
         "--witnesses",
         type=Path,
         metavar="DIR",
-        help="pictures that the golden images are chosen from, with the network's own answers",
+        help="images that the golden images are chosen from, with the network's own answers",
     )
-    group("--calibration-data", type=Path, metavar="DIR", help="pictures that int8 is calibrated on")
+    group("--calibration-data", type=Path, metavar="DIR", help="images for the calibration of int8")
     group = found.add_argument_group("calibration of INT8").add_argument
     group("--calibration", default="minmax", metavar="METHOD", help=f"{', '.join(METHODS)} (minmax)")
     group("--calibration-images", type=_positive, default=256, metavar="N", help="number of images (256)")
