@@ -245,7 +245,7 @@ def test_labeled_pictures_become_the_golden_images_of_a_network_made_elsewhere(p
     assert len(numbered) == 60
     assert all(golden.label == golden.expected for golden in numbered)
     assert found.golden_source == (
-        "60 sure and unsure ones of these: labeled images of images, all 60; "
+        "60 sure and unsure ones of these: labeled images of pictures, all 60; "
         f"and {len(found.golden) - 60} of other sizes, made of such images"
     )
 
