@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import struct
+import sys
 import zlib
 from io import BytesIO
 from pathlib import Path
@@ -14,8 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
-from convexport.runtime import images
+from convexport.runtime import images, limits
+from convexport.runtime.encoded import unread
 from convexport.runtime.errors import InputError
 from convexport.runtime.images import INVERTED, load_image
 from convexport.runtime.inputs import Plain
@@ -361,6 +364,80 @@ def test_a_folder_and_a_pipe_are_no_pictures(tmp_path: Path) -> None:
         assert str(error(path)) == f"{path}: not a regular file, expected an image"
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("written", ['tiff:Orientation="6"', "<tiff:Orientation>6</tiff:Orientation>"])
+def test_an_orientation_in_xmp_alone_turns_the_image(kind: str, written: str) -> None:
+    xmp = f"<x:xmpmeta><rdf:Description {written}/></x:xmpmeta>"
+    image = Image.linear_gradient("L").convert("RGB")
+    options: dict[str, object] = {"xmp": xmp.encode()}
+    if kind == "PNG":
+        options = {"pnginfo": PngInfo()}
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp)  # type: ignore[attr-defined]
+    turned = load_image(encoded(image, kind, **options), COLOR)[0]
+    expected = load_image(encoded(image.transpose(Image.Transpose.ROTATE_270), kind), COLOR)[0]
+    assert np.abs(turned.astype(int) - expected).max() <= 2
+
+
+def test_exif_counts_before_xmp() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    image = Image.linear_gradient("L").convert("RGB")
+    options = {"exif": exif, "xmp": b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'}
+    assert (
+        load_image(encoded(image, "JPEG", **options), COLOR)[0] == load_image(encoded(image, "JPEG"), COLOR)[0]
+    ).all()
+
+
+@pytest.mark.parametrize(("bits", "value"), [(8, 63), (16, 63 * 257)])
+@pytest.mark.parametrize(("photometric", "gray"), [(0, 192), (1, 63)])
+def test_a_tiff_whose_white_is_zero_is_read_so_with_any_number_of_bits(
+    bits: int, value: int, photometric: int, gray: int
+) -> None:
+    side = 20
+    data = value.to_bytes(bits // 8, "little") * side * side
+    tags = ((256, side), (257, side), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, side))
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, found) for tag, found in (*tags, (279, len(data))))
+    head = b"II*\0" + struct.pack("<I", 8 + len(data))
+    tiff = head + data + struct.pack("<H", len(tags) + 1) + entries + bytes(4)
+    assert set(load_image(tiff, GRAY)[0].ravel()) == {gray}
+
+
+@pytest.mark.skipif(unread("Avif") is not None, reason="this Pillow does not read AVIF")
+def test_an_avif_is_read_and_turned_as_it_says() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.linear_gradient("L").convert("RGB")
+    data = encoded(image, "AVIF", quality=95, exif=exif)
+    expected = load_image(encoded(image.transpose(Image.Transpose.ROTATE_270)), COLOR)[0]
+    assert np.abs(load_image(data, COLOR)[0].astype(int) - expected).max() <= 6
+    assert str(error(data[: len(data) // 2])).startswith("image: damaged or truncated (")
+
+
+def test_a_heic_is_read_and_turned_once_if_pillow_heif_is_installed() -> None:
+    heif = pytest.importorskip("pillow_heif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.linear_gradient("L").convert("RGB")
+    stream = BytesIO()
+    heif.from_pillow(image).save(stream, quality=95, exif=exif.tobytes())
+    expected = load_image(encoded(image.transpose(Image.Transpose.ROTATE_270)), COLOR)[0]
+    assert np.abs(load_image(stream.getvalue(), COLOR)[0].astype(int) - expected).max() <= 6
+    assert error(stream.getvalue()[:200]).kind == "unreadable"
+
+
+def test_a_heic_without_pillow_heif_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    found = error(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    expected = ("image: HEIC needs pillow-heif, which is not installed", "pip install 'convexport[heif]'")
+    assert (found.kind, found.message, found.fix) == ("unsupported", *expected)
+
+
+def test_the_first_image_of_a_phone_s_mpo_is_read() -> None:
+    first, second = (Image.fromarray(noise(12, 16, seed=seed)) for seed in (0, 1))
+    data = encoded(first, "MPO", save_all=True, append_images=[second])
+    assert (load_image(data, COLOR)[0] == load_image(encoded(first, "JPEG"), COLOR)[0]).all()
+
+
 def test_a_truncated_jpeg_is_refused() -> None:
     data = encoded(Image.fromarray(noise(64, 64)), "JPEG")
     found = error(data[: len(data) // 2])
@@ -374,14 +451,14 @@ def test_a_png_header_of_a_hundred_thousand_pixels_squared_is_refused_before_dec
     assert (found.kind, str(found)) == ("too-large", expected)
 
 
-@pytest.mark.parametrize("kind", ["BMP", "GIF", "JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "TIFF", "WEBP"])
 def test_every_other_header_that_declares_too_much_is_refused_before_decoding(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seed = SEEDS[FORMATS.index(kind)]
-    monkeypatch.setattr(images, "MAX_PIXELS", 11 * 9)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 11 * 9)
     assert load_image(seed, COLOR)[0].shape == (12, 16, 3)
-    monkeypatch.setattr(images, "MAX_PIXELS", 11 * 9 - 1)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 11 * 9 - 1)
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     expected = "image: declares 11 x 9 pixels, more than the limit of 98"
     assert (error(seed).kind, str(error(seed))) == ("too-large", expected)

@@ -2,10 +2,12 @@
 
 What happens to an image, in this order:
 
-1. Read. PNG, JPEG, WebP, BMP, GIF (first frame) and TIFF, recognized by their first bytes, never by their name. At most
-   `MAX_BYTES` in the file, and at most `MAX_PIXELS` declared in its header, checked before anything is decoded.
-2. Decode, at the file's own size: a JPEG that is decoded at a fraction of it has other pixels in other languages.
-3. Turn, as the EXIF orientation says.
+1. Read. PNG, JPEG, WebP, BMP, GIF (first frame), TIFF, and AVIF and HEIC if a library for them is installed;
+   recognized by their first bytes, never by their name. At most `MAX_BYTES` in the file, and no more work and memory
+   than `limits` allows, checked before anything is decoded.
+2. Decode, at the file's own size: a JPEG that is decoded at a fraction of it has other pixels in other languages. A
+   JPEG that is too large for the limits is decoded at 1/2, 1/4 or 1/8 of its size, and a note says so.
+3. Turn, as the orientation in EXIF says, or else the one in XMP.
 4. Flatten to 8-bit gray or RGB, transparency over white. 16-bit gray becomes round(v / 257); wider integers and floats
    are scaled by the smallest of 1 (floats), 255, 65535 and 2^32 - 1 (integers) that holds every value; 16-bit color
    keeps its high byte, as Pillow decodes it.
@@ -19,38 +21,32 @@ What happens to an image, in this order:
 from __future__ import annotations
 
 import os
+import re
 import stat
 import struct
 import zlib
-from importlib import import_module
-from io import BytesIO
-from itertools import chain
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
+from convexport.runtime import limits
+from convexport.runtime.encoded import TOO_LARGE, kind_of, opened
 from convexport.runtime.errors import InputError, first_line
-from convexport.runtime.framing import frame
-from convexport.runtime.inputs import KINDS, MAX_BYTES, Pixels, Plain, name_of
+from convexport.runtime.framing import GAP, frame
+from convexport.runtime.inputs import MAX_BYTES, Pixels, Plain, name_of
 from convexport.runtime.manifest import Input
 
 INVERTED = "inverted: dark ink on light paper"
-# Pillow's own limit, so that our error comes before its warning.
-MAX_PIXELS = 89_478_485
 
-# Pillow's plug-ins by their modules' names, and the first bytes of the files that each reads.
-_PLUGINS: dict[str, bytes | tuple[bytes, ...]] = {
-    "Png": b"\x89PNG\r\n\x1a\n",
-    "Jpeg": b"\xff\xd8\xff",
-    "WebP": b"RIFF",
-    "Bmp": b"BM",
-    "Gif": b"GIF8",
-    "Tiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-}
 _WIDE = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 _RANGES = {"I": (255, 65535, 2**32 - 1), "F": (1, 255, 65535)}
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
 _ORIENTATION = 0x0112
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)\s*([1-8])")
+_PHOTOMETRIC = 262
+# Rows of about this many pixels are converted at once, so that wide pixels of a large image do not fill the memory.
+_AT_ONCE = 1 << 20
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -65,12 +61,11 @@ _MALFORMED = (
     *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError),
     *(RuntimeError, ImportError, struct.error, zlib.error, UserWarning),
 )
-_TOO_LARGE = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def is_image(data: bytes) -> bool:
     """Whether a file that begins with these bytes is of a supported format."""
-    return data.startswith(tuple(chain.from_iterable(m if isinstance(m, tuple) else (m,) for m in _PLUGINS.values())))
+    return kind_of(data) is not None
 
 
 def load_image(source: Plain, input: Input, *, name: str | None = None) -> tuple[Pixels, tuple[str, ...]]:
@@ -80,43 +75,58 @@ def load_image(source: Plain, input: Input, *, name: str | None = None) -> tuple
     `InputError` only; its `kind` is `missing`, `empty`, `unreadable`, `unsupported` or `too-large`.
     """
     shape = (input.height, input.width, input.channels)
+    notes: tuple[str, ...] = ()
     if isinstance(source, np.ndarray) and source.shape == shape and source.dtype == np.uint8:
         pixels: Pixels = source.copy()  # the caller may overwrite its array before this image's batch is computed
         inverted = input.ink == "light-on-dark" and _is_on_light_paper(pixels)
     else:
         name = name or name_of(source)
         try:
-            image = _flatten(_upright(_decode(source, name)), "L" if input.channels == 1 else "RGB")
-            pixels = np.asarray(image)
-            inverted = input.ink == "light-on-dark" and _is_on_light_paper(pixels)
+            image, notes = _decode(source, input, name)
+            image = _flatten(_upright(image), "L" if input.channels == 1 else "RGB")
+            inverted = input.ink == "light-on-dark" and _is_on_light_paper(np.asarray(image))
             if image.size != (input.width, input.height):
-                pixels = np.asarray(frame(image, input, fill=255 if inverted else 0))
-            pixels = pixels.reshape(shape)
-        except MemoryError as error:  # not the file's fault: its size is limited by MAX_PIXELS
+                image = frame(image, input, fill=255 if inverted else 0)
+            pixels = np.asarray(image).reshape(shape)
+        except MemoryError as error:  # not the file's fault: its size is bounded by `limits`
             raise InputError(f"{name}: not enough memory to decode it", kind="too-large") from error
-        except _TOO_LARGE as error:  # a later frame or a thumbnail is larger than the image
+        except TOO_LARGE as error:  # a later frame or a thumbnail is larger than the image
             raise InputError(f"{name}: {first_line(error)}", kind="too-large") from error
         except _MALFORMED as error:
             raise InputError(f"{name}: damaged or truncated ({first_line(error)})", kind="unreadable") from error
-    return (255 - pixels, (INVERTED,)) if inverted else (pixels, ())
+    return (255 - pixels, (*notes, INVERTED)) if inverted else (pixels, notes)
 
 
-def _decode(source: Plain, name: str) -> Image.Image:
-    """Any kind of image -> a loaded Pillow image of at most `MAX_PIXELS`."""
+def _decode(source: Plain, input: Input, name: str) -> tuple[Image.Image, tuple[str, ...]]:
+    """Any kind of image -> a loaded Pillow image within the limits, and what was done to keep it there."""
     if isinstance(source, np.ndarray):
-        return _from_array(source, name)
-    image = source if isinstance(source, Image.Image) else _open(_read(source, name), name)
-    _check_size(*image.size, name)
+        return _from_array(source, name), ()
+    if isinstance(source, Image.Image):
+        limits.check_pixels(*source.size, name)
+        source.load()
+        return source, ()
+    data = _read(source, name)
+    image, kind = opened(data, name)
+    jpeg = kind == "Jpeg"
+    limits.check_pixels(*image.size, name, limits.MAX_SCALED_PIXELS if jpeg else limits.MAX_PIXELS)
+    held = limits.coefficients(data, image, name) if jpeg else len(data)
+    needed = held + limits.memory(image, kind, input)
+    notes: tuple[str, ...] = ()
+    if jpeg and (needed > limits.MAX_MEMORY or image.width * image.height > limits.MAX_PIXELS):
+        size = image.size
+        _scale_down(image, input)
+        needed = held + limits.memory(image, kind, input)
+        notes = (f"decoded at 1/{round(size[0] / image.width)} of its {size[0]:,} x {size[1]:,} pixels",)
+    limits.check_memory(needed, image, name)
     image.load()
-    return image
+    return image, notes
 
 
-def _check_size(width: int, height: int, name: str) -> None:
-    if not (width and height):
-        raise InputError(f"{name}: {width} x {height} pixels, expected at least 1 x 1", kind="unsupported")
-    if width * height > MAX_PIXELS:
-        found = f"declares {width:,} x {height:,} pixels"
-        raise InputError(f"{name}: {found}, more than the limit of {MAX_PIXELS:,}", kind="too-large")
+def _scale_down(image: Image.Image, input: Input) -> None:
+    """Lets a JPEG be decoded at the smallest fraction that leaves `framing` enough to reduce, and at 1/2 at most."""
+    scale = min(image.width / input.width, image.height / input.height) / (2 * GAP)
+    part = next((part for part in (8, 4) if part <= scale), 2)
+    image.draft(None, (image.width // part, image.height // part))
 
 
 def _from_array(array: Pixels, name: str) -> Image.Image:
@@ -152,31 +162,19 @@ def _read(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
         raise InputError(f"{name}: cannot be read ({first_line(error)})", kind="unreadable") from error
 
 
-def _open(data: bytes, name: str) -> Image.Image:
-    """Encoded bytes -> an image of which only the header is read.
-
-    The plug-in is called directly: `Image.open` would try every format, load forty plug-ins for a file that is not an
-    image, and warn on standard error before our own limit on pixels applies.
-    """
-    if not data:
-        raise InputError(f"{name}: the file is empty", kind="empty")
-    for kind, signature in _PLUGINS.items():
-        if data.startswith(signature) and (kind != "WebP" or data[8:12] == b"WEBP"):
-            if kind == "Png":  # the header is enough, even if no pixels follow it
-                _check_size(int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big"), name)
-            plugin = getattr(import_module(f"PIL.{kind}ImagePlugin"), f"{kind}ImageFile")
-            return plugin(BytesIO(data))  # type: ignore[no-any-return]
-    raise InputError(f"{name}: not an image (it begins {data[:12]!r}), expected {KINDS}", kind="unreadable")
-
-
 def _upright(image: Image.Image) -> Image.Image:
-    """Turns an image as its EXIF orientation says; a broken EXIF block is ignored. Pillow has already turned a TIFF."""
-    if "exif" not in image.info and "Raw profile type exif" not in image.info:
+    """Turns an image as its orientation says; a broken EXIF block is ignored. Pillow has already turned a TIFF."""
+    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+    if xmp is None and "exif" not in image.info and "Raw profile type exif" not in image.info:
         return image
     try:
-        turn = _TURNS.get(image.getexif().get(_ORIENTATION, 1))
-    except (*_MALFORMED, *_TOO_LARGE):
-        return image
+        orientation = image.getexif().get(_ORIENTATION)
+    except (*_MALFORMED, *TOO_LARGE):
+        orientation = None
+    if orientation is None and xmp:  # Pillow 10 does not look there
+        found = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else xmp)
+        orientation = int(found[1]) if found else None
+    turn = _TURNS.get(orientation or 1)
     return image if turn is None else image.transpose(turn)
 
 
@@ -189,18 +187,16 @@ def _flatten(image: Image.Image, mode: str) -> Image.Image:
     if image.mode in _STRAIGHT:  # premultiplied alpha, and LAB, which reaches gray through RGB only
         image = image.convert(_STRAIGHT[image.mode])
     if "transparency" in image.info or image.mode in {"LA", "PA", "RGBA"}:
-        picture = image.convert("RGBA")
-        image = Image.new("RGB", picture.size, "white")
-        image.paste(picture, mask=picture.getchannel("A"))
-    return image.convert(mode)
+        foreground = image if image.mode == "RGBA" and "transparency" not in image.info else image.convert("RGBA")
+        image = Image.new("RGB", foreground.size, "white")
+        image.paste(foreground, mask=foreground)
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _wide_to_gray(image: Image.Image) -> Pixels:
     """16-bit, 32-bit and floating-point gray -> uint8 [H, W]."""
-    with np.errstate(invalid="ignore"):  # a signalling NaN, refused below like every NaN
-        values = np.asarray(image).astype(np.float64)
-    low, high = float(values.min()), float(values.max())
-    if not (np.isfinite(low) and np.isfinite(high) and low >= 0):  # NaN makes both of them NaN
+    low, high = _extremes(image)
+    if not (np.isfinite(low) and np.isfinite(high) and low >= 0):
         raise ValueError(f"{image.mode} values from {low:g} to {high:g}, expected finite ones from 0")
     if image.mode.startswith("I;16") or image.format == "PNG":
         full = 65535
@@ -208,11 +204,31 @@ def _wide_to_gray(image: Image.Image) -> Pixels:
         full = next((limit for limit in _RANGES[image.mode] if high <= limit), 0)
     if not full:
         raise ValueError(f"{image.mode} values up to {high:g}, expected at most {_RANGES[image.mode][-1]}")
-    gray = np.floor(values * (255 / full) + 0.5).astype(np.uint8)
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        gray[values == transparent] = 255
-    return gray
+    gray = np.empty((image.height, image.width), np.uint8)
+    for top, values in _strips(image):
+        strip = np.floor(values * (255 / full) + 0.5).astype(np.uint8)
+        if isinstance(transparent, int):
+            strip[values == transparent] = 255
+        gray[top : top + len(strip)] = strip
+    # Pillow inverts a TIFF whose white is zero only if its pixels have 8 bits or fewer.
+    white_is_zero = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+    return 255 - gray if white_is_zero else gray
+
+
+def _extremes(image: Image.Image) -> tuple[float, float]:
+    """The least and the greatest value of a wide image, both NaN if one of them is."""
+    found = [(values.min(), values.max()) for _, values in _strips(image)]
+    return float(np.min([low for low, _ in found])), float(np.max([high for _, high in found]))
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows of an image, some at once: the index of the first one, and their values as float64 [rows, W]."""
+    rows = max(1, _AT_ONCE // image.width)
+    for top in range(0, image.height, rows):
+        with np.errstate(invalid="ignore"):  # a signalling NaN, refused like every NaN
+            part = image.crop((0, top, image.width, min(top + rows, image.height)))
+            yield top, np.asarray(part).astype(np.float64)
 
 
 def _is_on_light_paper(pixels: Pixels) -> bool:
