@@ -87,6 +87,8 @@ def load_image(source: Plain, input: Input, *, name: str | None = None) -> tuple
             inverted = input.ink == "light-on-dark" and _is_on_light_paper(np.asarray(image))
             if image.size != (input.width, input.height):
                 image = frame(image, input, fill=255 if inverted else 0)
+            if image.mode == "L" and input.channels == 3:
+                image = image.convert("RGB")
             pixels = np.asarray(image).reshape(shape)
         except MemoryError as error:  # not the file's fault: its size is bounded by `limits`
             raise InputError(f"{name}: not enough memory to decode it", kind="too-large") from error
@@ -179,10 +181,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _flatten(image: Image.Image, mode: str) -> Image.Image:
-    """Any Pillow mode -> `L` or `RGB`, transparency over white."""
+    """Any Pillow mode -> `mode`, or `L` of what is gray (faster to frame), transparency over white."""
     if image.mode in _WIDE:
         image = Image.fromarray(_wide_to_gray(image))
-    if image.mode == mode and "transparency" not in image.info:
+    if image.mode in {mode, "L"} and "transparency" not in image.info:
         return image
     if image.mode in _STRAIGHT:  # premultiplied alpha, and LAB, which reaches gray through RGB only
         image = image.convert(_STRAIGHT[image.mode])
@@ -190,7 +192,9 @@ def _flatten(image: Image.Image, mode: str) -> Image.Image:
         foreground = image if image.mode == "RGBA" and "transparency" not in image.info else image.convert("RGBA")
         image = Image.new("RGB", foreground.size, "white")
         image.paste(foreground, mask=foreground)
-    return image if image.mode == mode else image.convert(mode)
+    if image.mode == "1":
+        return image.convert("L")
+    return image if image.mode in {mode, "L"} else image.convert(mode)
 
 
 def _wide_to_gray(image: Image.Image) -> Pixels:

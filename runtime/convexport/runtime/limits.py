@@ -35,6 +35,7 @@ MAX_RUN_LENGTH_CODED = 4 << 20
 # Bytes per pixel that decoders need beside the result: a second canvas, or planes of luma and chroma.
 _BESIDE = {"WebP": 12, "Avif": 6, "Heif": 6}
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
+_WIDE_GRAY = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 _FILL = re.compile(rb"[\xff\x00]*")
 _SCAN = b"\xff\xda"
@@ -90,9 +91,9 @@ def memory(image: Image.Image, kind: str, input: Input) -> int:
 
     Pillow stores three channels in four bytes.
     """
-    mode = "L" if input.channels == 1 else "RGB"
+    mode = "L" if input.channels == 1 or image.mode in {"1", *_WIDE_GRAY} else "RGB"
     stored = _STORED.get(image.mode, 4)
-    copied = _STORED.get(mode, 4) if image.mode != mode or "transparency" in image.info else 0
+    copied = _STORED.get(mode, 4) if image.mode not in {mode, "L"} or "transparency" in image.info else 0
     turned = stored if image.info.get("exif") or image.info.get("xmp") else 0
     return image.width * image.height * (stored + max(copied, turned) + _BESIDE.get(kind, 0))
 
