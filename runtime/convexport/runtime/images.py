@@ -211,7 +211,10 @@ def _wide_to_gray(image: Image.Image) -> Pixels:
     transparent = image.info.get("transparency")
     gray = np.empty((image.height, image.width), np.uint8)
     for top, values in _strips(image):
-        strip = np.floor(values * (255 / full) + 0.5).astype(np.uint8)
+        scaled = values.astype(np.float64)
+        scaled *= 255 / full
+        scaled += 0.5
+        strip = scaled.astype(np.uint8)
         if isinstance(transparent, int):
             strip[values == transparent] = 255
         gray[top : top + len(strip)] = strip
@@ -222,17 +225,16 @@ def _wide_to_gray(image: Image.Image) -> Pixels:
 
 def _extremes(image: Image.Image) -> tuple[float, float]:
     """The least and the greatest value of a wide image, both NaN if one of them is."""
-    found = [(values.min(), values.max()) for _, values in _strips(image)]
+    with np.errstate(invalid="ignore"):  # a signalling NaN, refused like every NaN
+        found = [(values.min(), values.max()) for _, values in _strips(image)]
     return float(np.min([low for low, _ in found])), float(np.max([high for _, high in found]))
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
-    """The rows of an image, some at once: the index of the first one, and their values as float64 [rows, W]."""
+    """The rows of an image, some at once: the index of the first one, and their values [rows, W]."""
     rows = max(1, _AT_ONCE // image.width)
     for top in range(0, image.height, rows):
-        with np.errstate(invalid="ignore"):  # a signalling NaN, refused like every NaN
-            part = image.crop((0, top, image.width, min(top + rows, image.height)))
-            yield top, np.asarray(part).astype(np.float64)
+        yield top, np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
 
 
 def _is_on_light_paper(pixels: Pixels) -> bool:
