@@ -67,6 +67,22 @@ def opened(window: Page, address: str, **look: Any) -> dict[str, Any]:
     return found
 
 
+def test_the_page_holds_the_license_and_the_third_party_notices_of_its_runtime(written: Path) -> None:
+    text = written.read_text("utf-8")
+    assert "Copyright (c) Microsoft Corporation" in text
+    assert "Third-party notices of ONNX Runtime" in text
+    assert "protocolbuffers/protobuf" in text
+
+
+def test_without_third_party_notices_no_page_is_written(
+    bundle: Path, runtime: WebRuntime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtimes, "NOTICES", "nowhere.txt")
+    with pytest.raises(UnavailableError, match=r"^the installed onnxruntime holds no nowhere\.txt .*wheel again$"):
+        write_page(bundle, tmp_path, runtime)
+    assert list(tmp_path.iterdir()) == []
+
+
 @needs_a_browser
 def test_it_opens_as_a_file_asks_for_nothing_and_proves_itself(window: Page, written: Path) -> None:
     found = opened(window, written.as_uri())

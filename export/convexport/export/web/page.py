@@ -17,7 +17,7 @@ import jinja2
 import msgspec
 from markupsafe import Markup
 
-from convexport.export.web.runtime import LICENSE, VERSION, WebRuntime
+from convexport.export.web.runtime import LICENSE, VERSION, WebRuntime, notices
 from convexport.runtime import atomic
 from convexport.runtime.bundle import Bundle, open_bundle
 from convexport.runtime.errors import StorageError, UsageError, first_line
@@ -146,6 +146,7 @@ def _html(manifest: Manifest, precision: Precision, files: dict[str, str]) -> st
         script=Markup(framing) + script,
         version=VERSION,
         license=LICENSE,
+        notices=notices(),
     )
 
 

@@ -11,6 +11,7 @@ import subprocess
 import tarfile
 import tempfile
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 from convexport.runtime import atomic
@@ -27,6 +28,9 @@ FILES = {
         "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
     ),
 }
+# What is linked into the WASM file has notices of its own. The package for browsers leaves them out, the one for Python
+# has them, of the same sources.
+NOTICES = "ThirdPartyNotices.txt"
 LICENSE = (Path(__file__).parent / "templates" / "onnxruntime-license.txt").read_text("utf-8")
 _SECONDS = 300
 
@@ -49,6 +53,19 @@ def web_runtime(folder: Path | None = None) -> WebRuntime:
     if not all((cached / name).is_file() for name, _ in FILES.values()):
         _fetch(cached)
     return _read(cached)
+
+
+def notices() -> str:
+    """The third-party notices of ONNX Runtime, as the installed package for Python has them.
+
+    Raises `UnavailableError` where it has none.
+    """
+    try:
+        return files("onnxruntime").joinpath(NOTICES).read_text("utf-8")
+    except OSError as error:
+        raise UnavailableError(
+            f"the installed onnxruntime holds no {NOTICES} ({first_line(error)})", "install its wheel again"
+        ) from error
 
 
 def _read(folder: Path) -> WebRuntime:
