@@ -22,7 +22,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from emulated import EMULATOR, PROCESSOR, REPOSITORY, Machine, emulated
+from emulated import PROCESSOR, REPOSITORY, Machine, emulated
 from hidden import hidden
 
 from convexport.cli import terminal
@@ -86,9 +86,7 @@ proves it with the golden images.
 
 {machines}
 
-{notes}
-- Time and speed: seconds are of one thread and of everything that ran beside it. Those under qemu say nothing about the
-  speed of a processor.
+{notes}- **Speed** is not measured here: an emulator translates each instruction, and other work shared the machine.
 
 Here: {here}.
 """
@@ -97,21 +95,23 @@ NOTES = """\
 - **Hidden abilities.** A library asks the processor with `cpuid`. In copies of numpy, ONNX Runtime and OpenVINO that
   instruction is answered by a handler that leaves out what the other processor does not have. The libraries then choose
   the kernels that they choose there, and this processor computes them. Its vendor and its caches stay what they are.
-- **AVX-512 without VNNI cannot be emulated**: qemu's user mode (7.2 and its successors up to 10) has no AVX-512 at all,
-  `-cpu Skylake-Server` computes what `-cpu Haswell` computes. So that row exists with hidden abilities alone.
-- **VGG19 under qemu** takes seconds for each image, so only {few} images ran there. The 2,000 ran with hidden
-  abilities.
-- **aarch64** has the wheels that run under this emulator (docs/aarch64.md): another release of ONNX Runtime than here.
+- **AVX-512 without VNNI cannot be emulated**: the emulator (qemu 7.2, TCG) has no AVX-512, so `-cpu Skylake-Server`
+  computes with AVX2 as `-cpu Haswell` does. That processor exists here with hidden abilities alone.
+- **Under qemu** an image takes up to seconds, so fewer images ran there. Where the table has no row, nothing ran.
+- **aarch64** ran with ONNX Runtime alone, with the wheels that run under this emulator
+  ([an Arm processor without a board](aarch64.md)): another release than here.
 """
+
+
+Maker = Callable[[Path, dict[str, int]], Iterator["Place"]]
 
 
 @dataclass(frozen=True)
 class Place:
-    """A processor: how programs run on it, what it is in words, and how many images of VGG19 it can take."""
+    """A processor: how programs run on it, and how many images of each network it can take."""
 
     machine: Machine
-    what: str
-    large: int
+    images: dict[str, int]
     backends: tuple[str, ...] = BACKENDS
 
 
@@ -138,6 +138,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--machines", nargs="+", default=["hidden", "qemu", "aarch64"], help="hidden, qemu, aarch64")
+    parser.add_argument("--emulated", type=int, default=10_000, help="images of LeNet5 under qemu (10000)")
     parser.add_argument("--few", type=int, default=16, help="images of VGG19 under qemu (16)")
     parser.add_argument("--data", help="folder of the data sets ($CONVEXPORT_DATA, else data)")
     parser.add_argument("--work", type=Path, default=REPOSITORY / "build" / "everywhere")
@@ -154,12 +155,13 @@ def main() -> int:
         images = {name: test_images(name, bundle, options) for name, bundle in bundles.items()}
         for place in places(options):
             for name, bundle in bundles.items():
-                measure(place, name, (bundle, images[name]), options.work)
+                if place.images[name]:
+                    measure(place, name, (bundle, images[name]), options.work)
     except ConvexportError as error:
         print(f"{PROGRAM}: {error}", file=sys.stderr)
         return error.exit_code
     rows = kept(options.work)
-    atomic.write(options.out, page(rows, options).encode())
+    atomic.write(options.out, page(rows).encode())
     print(options.out)
     return 6 if any(beyond(row) for row in rows) else 0
 
@@ -190,41 +192,39 @@ def places(options: argparse.Namespace) -> Iterator[Place]:
     """This processor first, then those that were asked for; one that cannot be had here is said and left out."""
     work = Path(options.work).resolve()
     here = {**os.environ, "CONVEXPORT_CACHE": str(work / "cache" / "here")}
-    yield Place(Machine(HERE, (sys.executable,), here), "as it is", IMAGES["vgg19-cifar10"])
+    yield Place(Machine(HERE, (sys.executable,), here), IMAGES)
+    emulation = {"lenet5-mnist": options.emulated, "vgg19-cifar10": options.few}
     makers = {"hidden": _hidden, "qemu": _qemu, "aarch64": _aarch64}
     for kind in options.machines:
-        for place in _there(makers[kind], work, options.few):
+        for place in _there(makers[kind], work, emulation):
             cache = {"CONVEXPORT_CACHE": str(work / "cache" / place.machine.name.replace(" ", "-"))}
             yield replace(place, machine=replace(place.machine, environment=place.machine.environment | cache))
 
 
-def _there(make: Callable[[Path, int], Iterator[Place]], work: Path, few: int) -> list[Place]:
+def _there(make: Maker, work: Path, images: dict[str, int]) -> list[Place]:
     try:
-        return list(make(work, few))
+        return list(make(work, images))
     except UnavailableError as error:
         terminal.remark(f"{PROGRAM}: left out: {error}")
         return []
 
 
-def _hidden(work: Path, few: int) -> Iterator[Place]:
-    large = IMAGES["vgg19-cifar10"]
-    name = "AVX-512 without VNNI (hidden)"
-    yield Place(hidden(work, "vnni", name), "this processor; what a Skylake-X lacks is hidden", large)
-    name = "AVX2 (hidden)"
-    yield Place(hidden(work, "avx512", name), "this processor; what a Haswell lacks is hidden", large)
+def _hidden(work: Path, images: dict[str, int]) -> Iterator[Place]:
+    yield Place(hidden(work, "vnni", "AVX-512 without VNNI (hidden)"), IMAGES)
+    yield Place(hidden(work, "avx512", "AVX2 (hidden)"), IMAGES)
 
 
-def _qemu(work: Path, few: int) -> Iterator[Place]:
+def _qemu(work: Path, images: dict[str, int]) -> Iterator[Place]:
     if shutil.which("qemu-x86_64") is None:
         raise UnavailableError("qemu-x86_64 is not installed", "apt-get install qemu-user")
     for processor, name in QEMU.items():
         python = ("qemu-x86_64", "-cpu", processor, sys.executable)
-        yield Place(Machine(name, python, dict(os.environ)), f"`qemu-x86_64 -cpu {processor}`", few)
+        yield Place(Machine(name, python, dict(os.environ)), images)
 
 
-def _aarch64(work: Path, few: int) -> Iterator[Place]:
+def _aarch64(work: Path, images: dict[str, int]) -> Iterator[Place]:
     machine = replace(emulated(REPOSITORY / "build" / "aarch64"), name=AARCH64)
-    yield Place(machine, f"`{EMULATOR} -cpu {PROCESSOR}`, as `make aarch64`", few, ("onnxruntime",))
+    yield Place(machine, images, ("onnxruntime",))
 
 
 def measure(place: Place, network: str, files: tuple[Path, Path], work: Path) -> None:
@@ -236,8 +236,8 @@ def measure(place: Place, network: str, files: tuple[Path, Path], work: Path) ->
     for backend, precision in asked:
         if (name, network, backend, precision) in done:
             continue
-        count = place.large if network.startswith("vgg") else IMAGES[network]
-        wanted = Row(name, network, backend, precision, count if backend != "auto" else 1)
+        count = place.images[network] if backend != "auto" else 1
+        wanted = Row(name, network, backend, precision, count)
         terminal.remark(f"{PROGRAM}: {name}: {network} in {precision} by {backend}, {wanted.images} images")
         row = run(place.machine, wanted, bundle, (images, work))
         with (work / "rows.jsonl").open("ab") as file:
@@ -247,7 +247,9 @@ def measure(place: Place, network: str, files: tuple[Path, Path], work: Path) ->
 def run(machine: Machine, wanted: Row, bundle: Path, where: tuple[Path, Path]) -> Row:
     """Runs the images there, and compares with what was kept from here."""
     images, work = where
-    first, out = work / "first.npy", work / "there.npy"
+    own = work / "cache" / machine.name.replace(" ", "-")
+    own.mkdir(parents=True, exist_ok=True)
+    first, out = own / "first.npy", own / "there.npy"
     np.save(first, np.load(images)[: wanted.images])
     try:
         said, _ = machine.run(PROGRAM_TEXT, str(bundle), wanted.precision, wanted.backend, str(first), str(out))
@@ -279,7 +281,7 @@ def beyond(row: Row) -> bool:
     return row.equal < row.images or row.difference > LIMIT or row.golden_used > 1
 
 
-def page(rows: list[Row], options: argparse.Namespace) -> str:
+def page(rows: list[Row]) -> str:
     """The page in Markdown."""
     compared = [row for row in rows if row.backend != "auto" and row.place != HERE]
     table = [
@@ -300,7 +302,7 @@ def page(rows: list[Row], options: argparse.Namespace) -> str:
         table="\n".join(table),
         chosen="\n".join(chosen),
         machines="\n".join(machines),
-        notes=NOTES.format(few=options.few),
+        notes=NOTES,
         limit=LIMIT,
         beyond="; ".join(failing) or "nothing",
         here=_processor(),

@@ -58,7 +58,7 @@ def _copy(folder: Path) -> None:
     for package in PACKAGES:
         if (site / package).is_dir():
             shutil.copytree(site / package, folder / package, symlinks=True, ignore=unused)
-    changed = {file.name: _replace(file) for pattern in ASKING for file in sorted(folder.rglob(pattern))}
+    changed = {file.name: replace_cpuid(file) for pattern in ASKING for file in sorted(folder.rglob(pattern))}
     if not all(changed.values()):
         raise UnavailableError(f"no cpuid was found in {', '.join(name for name in changed if not changed[name])}")
     command = [
@@ -73,7 +73,7 @@ def _copy(folder: Path) -> None:
     subprocess.run(command, check=True)
 
 
-def _replace(library: Path) -> int:
+def replace_cpuid(library: Path) -> int:
     """Replaces each `cpuid` of a library -> how many there were."""
     listed = subprocess.run(["objdump", "-d", "--no-show-raw-insn", str(library)], capture_output=True, text=True)
     addresses = [int(found, 16) for found in re.findall(r"^ *([0-9a-f]+):\tcpuid", listed.stdout, re.MULTILINE)]
