@@ -322,6 +322,23 @@ def test_a_zip_of_the_bundle_answers_the_same(classify, place: Path) -> None:
     assert classify("images", "--bundle", "tiny.zip").out == classify("images").out
 
 
+@pytest.mark.parametrize(("method", "number"), [(zipfile.ZIP_BZIP2, 12), (zipfile.ZIP_LZMA, 14)])
+def test_a_zip_entry_of_another_compression_is_one_line_and_is_not_unpacked(
+    classify, place: Path, method: int, number: int
+) -> None:
+    with zipfile.ZipFile("tiny.zip", "w") as file:
+        for path in sorted(Path("bundles/tiny-noise-fp32").rglob("*")):
+            file.write(path, path.relative_to("bundles"))
+        file.writestr("tiny-noise-fp32/notes", bytes(1 << 20), compress_type=method)
+    for words in (["images"], ["--info"], ["--verify"], ["--self-test"]):
+        said = classify(*words, "--bundle", "tiny.zip")
+        assert (said.code, said.out) == (4, "")
+        assert said.err == (
+            f"classify: tiny.zip: the entry 'tiny-noise-fp32/notes' is compressed by method {number}, expected 0 "
+            "(stored) or 8 (deflated); zip the folder again\n"
+        )
+
+
 # Modes
 
 

@@ -19,9 +19,9 @@ pytestmark = pytest.mark.usefixtures("traced_once")
 
 
 @pytest.fixture(scope="module")
-def bundle(colored: tuple[Checkpoint, datasets.Dataset], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(red_and_blue: tuple[Checkpoint, datasets.Dataset], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a network for color images, with its witnesses."""
-    checkpoint, dataset = colored
+    checkpoint, dataset = red_and_blue
     folder = tmp_path_factory.mktemp("reshaped")
     path = save_in(folder, witnessed(checkpoint, dataset.test))
     return export_bundle(ExportOptions(Source(path=path), verify_images=100, out=folder / "bundles")).path
