@@ -67,7 +67,11 @@ def gate_limits() -> str:
     for precision, row in EXPORTS.items():
         limit = row.limits
         differences = (limit.max_difference, limit.mean_difference, limit.rows, limit.golden_floor)
-        cells = [f"{limit.accuracy_loss:.1%}", f"{limit.disagreement:.1%}", *(f"{value:g}" for value in differences)]
+        cells = [
+            f"{limit.accuracy_loss:.1%}",
+            "" if limit.disagreement is None else f"{limit.disagreement:.1%}",
+            *(f"{value:g}" for value in differences),
+        ]
         rows.append(f"| {precision} | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 

@@ -113,6 +113,7 @@ class Case:
         network: The network that was exported.
         expected: Its own answers in float32, which the files must match.
         title: The data set of the images; empty if they have no labels.
+        max_loss: The accuracy that int8 may lose; None means the limit of the table of precisions.
     """
 
     folder: Path
@@ -121,6 +122,7 @@ class Case:
     network: Network
     expected: Reference
     title: str
+    max_loss: float | None = None
 
 
 def judge(case: Case, progress: Progress) -> GateResult:
@@ -252,7 +254,7 @@ def _open_engine(case: Case, engine: Engine, device: Device) -> TensorRTBackend:
 def _verify(case: Case, precision: Precision, served: Classifier, rate: float | None, file: str = "") -> Verification:
     """One file through one back end; without `file`, the variant's."""
     file = file or case.manifest.variants[precision].file
-    found = measures.verify(precision, served, case.expected, case.types[file])
+    found = measures.verify(precision, served, case.expected, case.types[file], case.max_loss)
     return msgspec.structs.replace(
         found, backend_version=served.backend.version, machine=processor_kind(), images_per_second=rate
     )

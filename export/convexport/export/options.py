@@ -27,6 +27,9 @@ class ExportOptions:
         witnesses: A folder of images that the golden images are chosen from, in place of the checkpoint's witnesses
             or of `verify_data`.
         calibration_data: A folder of images to calibrate int8 on, instead of a data set's training images.
+        keep_float: Nodes that stay float32 in half.
+        keep_auto: Whether to look for the nodes that have to stay float, in half and in int8.
+        max_loss: The accuracy that int8 may lose, 0.01 for one point; None means the limit of the table of precisions.
         out: The folder that the bundle's folder goes into.
         force: Whether a bundle that was exported from another checkpoint is replaced.
     """
@@ -41,5 +44,8 @@ class ExportOptions:
     verify_data: Path | None = None
     witnesses: Path | None = None
     calibration_data: Path | None = None
+    keep_float: tuple[str, ...] = ()
+    keep_auto: bool = False
+    max_loss: float | None = None
     out: Path = Path("bundles")
     force: bool = False

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from convexport.export import gate, golden, measures, precisions, verifying, writer
 from convexport.export.card import card
 from convexport.export.engines import build_engines
+from convexport.export.keeping import Goal
+from convexport.export.measures import Reference
 from convexport.export.options import ExportOptions
 from convexport.export.origin import check_origin
-from convexport.export.precisions import EXPORTS, Built, Material
+from convexport.export.precisions import BASE, EXPORTS, Built, Material
 from convexport.export.sources.checkpoint import labeled_set
 from convexport.export.sources.network import Network
 from convexport.export.sources.opening import open_network
@@ -69,9 +71,16 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
     with writer.drafting(target) as draft:  # before the work that another export into the same place would waste
         if not options.force:
             check_origin(target, _provenance(network))
-        built = _build(
-            Material(network, calibration_images, options.calibration, options.engines is not None), options, progress
+        material = Material(
+            network,
+            calibration_images,
+            options.calibration,
+            for_tensorrt=options.engines is not None,
+            goal=_goal(expected) if options.keep_auto else None,
+            keep_float=options.keep_float,
+            max_loss=options.max_loss,
         )
+        built = _build(material, options, progress)
         manifest = _draft(draft, target.name, network, built, images)
         if options.engines is not None:
             engines = build_engines(draft, manifest.variants, options.engines, progress)
@@ -79,7 +88,9 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
         draft.describe(manifest)
         types = {file: found.types for file, found in _files(built).items()}
         title = dataset.title if dataset and not options.verify_data else ""
-        result = gate.judge(gate.Case(draft.path, manifest, types, network, expected, title), progress)
+        result = gate.judge(
+            gate.Case(draft.path, manifest, types, network, expected, title, options.max_loss), progress
+        )
         result.refuse()
         manifest = _verified(manifest, result)
         draft.write("README.md", card(manifest).encode())
@@ -111,9 +122,28 @@ def _build(material: Material, options: ExportOptions, progress: Progress) -> di
     built = precisions.build(material, options.precisions)
     for name, variant in built.items():
         progress(f"{name:<12}{_size_and_layers(variant)}")
+        for line in _kept_lines(variant):
+            progress(f"{'':<12}{line}")
         if variant.engine_graph:
             progress(f"{'':<12}{_size_and_layers(variant.engine_graph)}, for TensorRT")
     return built
+
+
+def _goal(expected: Reference) -> Goal:
+    """What a precision is held against while nodes to keep in float are looked for."""
+    return Goal(expected.read, expected.probabilities, expected.sample.truth, EXPORTS[BASE].limits)
+
+
+def _kept_lines(variant: Built) -> list[str]:
+    """Which nodes stay in float, and what is known of their price."""
+    kept = variant.details.get("kept_float")
+    if not kept:
+        return []
+    lines = [f"kept in float32: {', '.join(kept)}"]
+    if "loss_of_int8_alone" in variant.details:
+        loss, times = variant.details["loss_of_int8_alone"], variant.details["times_as_long_as_int8_alone"]
+        lines.append(f"int8 alone would lose {loss:.2%}; an image takes {times:.2f} times as long as with it")
+    return lines
 
 
 def _size_and_layers(built: Built) -> str:

@@ -13,8 +13,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from convexport.export import element_types, graph
+from convexport.export import element_types, graph, keeping
 from convexport.export.element_types import ElementTypes
+from convexport.export.keeping import Goal
 from convexport.export.limits import Limits
 from convexport.export.passes import quantize
 from convexport.export.passes.quantize import FOR_CPU, FOR_TENSORRT, Form, Int8Options
@@ -36,6 +37,9 @@ class Material:
         calibration: How a precision of 8 bits is calibrated.
         for_tensorrt: Whether the bundle contains replacements for graphs that TensorRT refuses.
         base: The fp32 graph, after it was made.
+        goal: The limits and images for finding nodes to keep in float; None keeps the named ones only.
+        keep_float: Nodes that stay float32 in half.
+        max_loss: The accuracy that int8 may lose; None means the limit of the table.
     """
 
     network: Network
@@ -43,6 +47,9 @@ class Material:
     calibration: Int8Options
     for_tensorrt: bool
     base: bytes = b""
+    goal: Goal | None = None
+    keep_float: tuple[str, ...] = ()
+    max_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,17 +104,52 @@ def _fp32(material: Material) -> Built:
 
 
 def _fp16(material: Material) -> Built:
-    return _built(graph.to_onnx(material.network, "fp16"))
+    def make(keep: Collection[str]) -> bytes:
+        return graph.to_half(material.base, material.network.facts, keep)
+
+    keep, goal = material.keep_float, material.goal
+    if goal is not None:
+        keep = keeping.half_nodes(material.base, make, replace(goal, limits=EXPORTS["fp16"].limits))
+    return _built(make(keep), keep, **({"kept_float": list(keep)} if keep else {}))
 
 
 def _int8(material: Material) -> Built:
     """The graph for CPUs and the one for TensorRT, calibrated on the same images."""
     options = material.calibration
     images, kind = material.calibration_images(options.images)
-    details = {"calibration": msgspec.to_builtins(options), "calibrated_on": kind}
+    details: dict[str, Any] = {"calibration": msgspec.to_builtins(options), "calibrated_on": kind}
+    if material.goal is not None:
+        goal = replace(material.goal, limits=limits_of("int8", material.max_loss))
+        options, found = _kept_float(material.base, images, options, goal)
+        details |= found
     engine_graph = _quantized(material.base, images, options, FOR_TENSORRT) if material.for_tensorrt else None
     built = _quantized(material.base, images, options, FOR_CPU, **details)
     return replace(built, engine_graph=engine_graph)
+
+
+def _kept_float(
+    base: bytes, images: NDArray[np.uint8], options: Int8Options, goal: Goal
+) -> tuple[Int8Options, dict[str, Any]]:
+    """The options with the layers that have to stay float for the loss to be allowed, and what that costs."""
+    whole = quantize.quantize(base, images, options)
+    loss = goal.loss(keeping.answers(whole, goal.images))
+    if loss <= goal.allowed:
+        return options, {}
+    keep = keeping.int8_nodes(base, whole, goal)
+    mixed = keeping.dequantized(whole, base, keep)
+    seconds = [keeping.seconds(data, goal.images) for data in (whole, mixed)]
+    found = {
+        "kept_float": list(keep),
+        "loss_of_int8_alone": loss,
+        "times_as_long_as_int8_alone": round(seconds[1] / seconds[0], 3),
+    }
+    return replace(options, exclude=(*options.exclude, *keep)), found
+
+
+def limits_of(precision: Precision, max_loss: float | None) -> Limits:
+    """What a precision may differ; `max_loss` is the accuracy that int8 may lose, where that is stated."""
+    limits = EXPORTS[precision].limits
+    return replace(limits, accuracy_loss=max_loss) if precision == "int8" and max_loss is not None else limits
 
 
 def _quantized(base: bytes, images: NDArray[np.uint8], options: Int8Options, form: Form, **details: Any) -> Built:
@@ -123,5 +165,5 @@ def _built(data: bytes, kept: Collection[str] = (), **details: Any) -> Built:
 EXPORTS: dict[Precision, PrecisionExport] = {
     "fp32": PrecisionExport(_fp32, Limits(0.001, 0.001, 1e-4, 1e-5, 1e-5, 1e-3), "KIND_AUTO", engine_instead="fp16"),
     "fp16": PrecisionExport(_fp16, Limits(0.002, 0.005, 0.05, 0.002, 0.01, 0.01), "KIND_GPU", stores_half=True),
-    "int8": PrecisionExport(_int8, Limits(0.010, 0.030, 0.90, 0.020, 0.10, 0.05), "KIND_CPU"),
+    "int8": PrecisionExport(_int8, Limits(0.010, None, 0.90, 0.020, 0.10, 0.05), "KIND_CPU"),
 }

@@ -135,7 +135,15 @@ def parser() -> terminal.Parser:
     group("--calibration", default="minmax", metavar="METHOD", help=f"{', '.join(METHODS)} (minmax)")
     group("--calibration-images", type=_positive, default=256, metavar="N", help="number of images (256)")
     group("--activations", default="uint8", metavar="TYPE", help=f"{' or '.join(ACTIVATIONS)} (uint8)")
-    group("--keep-float", nargs="+", default=[], metavar="NODE", help="nodes of the graph to keep in float")
+    group("--max-loss", type=float, metavar="X", help="accuracy that int8 may lose, as 0.02 for two points (0.01)")
+    group = found.add_argument_group("fp16 and INT8").add_argument
+    group(
+        "--keep-float",
+        nargs="+",
+        default=[],
+        metavar="NODE",
+        help="nodes of the graph that stay float32; auto looks for the fewest that have to",
+    )
     return found
 
 

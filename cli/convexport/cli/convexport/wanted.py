@@ -55,6 +55,9 @@ def export_options(options: argparse.Namespace) -> ExportOptions:
         verify_data=options.verify_data,
         witnesses=options.witnesses,
         calibration_data=options.calibration_data,
+        keep_float=_kept(options) if "fp16" in precisions else (),
+        keep_auto=options.keep_float == ["auto"],
+        max_loss=options.max_loss,
         out=options.out,
         force=options.force,
     )
@@ -91,11 +94,15 @@ def _calibration(options: argparse.Namespace, precisions: tuple[Precision, ...])
     from convexport.export.passes.quantize import Int8Options
 
     if "int8" not in precisions:
-        for name in ("calibration", "calibration_images", "activations", "keep_float"):
+        for name in ("calibration", "calibration_images", "activations", "max_loss"):
             if getattr(options, name) != parser().get_default(name):
                 raise UsageError(
                     f"--{name.replace('_', '-')} has no effect without --int8", "add --int8, or leave it out"
                 )
+    if options.keep_float and not precisions:
+        raise UsageError("--keep-float has no effect without --fp16 or --int8", "add one, or leave it out")
+    if options.max_loss is not None and not 0 <= options.max_loss < 1:
+        raise UsageError(f"--max-loss {options.max_loss:g}: expected a share, as 0.02 for two points")
     if options.calibration not in METHODS:
         raise UsageError.unknown("calibration", options.calibration, METHODS)
     if options.activations not in ACTIVATIONS:
@@ -104,8 +111,13 @@ def _calibration(options: argparse.Namespace, precisions: tuple[Precision, ...])
         method=options.calibration,
         images=options.calibration_images,
         activations=options.activations,
-        exclude=tuple(options.keep_float),
+        exclude=_kept(options),
     )
+
+
+def _kept(options: argparse.Namespace) -> tuple[str, ...]:
+    """The nodes that were named to stay float."""
+    return () if options.keep_float == ["auto"] else tuple(options.keep_float)
 
 
 def _foreign(options: argparse.Namespace) -> Foreign | None:

@@ -1,0 +1,116 @@
+"""Nodes that stay in float32: named by hand, or looked for where a precision does not keep to its limits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from convexport.export import keeping
+from convexport.export.element_types import element_types
+from convexport.export.gate import Refusal
+from convexport.export.keeping import expected_loss, fewest, resemblance, smallest
+from convexport.export.options import ExportOptions
+from convexport.export.passes.quantize import Int8Options, quantize
+from convexport.export.pipeline import ExportResult, export_bundle
+from convexport.export.sources.checkpoint import Source
+from convexport.export.sources.stated import Foreign
+from convexport.training import datasets
+
+LOUD = """
+import torch
+from torch import nn
+
+class Loud(nn.Module):
+    '''Two branches whose outputs fit FP16, while their sum does not.'''
+    def __init__(self):
+        super().__init__()
+        self.one, self.other, self.last = (nn.Conv2d(3, 3, 1) for _ in range(3))
+        with torch.no_grad():
+            for layer, scale in ((self.one, 45000.0), (self.other, 45000.0), (self.last, 2e-4)):
+                layer.weight.copy_(scale * torch.eye(3).view(3, 3, 1, 1))
+                layer.bias.zero_()
+
+    def forward(self, pixels):
+        return self.last(self.one(pixels) + self.other(pixels)).mean((2, 3))
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`loud.py`, and pictures of three classes."""
+    folder = tmp_path_factory.mktemp("loud")
+    (folder / "loud.py").write_text(LOUD)
+    random = np.random.default_rng(0)
+    for channel, name in enumerate("abc"):
+        (folder / "pictures" / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = random.integers(0, 120, (8, 8, 3), np.uint8)
+            pixels[:, :, channel] += 130
+            Image.fromarray(pixels).save(folder / "pictures" / name / f"{number}.png")
+    return folder
+
+
+def exported(place: Path, out: Path, **options: Any) -> ExportResult:
+    foreign = Foreign(classes=tuple("abc"), pixels="0..1", size=(8, 8))
+    source = Source(f"module:{place / 'loud.py'}:Loud", foreign=foreign)
+    return export_bundle(
+        ExportOptions(source, precisions=("fp16",), verify_data=place / "pictures", out=out, **options)
+    )
+
+
+def test_an_addition_that_overflows_is_refused_and_ships_with_its_nodes_in_float32(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(Refusal) as caught:
+        exported(place, tmp_path)
+    assert "FP16 headroom" in {measure.name for _, measure in caught.value.result.failures}
+    found = exported(place, tmp_path, keep_auto=True)
+    variant = found.manifest.variants["fp16"]
+    graph = onnx.load(found.path / variant.file).graph
+    # The sum itself, and what reads it; the two branches stay in half.
+    kept = [node for node in graph.node if node.name in variant.details["kept_float"]]
+    assert [node.op_type for node in kept] == ["Add", "Conv"]
+    headroom = variant.verification.fp16_headroom
+    assert headroom is not None
+    assert headroom >= 2
+    assert variant.verification.accuracy == 1.0
+    kinds = {tensor.data_type for tensor in graph.initializer if not tensor.name.startswith("shell.")}
+    assert onnx.TensorProto.FLOAT in kinds
+
+
+def test_a_change_of_mind_costs_what_the_origin_thinks_it_does() -> None:
+    origin = np.array([[0.5, 0.49, 0.01], [0.98, 0.01, 0.01]], np.float32)
+    same_but_one = np.array([[0.4, 0.5, 0.1], [0.9, 0.05, 0.05]], np.float32)
+    assert expected_loss(origin, origin) == 0
+    assert expected_loss(same_but_one, origin) == pytest.approx(0.005)
+    assert expected_loss(origin[:, ::-1], origin) == pytest.approx((0.49 + 0.97) / 2)
+
+
+def test_one_answer_for_all_images_resembles_nothing() -> None:
+    origin = np.random.default_rng(0).dirichlet([1, 1, 1], 50).astype(np.float32)
+    assert resemblance(origin, origin) == 1.0
+    logs = np.log(np.clip(origin, 1e-6, 1)).mean(axis=0)
+    constant = np.repeat(np.exp(logs)[None], 50, axis=0).astype(np.float32)
+    assert resemblance(constant, origin) == pytest.approx(0.0, abs=1e-3)
+    assert resemblance(origin[::-1], origin) < 0
+
+
+def test_a_search_keeps_what_has_to_be_kept() -> None:
+    names = [str(number) for number in range(40)]
+    assert smallest(names, lambda kept: {"3", "17"} <= set(kept)) == ("3", "17")
+    assert smallest(names, lambda kept: True) == ()
+    assert fewest(names, lambda kept: len(kept) >= 5) == ("0", "1", "2", "3", "4")
+
+
+def test_layers_of_an_int8_graph_computed_in_float_again_answer_as_the_float_graph(
+    fp32: bytes,
+) -> None:
+    digits_images = datasets.load("digits", Path()).train.images[:40]
+    quantized = quantize(fp32, digits_images, Int8Options())
+    layers = [node.name for node in onnx.load_from_string(quantized).graph.node if node.op_type in {"Conv", "Gemm"}]
+    mixed = keeping.dequantized(quantized, fp32, layers)
+    assert element_types(mixed).compute == {"FLOAT": 5}
+    assert np.abs(keeping.answers(mixed, digits_images) - keeping.answers(fp32, digits_images)).max() < 0.05
