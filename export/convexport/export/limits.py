@@ -9,10 +9,11 @@ from dataclasses import dataclass
 class Limits:
     """What a precision may differ from torch float32. Shares are from 0 to 1; differences are of probabilities.
 
-    `accuracy_loss` and `disagreement` always allow one image. If `disagreement` is None, answers may differ if the origin
-    itself was not sure: the loss that it expects from them is limited by `accuracy_loss` instead. `rows` limits the
-    influence of the other images of a batch, `golden_floor` is the difference that a device may always show on the
-    golden images (other kernels, TF32, other rounding); if the export measured more, it may show more (`GOLDEN_FACTOR`).
+    `accuracy_loss` and `disagreement` always allow one image. If `disagreement` is None, answers may differ if the
+    origin itself was not sure: the loss that it expects from them is limited by `accuracy_loss` instead. `rows` limits
+    the influence of the other images of a batch, `golden_floor` is the difference that a device may always show on the
+    golden images (other kernels, TF32, other rounding); if the export measured more, it may show more
+    (`GOLDEN_FACTOR`).
     """
 
     accuracy_loss: float
