@@ -213,7 +213,7 @@ def test_an_output_file_that_cannot_be_completed_leaves_the_old_one(
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("convexport.runtime.records.json_line", interrupted)
+    monkeypatch.setattr("convexport.runtime.records.json_lines", interrupted)
     said = classify("images", "--format", "jsonl", "--output", "labels.jsonl")
     assert (said.code, said.last) == (130, "classify: interrupted")
     assert (place / "labels.jsonl").read_text() == "old"

@@ -421,6 +421,31 @@ def test_only_cores_that_this_process_may_use_are_counted(monkeypatch: pytest.Mo
     assert devices.available_cores() == 2
 
 
+@pytest.mark.parametrize(
+    ("own", "files", "expected"),
+    [
+        ("0::/a/b\n", {"a/cpu.max": "150000 100000", "a/b/cpu.max": "max 100000"}, 2),
+        ("0::/a/b\n", {"a/cpu.max": "max 100000", "a/b/cpu.max": "100000 100000", "cpu.max": "400000 100000"}, 1),
+        ("0::/host/way\n", {"cpu.max": "300000 100000"}, 3),
+        (
+            "4:memory:/x\n1:cpu,cpuacct:/x/y\n0::/\n",
+            {"cpu,cpuacct/x/cpu.cfs_quota_us": "100000", "cpu,cpuacct/x/cpu.cfs_period_us": "100000"},
+            1,
+        ),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, sys.maxsize),
+        ("", {}, sys.maxsize),
+    ],
+)
+def test_the_quota_is_the_least_of_all_groups_on_the_way_up(
+    tmp_path: Path, own: str, files: dict[str, str], expected: int
+) -> None:
+    (tmp_path / "own").write_text(own)
+    for name, text in files.items():
+        (tmp_path / "cgroup" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroup" / name).write_text(text + "\n")
+    assert devices._quota(str(tmp_path / "cgroup"), str(tmp_path / "own")) == expected
+
+
 @pytest.mark.parametrize(("asked", "threads"), [(None, 3), (1, 1), (2, 2)])
 def test_as_many_threads_run_as_were_asked_for_else_one_for_each_core(
     monkeypatch: pytest.MonkeyPatch, asked: int | None, threads: int

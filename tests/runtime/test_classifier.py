@@ -371,7 +371,7 @@ def test_a_batch_that_does_not_fit_the_memory_is_a_device_error(numbers: Path, m
         raise MemoryError
 
     with Classifier(numbers, backend=FakeBackend(256)) as classifier:
-        monkeypatch.setattr("convexport.runtime.classifier.np.stack", no_memory)
+        monkeypatch.setattr("convexport.runtime.pipeline.np.empty", no_memory)
         with pytest.raises(DeviceError) as caught:
             list(classifier.classify([numbered(1), numbered(2)]))
     assert str(caught.value) == "not enough memory for 2 images of 12 x 12 x 3; use a smaller batch"

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from convexport.runtime import workers
@@ -59,14 +60,79 @@ def test_they_do_not_run_the_users_script_again(place: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "my script begins\n40\n", "")
 
 
-def test_one_that_dies_is_a_device_error_and_no_wait_for_ever(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_cannot_begin_is_a_device_error_and_no_wait_for_ever(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(workers, "_PROGRAM", "import sys; sys.exit()")
     with Classifier("bundles/tiny", backend=FakeBackend(10), workers=1) as classifier:
         for _ in range(2):
             with pytest.raises(DeviceError) as caught:
                 list(classifier.classify(["0.png"] * 100))
-            message = "a process that reads images died, perhaps because it ran out of memory; use fewer workers"
+            message = "a process that reads images died when it started; use fewer workers"
             assert str(caught.value) == message
+
+
+KILLED = "the process that decoded it died 2 times"
+# What decodes in the process: it kills itself, sleeps or takes memory where the image's name says so.
+DECODER = """
+import os, signal, time
+from convexport.runtime import decoding, workers
+workers.LIMIT_BYTES = 256 << 20
+load = decoding.load_image
+def odd(source, input, *, name=None):
+    if name and name.startswith("kill"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name and name.startswith("sleep"):
+        time.sleep(1000)
+    if name and name.startswith("memory"):
+        hoard = []
+        try:
+            while True:
+                hoard.append(bytearray(1 << 24))
+        except MemoryError:
+            hoard.clear()
+            raise decoding.InputError(f"{name}: the memory does not suffice to decode it", kind="too-large")
+    return load(source, input, name=name)
+decoding.load_image = odd
+"""
+
+
+def test_a_decoder_that_dies_hangs_or_takes_all_memory_costs_its_image_and_no_other(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    braces = DECODER.replace("{", "{{").replace("}", "}}")
+    monkeypatch.setattr(workers, "_PROGRAM", workers._PROGRAM.replace("serve()", f"exec({braces!r}); serve()"))
+    monkeypatch.setattr(workers, "LIMIT_SECONDS", 3.0)
+    names = [f"{number % 3}.png" for number in range(70)]
+    for place_, name in ((5, "kill.bmp"), (6, "sleep.bmp"), (31, "memory.bmp"), (69, "kill.bmp")):
+        names[place_] = name
+        Path(name).write_bytes(b"BM")
+    with Classifier("bundles/tiny", backend=FakeBackend(10), workers=2) as classifier:
+        records = list(classifier.classify(names))
+    assert [record.input for record in records] == names
+    assert [record.error.message for record in records if not record.ok] == [
+        f"kill.bmp: {KILLED}",
+        "sleep.bmp: not decoded in 3 seconds",
+        "memory.bmp: the memory does not suffice to decode it",
+        f"kill.bmp: {KILLED}",
+    ]
+
+
+def test_a_process_that_somebody_kills_is_replaced_and_no_image_is_lost(place: Path) -> None:
+    names = [f"{number % 3}.png" for number in range(600)]
+    pool = Workers(2, INPUT)
+    killed = 0
+    with pool:
+        futures = []
+        for start in range(0, 600, 30):
+            rows = np.zeros((30, 12, 12, 3), np.uint8)
+            futures.append(pool([(name, name) for name in names[start : start + 30]], rows))
+        for future in futures:
+            entries = future.result(timeout=60)
+            assert [entry.name for entry in entries] == names[:30]
+            if killed < 5:
+                os.kill(pool._processes[killed % 2].pid, signal.SIGKILL)
+                killed += 1
 
 
 @pytest.mark.parametrize("refused", ["process", "thread"])
@@ -91,7 +157,7 @@ def test_where_the_system_gives_none_this_process_reads_and_says_so_once(
 
 
 def test_signals_of_the_terminal_never_reach_one_even_while_it_starts(place: Path) -> None:
-    pool = Workers(1)
+    pool = Workers(1, INPUT)
     status = Path(f"/proc/{pool._processes[0].pid}/status").read_text()
     pool.close()
     blocked = int(re.search(r"^SigBlk:\t(\w+)$", status, re.MULTILINE).group(1), 16)

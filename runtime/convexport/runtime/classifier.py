@@ -16,14 +16,15 @@ from convexport.runtime.backends.answers import checked_stream
 from convexport.runtime.backends.base import Backend, Images, Probabilities
 from convexport.runtime.backends.proof import GoldenResult, golden_results
 from convexport.runtime.bundle import Bundle
-from convexport.runtime.decoding import Decoded, Picture, Reading, decode
+from convexport.runtime.decoding import Batch, Picture
 from convexport.runtime.devices import BATCHES
-from convexport.runtime.errors import ConvexportError, DeviceError, InputError, UsageError
-from convexport.runtime.inputs import Given, Pause, Pixels, several
+from convexport.runtime.errors import ConvexportError, InputError, UsageError
+from convexport.runtime.inputs import Given, several
 from convexport.runtime.manifest import Promise
 from convexport.runtime.notebooks import html_table
 from convexport.runtime.opened import Holder
 from convexport.runtime.options import Options
+from convexport.runtime.pipeline import Reading, read_batches
 from convexport.runtime.records import Candidate, Failure, Prediction, Record
 from convexport.runtime.sure import promise
 
@@ -123,7 +124,8 @@ class Classifier:
                 `images` has a length, else None.
 
         Returns:
-            An iterator of records. It reads and computes each batch when its records are needed.
+            An iterator of records. It computes a batch when it is asked for one; of the inputs it may have read up
+            to `3 x batch` more by then. A source that lets wait is answered meanwhile.
 
         Raises:
             UsageError: An input is not an image of any kind. For `images` itself it is raised at once.
@@ -132,10 +134,27 @@ class Classifier:
             UnavailableError: The device fails.
         """
         inputs = several(images)
-        records = self._classify(inputs, self.options.workers)
+        records = _one_by_one(self._blocks(inputs, self.options.workers))
         if progress is None:
             return records
         return _reported(records, progress, len(inputs) if isinstance(inputs, Sized) else None)
+
+    def classify_batches(self, images: Given | Iterable[Given]) -> Iterator[list[Record]]:
+        """As `classify`, with the records of each batch together, as soon as they are there.
+
+            for records in classifier.classify_batches(find_images(["photos/"])):
+                file.write(json_lines(records))
+
+        Args:
+            images: As for `classify`.
+
+        Returns:
+            An iterator of lists of records.
+
+        Raises:
+            UsageError: As `classify`, and so are the other errors.
+        """
+        return self._blocks(several(images), self.options.workers)
 
     def classify_one(self, image: Given) -> Record:
         """One image -> its record.
@@ -151,7 +170,7 @@ class Classifier:
         Raises:
             UsageError: It is not an image of any kind, or it is several images.
         """
-        (record,) = self._classify([image], workers=0)
+        ((record,),) = self._blocks([image], workers=0)
         return record
 
     def info(self) -> dict[str, Any]:
@@ -222,60 +241,45 @@ class Classifier:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _classify(self, inputs: Iterable[Given], workers: int) -> Iterator[Record]:
-        reading = Reading(self.manifest.input, workers, self.options.channels, self.options.say)
-        entries = decode(inputs, reading)
-        for entry in entries:
-            if isinstance(entry, Failure):
-                yield entry
-            elif isinstance(entry, Picture):
-                yield from self._stream(chain([entry], entries))
+    def _blocks(self, inputs: Iterable[Given], workers: int | None) -> Iterator[list[Record]]:
+        size = min(self.batch, len(inputs) or 1) if isinstance(inputs, Sized) else self.batch
+        reading = Reading(self.manifest.input, size, workers, self.options.channels, self.options.say)
+        batches = read_batches(inputs, reading)
+        for batch in batches:
+            if len(batch.images):
+                yield from self._stream(batch, batches)
+            else:
+                yield self._records(batch, np.zeros((0, len(self.labels)), np.float32))
 
-    def _stream(self, entries: Iterator[Decoded | Pause]) -> Iterator[Record]:
-        """Records until the inputs end or pause, or until a chunk contains no readable image."""
-        pending: deque[list[Decoded]] = deque()
+    def _stream(self, first: Batch, batches: Iterator[Batch]) -> Iterator[list[Record]]:
+        """Records until the inputs end or pause, or a batch holds no picture: it has no answer to wait for."""
+        pending: deque[Batch] = deque()
 
-        def batches() -> Iterator[Images]:
-            paused = False
-            while not paused:
-                chunk, paused = self._chunk(entries)
-                pending.append(chunk)
-                pictures = [entry.pixels for entry in chunk if isinstance(entry, Picture)]
-                if not pictures:
+        def images() -> Iterator[Images]:
+            for batch in chain([first], batches):
+                pending.append(batch)
+                if len(batch.images):
+                    yield batch.images
+                if batch.paused or not len(batch.images):
                     return
-                yield _stacked(pictures)
 
-        for answer in self._answers(batches()):
-            yield from self._records(pending.popleft(), answer)
-        for chunk in pending:
-            yield from self._records(chunk, np.zeros((0, len(self.labels)), np.float32))
+        for answer in self._answers(images()):
+            yield self._records(pending.popleft(), answer)
+        for batch in pending:
+            yield self._records(batch, np.zeros((0, len(self.labels)), np.float32))
 
     def _answers(self, batches: Iterable[Images]) -> Iterator[Probabilities]:
         """The back end's probabilities, checked: one for each label."""
         return checked_stream(self.backend, batches, self.manifest)
 
-    def _chunk(self, entries: Iterator[Decoded | Pause]) -> tuple[list[Decoded], bool]:
-        """The next inputs with at most `batch` images, and whether a pause follows; bounded if no input can be read."""
-        chunk: list[Decoded] = []
-        pictures = 0
-        for entry in entries:
-            if isinstance(entry, Pause):
-                return chunk, True
-            chunk.append(entry)
-            pictures += isinstance(entry, Picture)
-            if pictures == self.batch or len(chunk) == 4 * self.batch:
-                break
-        return chunk, False
-
-    def _records(self, chunk: list[Decoded], answer: Probabilities) -> Iterator[Record]:
-        """Answers float32 [images in chunk, K] -> records of the whole chunk."""
+    def _records(self, batch: Batch, answer: Probabilities) -> list[Record]:
+        """Answers float32 [pictures in the batch, K] -> records of the whole batch."""
         order = np.argsort(-answer, axis=1, kind="stable")
         order = order if self._several else order[:, : self.top]
         ranked = np.round(np.take_along_axis(answer, order, axis=1).astype(np.float64), 6)
         finite = np.isfinite(answer.sum(axis=1))
         rows = zip(order.tolist(), ranked.tolist(), finite.tolist(), strict=True)
-        for entry in chunk:
-            yield entry if isinstance(entry, Failure) else self._record(entry, *next(rows))
+        return [entry if isinstance(entry, Failure) else self._record(entry, *next(rows)) for entry in batch.entries]
 
     def _record(self, picture: Picture, order: list[int], probabilities: list[float], finite: bool) -> Record:
         if not finite:
@@ -304,13 +308,9 @@ class Classifier:
             raise
 
 
-def _stacked(pictures: list[Pixels]) -> Images:
-    try:
-        return np.stack(pictures)
-    except MemoryError as error:
-        height, width, channels = pictures[0].shape
-        found = f"{len(pictures)} images of {width} x {height} x {channels}"
-        raise DeviceError(f"not enough memory for {found}", "use a smaller batch") from error
+def _one_by_one(blocks: Iterator[list[Record]]) -> Iterator[Record]:
+    for block in blocks:
+        yield from block
 
 
 def _reported(records: Iterator[Record], progress: Progress, total: int | None) -> Iterator[Record]:

@@ -1,130 +1,86 @@
-"""Inputs -> decoded images, in order and in bounded memory; in other processes with the option `workers`.
-
-Threads do not make Pillow faster on small files; processes do.
-"""
+"""Inputs to rows of a batch: what is decoded, and into what. `pipeline` says who does it and when."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from os import PathLike
-from typing import TYPE_CHECKING
 
-from convexport.runtime.errors import InputError, first_line
-from convexport.runtime.images import load_image
-from convexport.runtime.inputs import PAUSE, Given, Pause, Pixels, Plain, resolved
+from convexport.runtime.backends.base import Images
+from convexport.runtime.errors import InputError
+from convexport.runtime.images import INVERTED, load_image
+from convexport.runtime.inputs import Plain
 from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure
+from convexport.runtime.straight import Straight, on_light_paper, small_file
 
-if TYPE_CHECKING:
-    from convexport.runtime.workers import Workers
-
-CHUNK = 32
+__all__ = ["Batch", "Decoder", "Entry", "Named", "Picture"]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An input that could be read: uint8 [H, W, C] of the model's size."""
+    """An input that could be read; its pixels stand in its batch."""
 
     name: str
-    pixels: Pixels
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
-Decoded = Picture | Failure
-Named = tuple[str, Plain | Failure]
+Entry = Picture | Failure
+Named = tuple[str, Plain | Entry]
+"""An input by its name; one that was decoded already is its entry."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How inputs become images.
+class Batch:
+    """Inputs that belong together.
 
     Attributes:
-        input: The network's input.
-        workers: Processes that read; 0 reads in this one.
-        channels: The order in arrays, `rgb` or `bgr`.
-        note: Receives a remark if no processes can be started.
+        entries: One for each input, in order.
+        images: uint8 [N, H, W, C] of the N pictures among them, in order.
+        paused: The source pauses behind them: what came so far is to be answered.
     """
 
-    input: Input
-    workers: int = 0
-    channels: str = "rgb"
-    note: Callable[[str], None] = lambda text: None
+    entries: Sequence[Entry]
+    images: Images
+    paused: bool
 
 
-def decode(sources: Iterable[Given], reading: Reading) -> Iterator[Decoded | Pause]:
-    """Inputs -> images or failures, in order; a `Pause` after everything that came before it.
+class Decoder:
+    """Decodes inputs into rows of a batch. Serves any number of threads."""
 
-    If no processes can be started, the inputs are read in this one.
+    def __init__(self, input: Input) -> None:
+        self.input = input
+        self._straight = Straight(input)
 
-    Raises:
-        DeviceError: One of the processes died.
-        UsageError: An input is not an image of any kind.
-    """
-    named = _named(sources, reading.channels)
-    if reading.workers:
-        from convexport.runtime.workers import Workers
+    def __call__(self, named: Sequence[Named], rows: Images) -> list[Entry]:
+        """Fills the rows of those that can be read -> the entries of all of them."""
+        entries: list[Entry] = []
+        plain: list[int] = []
+        for row, (name, source) in enumerate(named):
+            data = small_file(source) if isinstance(source, str | PathLike) else source
+            pixels = self._straight.pixels(data) if isinstance(data, bytes) else None
+            if pixels is not None:
+                rows[row] = pixels
+                plain.append(row)
+                entries.append(Picture(name))
+            else:
+                entries.append(self._loaded(name, source if data is None else data, rows, row))
+        if plain and self.input.ink == "light-on-dark":
+            self._invert(plain, rows, named, entries)
+        return entries
 
+    def _loaded(self, name: str, source: Plain | Entry, rows: Images, row: int) -> Entry:
+        if isinstance(source, Picture | Failure):
+            return source
         try:
-            pool = Workers(reading.workers)
-        except OSError as error:
-            reading.note(f"no processes could be started to read images ({first_line(error)}); this process reads them")
-        else:
-            with pool:
-                yield from _in_processes(named, reading.input, pool)
-            return
-    for item in named:
-        yield item if isinstance(item, Pause) else decode_one(item, reading.input)
+            rows[row], notes = load_image(source, self.input, name=name)
+        except InputError as error:
+            return Failure.of(name, error)
+        return Picture(name, notes)
 
-
-def decode_one(item: Named, input: Input) -> Decoded:
-    """One input with its name -> its image or its failure."""
-    name, source = item
-    if isinstance(source, Failure):
-        return source
-    try:
-        return Picture(name, *load_image(source, input, name=name))
-    except InputError as error:
-        return Failure.of(name, error)
-
-
-def _named(sources: Iterable[Given], channels: str) -> Iterator[Named | Pause]:
-    positions = count()
-    for source in sources:
-        yield source if isinstance(source, Pause) else resolved(source, next(positions), channels)
-
-
-def _in_processes(named: Iterator[Named | Pause], input: Input, pool: Workers) -> Iterator[Decoded | Pause]:
-    waiting: deque[Future[list[Decoded]] | list[Decoded]] = deque()
-    room = 2 * pool.size
-    for chunk, paused in _chunks(named):
-        # Arrays and open images take longer to send than to prepare here.
-        travels = all(isinstance(source, str | PathLike | bytes | Failure) for _, source in chunk)
-        if chunk:
-            waiting.append(pool(chunk, input) if travels else [decode_one(item, input) for item in chunk])
-        while waiting and (paused or len(waiting) >= room):
-            done = waiting.popleft()
-            yield from done if isinstance(done, list) else done.result()
-        if paused:
-            yield PAUSE
-    for done in waiting:
-        yield from done if isinstance(done, list) else done.result()
-
-
-def _chunks(named: Iterator[Named | Pause]) -> Iterator[tuple[list[Named], bool]]:
-    """Inputs that are sent to a process together, and whether a pause follows."""
-    chunk: list[Named] = []
-    for item in named:
-        if isinstance(item, Pause):
-            yield chunk, True
-            chunk = []
-            continue
-        chunk.append(item)
-        if len(chunk) == CHUNK:
-            yield chunk, False
-            chunk = []
-    if chunk:
-        yield chunk, False
+    def _invert(self, plain: list[int], rows: Images, named: Sequence[Named], entries: list[Entry]) -> None:
+        """Dark ink on light paper, as `load_image` has it."""
+        for place, inverted in zip(plain, on_light_paper(rows[plain]), strict=True):
+            if inverted:
+                rows[place] = 255 - rows[place]
+                entries[place] = Picture(named[place][0], (INVERTED,))

@@ -193,10 +193,37 @@ def _siblings(cpu: int) -> str:
         return str(cpu)
 
 
-def _quota() -> int:
-    """Whole processors that cgroup v2 allows, as in a container started with `--cpus 2`."""
+def _quota(cgroups: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> int:
+    """Whole processors that the cgroups of this process grant it, as in a container started with `--cpus 2`.
+
+    A limit holds for everything below it, so each group on the way up counts: of version 2 (`cpu.max`) and of version 1
+    (`cpu.cfs_quota_us`). In a container the way may be the host's and lead nowhere; the container's own is the root.
+    """
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return sys.maxsize if quota == "max" else math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):
+        lines = Path(own).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = ["0::/"]
+    least = sys.maxsize
+    for line in lines:
+        _, controllers, way = [*line.split(":", 2), "", ""][:3]
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        roots = [Path(cgroups, name) for name in ((controllers, "cpu") if controllers else ("", "unified"))]
+        inside = Path(way.lstrip("/"))
+        for root in roots:
+            for group in (root / inside, *[root / parent for parent in inside.parents]):
+                least = min(least, _granted(group))
+    return least
+
+
+def _granted(group: Path) -> int:
+    """Whole processors that one group grants."""
+    try:
+        if (group / "cpu.max").is_file():
+            quota, period = (group / "cpu.max").read_text(encoding="ascii").split()
+        else:
+            quota = (group / "cpu.cfs_quota_us").read_text(encoding="ascii").strip()
+            period = (group / "cpu.cfs_period_us").read_text(encoding="ascii")
+        return sys.maxsize if quota in ("max", "-1") else math.ceil(int(quota) / int(period))
+    except (OSError, ValueError, ZeroDivisionError):
         return sys.maxsize

@@ -36,6 +36,7 @@ from convexport.runtime.errors import InputError, first_line
 from convexport.runtime.framing import GAP, frame
 from convexport.runtime.inputs import MAX_BYTES, Pixels, Plain, name_of
 from convexport.runtime.manifest import Input
+from convexport.runtime.straight import on_light_paper
 
 INVERTED = "inverted: dark ink on light paper"
 
@@ -239,6 +240,4 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
 
 def _is_on_light_paper(pixels: Pixels) -> bool:
     """Whether more than half of the outermost pixels of uint8 [H, W] or [H, W, C] are brighter than 127."""
-    border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
-    gray = border.mean(axis=1) if border.ndim == 2 else border
-    return 2 * int(np.count_nonzero(gray > 127)) > len(gray)
+    return on_light_paper(pixels.reshape(1, *pixels.shape[:2], -1))[0]

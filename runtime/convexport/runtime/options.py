@@ -42,7 +42,8 @@ class Options:
         precision: `auto`, or one that the bundle contains.
         batch: The largest number of images computed at once; None takes 64 on a CPU and 256 on a GPU.
         threads: Threads of the CPU; None takes one for each core that the process may use.
-        workers: Additional processes that read images.
+        workers: Processes that decode images; 0 decodes in the thread that asks for records, None decodes in threads
+            where that pays.
         top: How many classes a record lists; at most as many as there are.
         language: Language of the labels.
         channels: Order of the channels in arrays: `rgb`, or `bgr` for OpenCV's. It does not affect files and Pillow
@@ -61,7 +62,7 @@ class Options:
     precision: str = "auto"
     batch: int | None = None
     threads: int | None = None
-    workers: int = 0
+    workers: int | None = None
     top: int = 3
     language: str = "en"
     channels: Literal["rgb", "bgr"] = "rgb"
@@ -100,7 +101,7 @@ class OptionKeys(TypedDict, total=False):
     precision: str
     batch: int | None
     threads: int | None
-    workers: int
+    workers: int | None
     top: int
     language: str
     channels: Literal["rgb", "bgr"]

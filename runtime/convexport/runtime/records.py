@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
 
 import msgspec
 
 from convexport.runtime.errors import InputError
 
-__all__ = ["Candidate", "Failure", "Prediction", "Problem", "Record", "csv_header", "csv_line", "json_line", "to_table"]
+__all__ = [
+    *("Candidate", "Failure", "Prediction", "Problem", "Record"),
+    *("csv_header", "csv_line", "json_line", "json_lines", "to_table"),
+]
 
 
 class Candidate(msgspec.Struct, frozen=True):
@@ -159,6 +162,11 @@ def to_table(records: Iterable[Record], top: int = 0, *, several: bool = False) 
 def json_line(record: Record) -> bytes:
     """One record -> one line of JSON with its newline; newlines inside strings are escaped."""
     return _encoder.encode(record) + b"\n"
+
+
+def json_lines(records: Sequence[Record]) -> bytes:
+    """Records -> the lines that `json_line` gives for each, at once."""
+    return _encoder.encode_lines(records)
 
 
 def csv_header(top: int, *, sure: bool = False, several: bool = False) -> bytes:

@@ -37,14 +37,13 @@ class Straight:
         self._mode, colour = _MODES[input.channels]
         header = b"IHDR" + struct.pack(">IIBBBBB", input.width, input.height, 8, colour, 0, 0, 0)
         self._begin = b"\x89PNG\r\n\x1a\n\0\0\0\r" + header + zlib.crc32(header).to_bytes(4, "big")
-        core: Any = getattr(Image, "core", None)
-        names = ("new", "zip_decoder", "raw_encoder")
         # Pillow's own ImageFile calls them so, but no promise of Pillow covers them.
-        self._core = core if all(hasattr(core, name) for name in names) else None
+        self._core: Any = getattr(Image, "core", None)
+        self._usable = all(hasattr(self._core, name) for name in ("new", "zip_decoder", "raw_encoder"))
 
     def pixels(self, data: bytes) -> Pixels | None:
         """uint8 [H, W, C], read-only; None where it is not such a file, whatever it is."""
-        if self._core is None or not data.startswith(self._begin) or not data.endswith(_END):
+        if not self._usable or not data.startswith(self._begin) or not data.endswith(_END):
             return None
         start = _HEADER + _LENGTH
         end = start + 4 + int.from_bytes(data[_HEADER:start], "big")
@@ -88,3 +87,11 @@ def small_file(path: str | os.PathLike[str]) -> bytes | None:
     finally:
         os.close(descriptor)
     return data if len(data) == status.st_size else None
+
+
+def on_light_paper(images: Pixels) -> list[bool]:
+    """For each of uint8 [N, H, W, C], whether more than half of its outermost pixels are brighter than 127."""
+    border = np.concatenate([images[:, 0], images[:, -1], images[:, 1:-1, 0], images[:, 1:-1, -1]], axis=1)
+    bright = np.count_nonzero(border.mean(axis=2) > 127, axis=1)
+    light: list[bool] = (2 * bright > border.shape[1]).tolist()
+    return light

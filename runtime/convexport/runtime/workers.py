@@ -1,10 +1,12 @@
-"""Processes that read images: `Workers`, a pool, and `serve`, what each of its processes runs.
+"""Processes that decode: `Workers`, a pool, and `serve`, what each of its processes runs.
 
 They are not forked, because a forked process would share the GPU and the threads of a back end. They do not use
 multiprocessing, whose children run the program's main script again and import modules from the current folder: these
 import modules from the same places as this process, without the current folder, and only run `serve`.
 
-A request and its answer are each a pickle after its length. Both ends are this program.
+A request and its answer are each a pickle after its length; before its answer a process sends a byte for each input
+that it has decoded. So it is known which input one died of, or takes for ever: that input alone becomes a failure, the
+process is replaced, and the others are decoded again.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import atexit
 import os
 import pickle
 import queue
+import select
 import signal
 import struct
 import subprocess
@@ -22,39 +25,61 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
-from convexport.runtime.errors import DeviceError
+import numpy as np
+
+from convexport.runtime.errors import DeviceError, InputError
+from convexport.runtime.records import Failure
 
 if TYPE_CHECKING:
-    from convexport.runtime.decoding import Decoded, Named
+    from convexport.runtime.backends.base import Images
+    from convexport.runtime.decoding import Entry, Named
     from convexport.runtime.manifest import Input
 
+LIMIT_SECONDS = 30.0
+"""One input that takes longer is a failure, and its process is replaced."""
+LIMIT_BYTES = 4 << 30
+"""Memory that a process may take beyond what it has when it begins."""
+BEGINNINGS = 3
+BEGIN_SECONDS = 120.0
+TRIES = 2  # of an input in whose turn a process died: somebody else may have killed it
 _LENGTH = struct.Struct("<Q")
-# At the end of the path: Python's own modules come first.
+_STEP, _ANSWER = b".", b"!"
+# The end of the path: Python's own modules come first, so that none of them is taken from there.
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from convexport.runtime.workers import serve; serve()"
-_Task = tuple["list[Named]", "Input", "Future[list[Decoded]]"]
+_Task = tuple["list[Named]", "Images", "Future[list[Entry]]"]
+
+
+class _EndedError(Exception):
+    """A process ended, or was ended for its slowness, when it had decoded `done` inputs."""
+
+    def __init__(self, done: int, *, slow: bool) -> None:
+        super().__init__(done)
+        self.done, self.slow = done, slow
 
 
 class Workers:
-    """A pool of `size` processes. Called with a chunk of inputs, it returns a future of their images.
+    """A pool of `size` processes. Called with inputs and rows for them, it gives the future of their entries.
 
     Raises `OSError` if the system cannot start its processes or threads.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, input: Input) -> None:
         self.size = size
+        self._input = input
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[_Process] = []
         self._threads: list[threading.Thread] = []
         self._owner = os.getpid()
-        # A caller may stop reading records without closing; threads cannot be joined at interpreter exit.
+        self._closed = False
+        # Whoever leaves its records half read closes nothing; at the very end threads can no longer be waited for.
         atexit.register(self.close)
         try:
             for _ in range(size):
-                self._processes.append(_start())
-            for process in self._processes:
-                thread = threading.Thread(target=self._drive, args=(process,), daemon=True)
+                self._processes.append(_Process(input))
+            for place in range(size):
+                thread = threading.Thread(target=self._drive, args=(place,), daemon=True)
                 thread.start()
                 self._threads.append(thread)
         except (OSError, RuntimeError) as error:  # RuntimeError: no thread
@@ -63,10 +88,10 @@ class Workers:
                 raise
             raise OSError(str(error)) from error
 
-    def __call__(self, chunk: list[Named], input: Input) -> Future[list[Decoded]]:
-        """Gives the chunk to the next process that is free."""
-        future: Future[list[Decoded]] = Future()
-        self._tasks.put((chunk, input, future))
+    def __call__(self, named: list[Named], rows: Images) -> Future[list[Entry]]:
+        """Gives the inputs to the next process that is free; their pixels come to `rows`, uint8 [N, H, W, C]."""
+        future: Future[list[Entry]] = Future()
+        self._tasks.put((named, rows, future))
         return future
 
     def close(self) -> None:
@@ -74,6 +99,7 @@ class Workers:
         atexit.unregister(self.close)
         if os.getpid() != self._owner:
             return
+        self._closed = True
         for process in self._processes:
             process.kill()
         for _ in self._threads:
@@ -81,11 +107,7 @@ class Workers:
         for thread in self._threads:
             thread.join()
         for process in self._processes:
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with suppress(OSError):
-                        pipe.close()
+            process.close()
         self._threads, self._processes = [], []
 
     def __enter__(self) -> Workers:
@@ -94,21 +116,116 @@ class Workers:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _drive(self, process: subprocess.Popen[bytes]) -> None:
-        """Sends tasks to one process, one after the other. A process that died fails its task and all later ones."""
-        assert process.stdin is not None
-        assert process.stdout is not None
+    def _drive(self, place: int) -> None:
+        """Sends tasks to the process at one place, one after the other."""
         while (task := self._tasks.get()) is not None:
-            chunk, input, future = task
+            named, rows, future = task
             try:
-                _send(process.stdin, (chunk, input))
-                future.set_result(_receive(process.stdout))
-            except (OSError, EOFError):
-                future.set_exception(
-                    DeviceError(
-                        "a process that reads images died, perhaps because it ran out of memory", "use fewer workers"
-                    )
-                )
+                future.set_result(self._decoded(place, named, rows))
+            except (OSError, EOFError, RuntimeError) as error:
+                failed = DeviceError("a process that reads images died when it started", "use fewer workers")
+                failed.__cause__ = error
+                future.set_exception(failed)
+
+    def _decoded(self, place: int, named: list[Named], rows: Images) -> list[Entry]:
+        """The entries of inputs, whatever becomes of the process meanwhile."""
+        entries: list[Entry | None] = [None] * len(named)
+        waiting = [(0, len(named), 0)]  # from which input to which, and how many processes the first one took along
+        while waiting:
+            start, end, deaths = waiting.pop()
+            if start == end:
+                continue
+            try:
+                self._begin(place)
+                entries[start:end] = self._processes[place].decoded(named[start:end], rows[start:end])
+            except _EndedError as died:
+                self._replace(place)
+                bad = min(start + died.done, end - 1)
+                waiting += [(bad + 1, end, 0), (start, bad, 0)]
+                if died.slow or deaths + 1 == TRIES:
+                    entries[bad] = _failure(named[bad][0], slow=died.slow)
+                else:
+                    waiting.append((bad, bad + 1, deaths + 1))
+        return cast("list[Entry]", entries)
+
+    def _begin(self, place: int) -> None:
+        """Waits until the process takes inputs. Raises `OSError` or `EOFError` where one after the other never does."""
+        for _ in range(BEGINNINGS - 1):
+            with suppress(OSError, EOFError):
+                self._processes[place].begin()
+                return
+            self._replace(place)
+        self._processes[place].begin()
+
+    def _replace(self, place: int) -> None:
+        if self._closed:
+            raise OSError("the pool is closed")
+        self._processes[place].close()
+        self._processes[place] = _Process(self._input)
+
+
+class _Process:
+    """One process, and the way to it."""
+
+    def __init__(self, input: Input) -> None:
+        self._input = input
+        self._begun = False
+        self._popen = _start()
+        assert self._popen.stdin is not None
+        assert self._popen.stdout is not None
+        self._requests, self._answers = self._popen.stdin, self._popen.stdout
+        self.pid = self._popen.pid
+
+    def begin(self) -> None:
+        """Waits until it takes inputs. Raises `OSError` or `EOFError` where it never does."""
+        if not self._begun:
+            _send(self._requests, self._input)
+            self._read(1, BEGIN_SECONDS)
+            self._begun = True
+
+    def decoded(self, named: list[Named], rows: Images) -> list[Entry]:
+        """Entries of inputs, and their pixels in `rows`. Raises `_EndedError`."""
+        done = 0
+        try:
+            _send(self._requests, named)
+            while self._read(1, LIMIT_SECONDS) == _STEP:
+                done += 1
+            (length,) = _LENGTH.unpack(self._read(_LENGTH.size, LIMIT_SECONDS))
+            entries, found = pickle.loads(self._read(length, LIMIT_SECONDS))
+        except TimeoutError as error:
+            raise _EndedError(done, slow=True) from error
+        except (OSError, EOFError) as error:
+            raise _EndedError(done, slow=False) from error
+        rows[:] = found
+        return cast("list[Entry]", entries)
+
+    def kill(self) -> None:
+        """Ends it, whatever it is doing."""
+        self._popen.kill()
+
+    def close(self) -> None:
+        """Ends it, and frees what belongs to it."""
+        self._popen.kill()
+        self._popen.wait()
+        for pipe in (self._requests, self._answers):
+            with suppress(OSError):
+                pipe.close()
+
+    def _read(self, size: int, seconds: float) -> bytes:
+        """So many bytes. Raises `EOFError` at the end, `TimeoutError` where none comes for so long."""
+        descriptor, pieces = self._answers.fileno(), list[bytes]()
+        while size:
+            if hasattr(select, "poll"):
+                poll = select.poll()
+                poll.register(descriptor, select.POLLIN)
+                if not poll.poll(seconds * 1000):
+                    raise TimeoutError
+            piece = os.read(descriptor, min(size, 1 << 20))
+            if not piece:
+                raise EOFError
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
 
 
 def serve() -> None:
@@ -116,16 +233,48 @@ def serve() -> None:
     for name in ("SIGINT", "SIGHUP", "SIGTERM"):  # a terminal sends it to all its processes; the parent ends the others
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # a library's output must not mix with the answers
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # what a library prints is no answer
     warnings.filterwarnings("ignore", module="PIL")
-    from convexport.runtime.decoding import decode_one
+    from convexport.runtime.decoding import Decoder
 
-    with suppress(EOFError, BrokenPipeError):  # the other process has ended
+    with suppress(EOFError, BrokenPipeError):  # the other end is gone, however it ended
+        input = _receive(sys.stdin.buffer)
+        decoder = Decoder(input)
+        _limit_memory()
+        answers.write(_STEP)
         while True:
-            chunk, input = _receive(sys.stdin.buffer)
-            _send(answers, [decode_one(item, input) for item in chunk])
+            named = _receive(sys.stdin.buffer)
+            rows = np.zeros((len(named), input.height, input.width, input.channels), np.uint8)
+            entries: list[Entry] = []
+            for row in range(len(named)):
+                entries += decoder(named[row : row + 1], rows[row : row + 1])
+                answers.write(_STEP)
+            answers.write(_ANSWER)
+            _send(answers, (entries, rows))
     os._exit(0)
+
+
+def _limit_memory() -> None:
+    """Makes endless demands for memory an error of their own process: no other one is to pay for them."""
+    try:
+        import resource
+
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+            pages = int(file.read().split()[0])
+        limit = pages * resource.getpagesize() + LIMIT_BYTES
+        before, most = resource.getrlimit(resource.RLIMIT_AS)
+        if before == resource.RLIM_INFINITY or before > limit:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+    except (ImportError, OSError, ValueError):  # not a system of that kind
+        return
+
+
+def _failure(name: str, *, slow: bool) -> Failure:
+    if slow:
+        found = f"{name}: not decoded in {LIMIT_SECONDS:g} seconds"
+        return Failure.of(name, InputError(found, kind="too-large"))
+    return Failure.of(name, InputError(f"{name}: the process that decoded it died {TRIES} times", kind="unreadable"))
 
 
 def _start() -> subprocess.Popen[bytes]:
@@ -136,7 +285,7 @@ def _start() -> subprocess.Popen[bytes]:
     with _signals_wait():
         # The path is replaced first; from Python 3.11 on the current folder is not on it even before that.
         environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        return subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
 
 def _path() -> list[str]:
@@ -163,17 +312,17 @@ def _signals_wait() -> Iterator[None]:
 
 def _send(pipe: IO[bytes], value: Any) -> None:
     data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-    pipe.write(_LENGTH.pack(len(data)))
-    pipe.write(data)
-    pipe.flush()
+    rest = memoryview(_LENGTH.pack(len(data)) + data)
+    while rest:
+        rest = rest[pipe.write(rest) :]
 
 
 def _receive(pipe: IO[bytes]) -> Any:
-    (length,) = _LENGTH.unpack(_read(pipe, _LENGTH.size))
-    return pickle.loads(_read(pipe, length))
+    (length,) = _LENGTH.unpack(_exactly(pipe, _LENGTH.size))
+    return pickle.loads(_exactly(pipe, length))
 
 
-def _read(pipe: IO[bytes], size: int) -> bytes:
+def _exactly(pipe: IO[bytes], size: int) -> bytes:
     data = pipe.read(size)
     if len(data) < size:
         raise EOFError

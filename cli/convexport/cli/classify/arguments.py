@@ -53,9 +53,8 @@ def parser() -> terminal.Parser:
     add(
         "--workers",
         type=int,
-        default=0,
         metavar="N",
-        help="additional processes that read images, for a fast GPU (default: 0)",
+        help="processes that decode images; 0: neither processes nor threads (default: threads)",
     )
     add("--top", type=int, metavar="K", help="classes in each record; default: 1 in text, 3 in jsonl and csv")
     add(

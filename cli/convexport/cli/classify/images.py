@@ -41,14 +41,19 @@ def classify_images(options: argparse.Namespace) -> int:
         pace = terminal.Pace(count)
         with terminal.bar("classifying", shown=shown) as update:
             out.write(_header(options, classifier))
-            for record, line in _lines(classifier.classify(names), options, classifier, on_terminal=out.isatty()):
+            on_terminal = out.isatty()
+            for records, lines in _lines(
+                classifier.classify_batches(names), options, classifier, on_terminal=on_terminal
+            ):
                 signals.check()
-                out.write(line)
-                total += 1
-                failed += isinstance(record, Failure)
-                if keeper and not isinstance(record, Failure):
-                    keeper.offer(record)
-                if out.isatty():
+                out.write(lines)
+                total += len(records)
+                failed += sum(isinstance(record, Failure) for record in records)
+                if keeper:
+                    for record in records:
+                        if not isinstance(record, Failure):
+                            keeper.offer(record)
+                if on_terminal:
                     out.flush()  # a terminal shows each answer as it comes
                 if shown:
                     update(pace.share(total), pace.text(total))
@@ -103,23 +108,27 @@ def _header(options: argparse.Namespace, classifier: Classifier) -> bytes:
 
 
 def _lines(
-    records: Iterator[Record], options: argparse.Namespace, classifier: Classifier, *, on_terminal: bool
-) -> Iterator[tuple[Record, bytes]]:
-    """Records, each with its bytes to print. On a terminal, control characters in names are escaped."""
+    batches: Iterator[list[Record]], options: argparse.Namespace, classifier: Classifier, *, on_terminal: bool
+) -> Iterator[tuple[list[Record], bytes]]:
+    """Records of a batch with their bytes to print. On a terminal, control characters in names are escaped."""
     from convexport.cli.classify.text_lines import text_lines
-    from convexport.runtime.records import csv_line, json_line
+    from convexport.runtime.records import csv_line, json_lines
     from convexport.runtime.text import json_printable, printable
 
     def shown(line: bytes, escape: Callable[[str], str]) -> bytes:
         return escape(line.decode().removesuffix("\n")).encode() + b"\n" if on_terminal else line
 
     if options.format == "jsonl":
-        yield from ((record, shown(json_line(record), json_printable)) for record in records)
+        for records in batches:
+            lines = json_lines(records)
+            pieces = lines.splitlines(keepends=True) if on_terminal else [lines]
+            yield records, b"".join([shown(piece, json_printable) for piece in pieces])
     elif options.format == "csv":
-        sure, several = bool(options.sure), classifier.manifest.activation == "sigmoid"
-        for record in records:
-            yield record, shown(csv_line(record, classifier.top, sure=sure, several=several), printable)
+        kinds = {"sure": bool(options.sure), "several": classifier.manifest.activation == "sigmoid"}
+        for records in batches:
+            # A row at a time: a cell may hold lines.
+            yield records, b"".join([shown(csv_line(r, classifier.top, **kinds), printable) for r in records])
     else:
         live = "-" in options.inputs
-        for record, text in text_lines(records, classifier.labels, options.language, live=live):
-            yield record, text.encode()
+        for record, text in text_lines(chain.from_iterable(batches), classifier.labels, options.language, live=live):
+            yield [record], text.encode()
