@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypedDict
@@ -26,6 +25,8 @@ def say(note: Callable[[str], None] | None, text: str) -> None:
     if note is not None:
         note(text)
     else:
+        import logging
+
         logging.getLogger(LOGGER).info("%s", text)
 
 

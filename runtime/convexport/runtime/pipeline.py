@@ -16,7 +16,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import count
 from os import PathLike
@@ -34,7 +33,7 @@ from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure
 
 if TYPE_CHECKING:
-    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures import Future, ThreadPoolExecutor
 
     from convexport.runtime.workers import Workers
 

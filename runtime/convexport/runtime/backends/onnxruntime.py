@@ -12,7 +12,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import redirect_stdout
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -33,6 +32,8 @@ from convexport.runtime.errors import BackendError, BundleError, ConvexportError
 from convexport.runtime.precision import PRECISIONS
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     from convexport.runtime.bundle import Bundle
     from convexport.runtime.doctor import Facts
     from convexport.runtime.options import Options
@@ -94,6 +95,8 @@ class OnnxRuntimeBackend(Backend):
         self._slots: SimpleQueue[_Slot] = SimpleQueue()
         self._workers: ThreadPoolExecutor | None = None
         if device.kind == "cuda":
+            from concurrent.futures import ThreadPoolExecutor
+
             # Two threads with their own buffers: ONNX Runtime gives each a stream, so copies and compute overlap.
             self._workers = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="convexport-cuda")
             for _ in range(IN_FLIGHT):
@@ -129,6 +132,8 @@ class OnnxRuntimeBackend(Backend):
                 break
         else:
             return
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="convexport-run") as workers:
             yield from self._overlapped(batches, workers)
 
