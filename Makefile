@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 DEVICE := build/device
 DEMO := build/demo
 
-.PHONY: demo test test-runtime test-examples check constraints bench aarch64 everywhere clean
+.PHONY: demo test test-runtime test-examples check constraints bench bench-gpu aarch64 everywhere clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(if $(PYTHON),,$(error no Python from 3.11 to 3.13 was found; install one, or name it: make PYTHON=/path/to/python))
@@ -60,7 +60,12 @@ constraints: $(VENV)/.installed
 	    sed -E '/ @ /d; s/\+[a-z0-9.]+$$//; s/$$/ ; python_version >= "3.11"/') >constraints.new
 	mv constraints.new constraints.txt
 
+# On a machine that does nothing else. It takes lenet5-mnist, vgg19-cifar10 (int8) and efficientnet from bundles/.
 bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/performance.py --json build/performance.json
+	$(BIN)/python benchmarks/performance.py --json build/performance.json --page docs/performance.md
+
+bench-gpu: $(VENV)/.installed
 	$(BIN)/python benchmarks/gpu.py
 
 aarch64: $(VENV)/.installed

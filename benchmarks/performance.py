@@ -225,7 +225,7 @@ def page(found: dict) -> str:
     lines = [
         "# Performance",
         "",
-        "This page is made by `make performance` (`benchmarks/performance.py`), which also says how it measures. It",
+        "This page is made by `make bench` (`benchmarks/performance.py`), which also says how it measures. It",
         "compares `classify` with a loop of Pillow and onnxruntime that its user would write",
         "(`benchmarks/by_hand.py`), and with the roof: what the cores could do if no step had to wait for another.",
         "",
