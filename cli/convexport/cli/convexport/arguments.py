@@ -42,8 +42,8 @@ def parser() -> terminal.Parser:
     add(
         "--model",
         metavar="WHAT",
-        help="lenet5, vgg19, mlp, cnn-..., torchvision:NAME, FILE.onnx, FILE.pt2, or "
-        "module:PACKAGE_OR_FILE:FUNCTION, whose code is run",
+        help="lenet5, vgg19, mlp, cnn-..., torchvision:NAME, timm:NAME, a folder of Hugging Face, FILE.onnx, FILE.pt2, "
+        "or module:PACKAGE_OR_FILE:FUNCTION, whose code is run",
     )
     add("--dataset", metavar="NAME", help="its data set, if not the network's usual one: a name or a folder")
     add(
@@ -53,7 +53,7 @@ def parser() -> terminal.Parser:
         metavar="FILE",
         dest="checkpoint",
         help="a checkpoint, .pth or .safetensors file (MODEL-DATASET.safetensors in runs/ or checkpoints/); "
-        "for torchvision also DEFAULT",
+        "for torchvision and timm also DEFAULT",
     )
     add("--precision", nargs="+", default=[], metavar="NAME", help=f"variants besides fp32: {', '.join(OPTIONAL)}")
     for name in OPTIONAL:

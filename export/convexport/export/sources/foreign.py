@@ -49,7 +49,7 @@ def network_of(module: nn.Module, origin: Origin, stated: Foreign, known: Known)
     where = origin.model
     size = facts_stated.input_of(stated, known, where)
     normalization = facts_stated.normalization_of(stated, known, size.channels, where)
-    whole = OneAnswer(module.float().cpu(), bgr=stated.bgr).eval()
+    whole = OneAnswer(module.float().cpu(), bgr=known.bgr if stated.channels is None else stated.bgr).eval()
     for key, value in module.state_dict().items():
         if not np.isfinite(value.numpy()).all():
             raise CheckpointError(f"{where}: tensor {key!r} contains NaN or infinity", "train again")

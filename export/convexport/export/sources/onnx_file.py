@@ -287,6 +287,7 @@ def _known(model: onnx.ModelProto, signature: Signature) -> Known:
         classes=labels_in({item.key: item.value for item in model.metadata_props}),
         size=signature.size,
         channels=1 if signature.channels == 1 else 3,
+        fixed=True,
         # A graph with uint8 input normalizes the pixels itself: it gets them from 0 to 255, unchanged.
         mean=(0.0,) * signature.channels if pixels else None,
         std=(1 / 255,) * signature.channels if pixels else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from convexport.export.sources import exported_program, module, onnx_file, recognized, torchvision
+from convexport.export.sources import exported_program, module, onnx_file, recognized, timm, torchvision, transformers
 from convexport.export.sources.checkpoint import CheckpointNetwork, Source, load_checkpoint
 from convexport.export.sources.network import Network
 from convexport.export.sources.state_dict import is_own, read_state
@@ -26,6 +26,10 @@ def _opened(source: Source) -> Network:
         return module.open_module(what, path, stated)
     if what.startswith(torchvision.PREFIX):
         return torchvision.open_torchvision(what, None if path is None else str(path), stated)
+    if what.startswith(timm.PREFIX):
+        return timm.open_timm(what, None if path is None else str(path), stated)
+    if transformers.is_folder(what):
+        return transformers.open_transformers(what, stated)
     if what.endswith(".onnx"):
         return onnx_file.open_onnx(Path(what), stated)
     if what.endswith(".pt2"):

@@ -8,6 +8,7 @@ import io
 import pickle
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,10 @@ def load_into(module: nn.Module, weights: StateDict, where: str) -> None:
             f"{_shape(expected.get(key))}{more}",
             "name the network that they belong to",
         )
-    module.load_state_dict(state, strict=False)
+    given: dict[str, Any] = OrderedDict(state)
+    # Versions of a module's parts, which a few ask for (MNASNet): where shapes fit, they are the module's own.
+    given._metadata = getattr(module.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
+    module.load_state_dict(given, strict=False)
     for key, value in state.items():
         if not torch.isfinite(value).all():
             raise CheckpointError(f"weights {weights.path}: tensor {key!r} contains NaN or infinity", "train again")

@@ -68,7 +68,10 @@ class Known:
     size: tuple[int, int] | None = None
     crop: float = 1.0
     filter: Filter = "bicubic"
+    framing: Framing = "crop"
     channels: Literal[1, 3] | None = None
+    bgr: bool = False
+    fixed: bool = False  # whether it takes no other size
 
 
 def input_of(stated: Foreign, known: Known, where: str) -> Input:
@@ -76,14 +79,14 @@ def input_of(stated: Foreign, known: Known, where: str) -> Input:
     size = stated.size or known.size
     if size is None:
         raise UsageError(f"{where} does not say how large its images are", "give it with --size, as in --size 224")
-    if known.size is not None and stated.size not in (None, known.size) and known.channels is not None:
+    if known.fixed and known.size is not None and stated.size not in (None, known.size):
         raise UsageError(
             f"--size {' '.join(map(str, size))}: {where} expects {known.size[0]} x {known.size[1]}", "leave it out"
         )
     crop = known.crop if stated.crop is None else stated.crop
     if not 0 < crop <= 1:
         raise UsageError(f"--crop {crop:g}: expected a share of the shorter side, above 0 and at most 1")
-    framing = stated.framing or "crop"
+    framing = stated.framing or ("crop" if stated.crop is not None else known.framing)
     if framing != "crop" and stated.crop is not None:
         raise UsageError(f"--crop {crop:g} has no effect with --framing {framing}", "leave one of them out")
     return Input(
