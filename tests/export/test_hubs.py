@@ -121,8 +121,8 @@ def test_a_folder_without_a_preprocessor_or_safe_weights_is_one_line(tmp_path: P
     with pytest.raises(UsageError) as usage:
         open_network(Source(str(tmp_path / "bare")))
     assert str(usage.value) == (
-        "transformers:ViTForImageClassification does not say how its pixels are normalized; state it with --mean and "
-        "--std, or with --pixels 0..1, 0..255 or -1..1 if that is all there is to it"
+        "transformers:ViTForImageClassification does not say how its pixels are normalized; give --mean and --std, "
+        "or --pixels 0..1, 0..255 or -1..1 if only the range matters"
     )
     (tmp_path / "bare" / "model.safetensors").rename(tmp_path / "bare" / "pytorch_model.bin")
     with pytest.raises(CheckpointError) as pickle:
