@@ -69,7 +69,7 @@ def test_a_name_is_answered_before_the_next_one_comes(place: Path, form: str) ->
 
 
 def test_linked_folders_are_searched_once_and_what_is_not_read_is_counted(
-    place: Path, capsys: pytest.CaptureFixture[str]
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("album", "elsewhere"):
         (place / name).mkdir()
@@ -78,13 +78,22 @@ def test_linked_folders_are_searched_once_and_what_is_not_read_is_counted(
     (place / "album" / "linked").symlink_to("../elsewhere")
     (place / "elsewhere" / "back").symlink_to("../album")
     (place / "album" / "c.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (place / "album" / "d.dng").write_bytes(b"II*\0")
+    (place / "album" / "e").write_bytes((place / "album" / "0.png").read_bytes())
+    (place / "album" / "notes").write_text("no image")
+    (place / "album" / "._0.png").write_bytes(b"of macOS")
+    (place / "album" / ".f.png").write_bytes(b"")
+    (place / "album" / ".trash").mkdir()
+    (place / "album" / ".trash" / "g.png").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     assert main(["album"]) == 0
     out, err = capsys.readouterr()
-    assert [row.split()[0] for row in out.splitlines()] == ["album/0.png", "album/linked/0.png"]
-    message = (
-        "classify: 1 image was left out, because only PNG, JPEG, WebP, BMP, GIF or TIFF files are read: album/c.HEIC"
+    assert [row.split()[0] for row in out.splitlines()] == ["album/0.png", "album/e", "album/linked/0.png"]
+    assert err.splitlines()[-1] == (
+        "classify: 4 images were left out. hidden: 2 (album/.f.png, album/.trash/g.png); "
+        "HEIC needs pillow-heif, which is not installed (pip install 'convexport[heif]'): 1 (album/c.HEIC); "
+        "only PNG, JPEG, WebP, BMP, GIF or TIFF files are read: 1 (album/d.dng)"
     )
-    assert err.splitlines()[-1] == message
 
 
 @pytest.mark.parametrize(

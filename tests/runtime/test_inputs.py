@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from convexport.runtime import Classifier, FakeBackend, Prediction, UsageError, inputs
-from convexport.runtime.inputs import find_images, name_of
+from convexport.runtime.inputs import name_of
 from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure
+from convexport.runtime.searching import find_images
 from helpers.bundles import make_bundle, pictures, png
 
 INPUT = Input(height=12, width=12, channels=3)

@@ -6,6 +6,9 @@ import csv
 import io
 import json
 
+import msgspec
+import pytest
+
 from convexport.runtime.errors import InputError
 from convexport.runtime.records import Candidate, Failure, Prediction, csv_header, csv_line, json_line, to_table
 
@@ -60,6 +63,12 @@ def test_every_csv_row_has_the_columns_of_the_header_whatever_the_label_holds() 
 def test_the_columns_are_the_documented_ones() -> None:
     columns = "input,label,index,probability,top_1_label,top_1_index,top_1_probability,notes,error_kind,error_message"
     assert csv_header(1).decode() == columns + "\n"
+
+
+@pytest.mark.parametrize("name", ["=1+1.png", "+a.png", "-b.png", "@c.png"])
+def test_a_name_that_looks_like_a_formula_stays_the_name_of_its_file(name: str) -> None:
+    line = csv_line(msgspec.structs.replace(CAT, input=name), 1).decode()
+    assert next(csv.reader([line]))[0] == name
 
 
 def test_a_carriage_return_in_a_name_ends_no_csv_row() -> None:

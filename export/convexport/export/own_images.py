@@ -15,8 +15,9 @@ from convexport.export.samples import Sample, stratified
 from convexport.export.sources.network import Facts
 from convexport.runtime.errors import DatasetError, InputError, first_line
 from convexport.runtime.images import load_image
-from convexport.runtime.inputs import Plain, find_images
+from convexport.runtime.inputs import Plain
 from convexport.runtime.manifest import Input
+from convexport.runtime.searching import find_images
 
 # From so many images the golden images are chosen.
 MOST_UNLABELED = 512

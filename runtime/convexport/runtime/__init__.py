@@ -33,9 +33,10 @@ if TYPE_CHECKING:
         UnavailableError,
         UsageError,
     )
-    from convexport.runtime.inputs import Given, Source, find_images
+    from convexport.runtime.inputs import Given, Source
     from convexport.runtime.options import Options
     from convexport.runtime.records import Candidate, Failure, Prediction, Problem, Record, to_table
+    from convexport.runtime.searching import find_images
 
     __version__: str
 
@@ -80,7 +81,8 @@ _HOMES = {
     "bundle": ("Bundle", "open_bundle"),
     "classifier": ("Classifier", "Progress"),
     "devices": ("Device",),
-    "inputs": ("Given", "Source", "find_images"),
+    "inputs": ("Given", "Source"),
+    "searching": ("find_images",),
     "options": ("Options",),
     "records": ("Candidate", "Failure", "Prediction", "Problem", "Record", "to_table"),
 }

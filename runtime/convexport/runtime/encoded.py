@@ -24,6 +24,8 @@ _PLUGINS: dict[str, bytes | tuple[bytes, ...]] = {
     "Gif": b"GIF8",
     "Tiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
 }
+# How many bytes of a file tell its kind.
+HEAD = 64
 # Brands of the ISO base media file format (ISO/IEC 14496-12), of which AVIF and HEIC are two uses.
 _BRANDS = {
     "Avif": (b"avif", b"avis"),

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convexport.runtime.errors import UsageError, first_line
-from convexport.runtime.inputs import find_images
 from convexport.runtime.manifest import Manifest
 from convexport.runtime.records import Failure
+from convexport.runtime.searching import find_images
 
 
 @dataclass(frozen=True)

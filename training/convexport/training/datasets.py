@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from convexport.runtime.errors import DatasetError, InputError, UsageError, first_line
 from convexport.runtime.images import load_image
-from convexport.runtime.inputs import find_images
 from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure
+from convexport.runtime.searching import find_images
 
 SplitName = Literal["train", "test"]
 SPLIT_SEED = 0

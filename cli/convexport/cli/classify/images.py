@@ -25,8 +25,8 @@ AT_MOST = 100
 
 def classify_images(options: argparse.Namespace) -> int:
     """Classifies the inputs and writes their records -> exit code."""
-    from convexport.runtime.inputs import find_images
     from convexport.runtime.records import Failure
+    from convexport.runtime.searching import find_images
     from convexport.runtime.sure import stated
 
     live = "-" in options.inputs
