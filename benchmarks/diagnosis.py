@@ -326,7 +326,7 @@ def subjects(data: Path) -> list[Subject]:
     for name, framing, crop in (
         ("cnn-mnist-mnist", "stretch", 1.0),
         ("cnn-keras-cifar10", "stretch", 1.0),
-        ("cnn-cifar10-cifar10", "crop", 0.9),
+        ("cnn-cifar10-cifar10", "crop", 0.8),
         ("lenet5-mnist", "crop", 0.8),
     ):
         network = CheckpointNetwork(load_checkpoint(Source(path=Path("checkpoints") / f"{name}.safetensors")))

@@ -151,9 +151,19 @@ def test_a_refusal_prints_every_measure_marks_the_failed_one_and_leaves_no_bundl
             "calibration 'entropie' is not known; did you mean 'entropy'?",
         ),
         (
-            ["--model", "mlp", "--dataset", "digits", "--fp16", "--keep-float", "node_linear"],
+            ["--model", "mlp", "--dataset", "digits", "--keep-float", "node_linear"],
             2,
-            "--keep-float has no effect without --int8; add --int8, or leave it out",
+            "--keep-float has no effect without --fp16 or --int8; add one, or leave it out",
+        ),
+        (
+            ["--model", "mlp", "--dataset", "digits", "--fp16", "--max-loss", "0.02"],
+            2,
+            "--max-loss has no effect without --int8; add --int8, or leave it out",
+        ),
+        (
+            ["--model", "mlp", "--dataset", "digits", "--int8", "--max-loss", "2"],
+            2,
+            "--max-loss 2: expected a share, as 0.02 for two points",
         ),
         (
             ["--model", "mlp", "--dataset", "digits", "--calibration-images", "9"],

@@ -209,7 +209,8 @@ def _content(trials: _Trials, start: Hypothesis, network: Network, bgr: bool) ->
     for one in given:
         trials.run(one)
     likeliest = sorted(given, key=lambda one: min(t.cost for t in trials.found.values() if t.hypothesis == one))
-    for one in (start, *likeliest[:3]):
+    tried = likeliest if start.input.channels == 1 else likeliest[:3]  # black and white exchanged upset every mean
+    for one in (start, *tried):
         for other in hypotheses.colors(one, bgr=bgr):
             trials.run(other)
 

@@ -27,7 +27,8 @@ _NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...], str]] = {
     "ImageNet's mean of pixels 0..255, no std": ((0.485, 0.456, 0.406), (1 / 255,), ""),
 }
 # What is met more seldom, and what the images themselves suggest, must show more.
-_SELDOM, _SELDOM_COST = ("CLIP's mean and std", "mean and std of these images"), 2.0
+_SCALED = "the stated mean and std, of pixels 0..255"
+_SELDOM, _SELDOM_COST = ("CLIP's mean and std", "mean and std of these images", _SCALED), 2.0
 _CROPS = (1.0, 0.95, 0.9, 0.875, 0.8)
 # A change is believed where it makes the labels more likely by a factor of e to the power of this.
 PRIOR = 3.0
@@ -92,7 +93,7 @@ def normalizations(base: Hypothesis, images: NDArray[np.uint8]) -> Iterator[Hypo
     """Other ranges, means and stds, those of the images themselves among them."""
     channels, norm = base.input.channels, base.normalization
     candidates = dict(_NORMALIZATIONS)
-    candidates["the stated mean and std, of pixels 0..255"] = (
+    candidates[_SCALED] = (
         tuple(value / 255 for value in norm.mean),
         tuple(value / 255 for value in norm.std),
         "",
