@@ -188,8 +188,7 @@ def test_red_and_blue_swapped_are_refused_in_graph_and_checkpoint(
 def test_an_fp16_graph_whose_layers_are_fp32_is_refused(
     lenet5: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = graph.to_onnx
-    monkeypatch.setattr(graph, "to_onnx", lambda network, precision="fp32": honest(network))
+    monkeypatch.setattr(graph, "to_half", lambda base, facts, keep=(): base)
     assert refused(lenet5, tmp_path, precisions=("fp16",)) == {
         "fp16: layers of another precision",
         "fp16 by openvino on cpu: layers of another precision",
