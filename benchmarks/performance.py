@@ -70,6 +70,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, default=Path("build/performance"), help="where the images are put")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, default=Path("build/performance.json"))
+    parser.add_argument("--remark", default="", help="what else has to be known, such as other programs that ran")
     parser.add_argument("--page", type=Path, help="writes docs/performance.md from the JSON file, and measures nothing")
     parser.add_argument("--prepare", action="store_true", help="makes the images, and measures nothing")
     parser.add_argument("--step", nargs=4, metavar=("STEP", "BUNDLE", "PRECISION", "IMAGES"), help=argparse.SUPPRESS)
@@ -84,7 +85,12 @@ def main() -> int:
     _prepare(options.data, options.work)
     if options.prepare:
         return 0
-    found: dict[str, object] = {"machine": _machine(), "rounds": options.rounds, "workloads": []}
+    found: dict[str, object] = {
+        "machine": _machine(),
+        "rounds": options.rounds,
+        "remark": options.remark,
+        "workloads": [],
+    }
     for workload in WORKLOADS:
         bundles = sorted(options.bundles.glob(f"*{workload.bundle}*"))
         if not bundles:
@@ -229,8 +235,9 @@ def page(found: dict) -> str:
         "compares `classify` with a loop of Pillow and onnxruntime that its user would write",
         "(`benchmarks/by_hand.py`), and with the roof: what the cores could do if no step had to wait for another.",
         "",
-        f"Measured on {found['machine']}. Every command ran {found['rounds']} times in a fresh process, in turns.",
-        "Numbers are medians, with the smallest and the largest in parentheses.",
+        f"Measured on {found['machine']}.",
+        f"Every command ran {found['rounds']} times in a fresh process, in turns. Numbers are medians, with the",
+        f"smallest and the largest in parentheses. {found.get('remark', '')}".rstrip(),
         "",
         "| images/s | by hand | classify | times | of the roof | CPU seconds for 1,000 images: by hand, classify |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

@@ -23,8 +23,16 @@ import msgspec
 from convexport.runtime.errors import InputError
 
 __all__ = [
-    *("Candidate", "Failure", "Prediction", "Problem", "Record"),
-    *("csv_header", "csv_line", "json_line", "json_lines", "to_table"),
+    "Candidate",
+    "Failure",
+    "Prediction",
+    "Problem",
+    "Record",
+    "csv_header",
+    "csv_line",
+    "json_line",
+    "json_lines",
+    "to_table",
 ]
 
 
