@@ -10,7 +10,8 @@ import pytest
 from convexport.cli.classify import main
 from convexport.runtime.manifest import Input
 from helpers.bundles import make_bundle
-from helpers.what_people_have import FAILED, LEFT_OUT, READ, write_what_people_have
+from helpers.commands import line, shell
+from helpers.what_people_have import FAILED, LEFT_OUT, READ, write_malformed_files, write_what_people_have
 
 
 def test_each_of_twenty_kinds_of_files_is_a_record_or_named_in_the_remark(
@@ -33,3 +34,17 @@ def test_each_of_twenty_kinds_of_files_is_a_record_or_named_in_the_remark(
     expected = f"2 images were left out. {hidden}; only PNG, JPEG, WebP, BMP, GIF or TIFF files are read: {raw}"
     assert remark == f"classify: {expected}"
     assert total == "classify: 5 of 19 inputs could not be read"
+
+
+def test_each_of_a_hundred_malformed_files_is_one_record_and_no_library_writes_to_stderr(tmp_path: Path) -> None:
+    make_bundle(tmp_path / "bundle", Input(height=12, width=12, channels=3))
+    (tmp_path / "album").mkdir()
+    names = write_malformed_files(tmp_path / "album", 100)
+    done = shell(line("classify", "album", "--bundle", "bundle", "--format", "jsonl"), tmp_path)
+    records = [json.loads(row) for row in done.stdout.splitlines()]
+    assert [record["input"] for record in records] == [f"album/{name}" for name in names]
+    failed = sum("error" in record for record in records)
+    first, *rest = done.stderr.splitlines()
+    assert first.startswith("classify: onnxruntime on cpu in fp32")
+    assert rest == [f"classify: {failed} of 100 inputs could not be read"]
+    assert failed > 50

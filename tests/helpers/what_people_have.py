@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -58,3 +59,33 @@ def write_what_people_have(folder: Path) -> None:
     (album / "18-canvas.webp").write_bytes(costly_files.webp_of_one_color())
     (album / "19-raw.dng").write_bytes(b"II*\0")
     scene.save(album / ".20-hidden.png")
+
+
+def write_malformed_files(folder: Path, count: int) -> list[str]:
+    """Writes `count` images with flipped bits, cut off, or with the head of another one -> their names, in order."""
+    random = np.random.default_rng(0)
+    scene = Image.fromarray(random.integers(0, 256, (20, 30, 3), np.uint8)).resize((90, 60))
+    seeds = []
+    for kind, options in (
+        *(("PNG", {}), ("JPEG", {}), ("JPEG", {"progressive": True}), ("WEBP", {}), ("BMP", {}), ("GIF", {})),
+        *(("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {"compression": "jpeg"})),
+    ):
+        stream = BytesIO()
+        scene.save(stream, kind, **options)
+        seeds.append((kind.lower(), stream.getvalue()))
+    names = []
+    for number in range(count):
+        kind, whole = seeds[number % len(seeds)]
+        data = bytearray(whole)
+        match number // len(seeds) % 3:
+            case 0:
+                for at in random.integers(0, len(data), 8):
+                    data[at] ^= 1 << random.integers(0, 8)
+            case 1:
+                del data[random.integers(0, len(data)) :]
+            case 2:
+                head = random.integers(4, 64)
+                data[:head] = seeds[random.integers(0, len(seeds))][1][:head]
+        names.append(f"{number:03}.{kind}")
+        (folder / names[-1]).write_bytes(data)
+    return names

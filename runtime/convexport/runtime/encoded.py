@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from io import BytesIO
+from pathlib import Path
 
 import PIL
 from PIL import Image
@@ -74,9 +78,24 @@ def opened(data: bytes, name: str) -> tuple[Image.Image, str]:
     if missing := unread(kind):
         raise InputError(f"{name}: {missing[0]}", missing[1], kind="unsupported")
     limits.check_structure(data, kind, name)
+    if kind == "Tiff":
+        _silence_libtiff()
     module = "pillow_heif.as_plugin" if kind == "Heif" else f"PIL.{kind}ImagePlugin"
     plugin = getattr(import_module(module), f"{kind}ImageFile")
     return plugin(BytesIO(data)), kind
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Lets libtiff write nothing to standard error: what it finds wrong with a file, Pillow raises as well."""
+    bundled = sorted(Path(PIL.__file__).parent.with_name("pillow.libs").glob("libtiff*"))
+    for library in (*bundled, "libtiff.so.6", "libtiff.so.5"):
+        try:
+            tiff = ctypes.CDLL(str(library), mode=getattr(os, "RTLD_NOLOAD", 0) | os.RTLD_NOW)
+        except OSError:  # not the one that Pillow has loaded
+            continue
+        tiff.TIFFSetErrorHandler(None)
+        tiff.TIFFSetWarningHandler(None)
 
 
 def _installed(module: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import warnings
 from collections.abc import Sequence
 
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> int:
     """Does what was asked -> exit code."""
     warnings.filterwarnings("ignore", module="PIL")  # Pillow's warnings about odd files
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it finds wrong with a file is in the record
     signals.import_numpy()
     formats = (*FORMATS, "json") if options.check else FORMATS
     if options.format not in formats:
