@@ -560,7 +560,7 @@ def test_a_damaged_state_dict_is_one_line(lenet5: Checkpoint, tmp_path: Path, da
     with pytest.raises(CheckpointError) as caught:
         load_checkpoint(Source("lenet5", path=path, foreign=FOREIGN))
     assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith(f"checkpoint {path} ")
+    assert str(caught.value).startswith(f"weights {path}")
 
 
 def test_the_choice_of_images_is_proportional_and_always_the_same() -> None:

@@ -9,6 +9,7 @@ from convexport.runtime.precision import PRECISIONS
 from convexport.runtime.text import markdown, printable
 
 INK = " Images of dark ink on light paper are inverted, and the record says so."
+CLASSES_SHOWN = 20
 FRAMING = {
     "crop": "the shorter side is scaled and the middle is cut out",
     "pad": "the longer side is scaled and the rest is black",
@@ -27,7 +28,7 @@ def card(manifest: Manifest) -> str:
             f"# {markdown(manifest.name)}",
             "",
             f"An image classifier: {manifest.model.name}, {manifest.model.parameters:,} parameters, {title}.",
-            f"Its {len(labels)} classes: {', '.join(labels)}.",
+            _classes(labels),
             "",
             "## How well it does",
             "",
@@ -68,6 +69,16 @@ def _answers(manifest: Manifest) -> str:
     if manifest.activation == "sigmoid":
         return "An image has each label whose probability reaches its threshold, several of them or none."
     return "It always answers with one of its classes, even if the image shows none of them."
+
+
+def _classes(labels: list[str]) -> str:
+    """The labels, or the first of them where a list of all would hide the rest of the page."""
+    if len(labels) <= CLASSES_SHOWN:
+        return f"Its {len(labels)} classes: {', '.join(labels)}."
+    first = ", ".join(labels[:CLASSES_SHOWN])
+    return (
+        f"Its {len(labels):,} classes, in the order of `labels.txt`: {first} and {len(labels) - CLASSES_SHOWN:,} more."
+    )
 
 
 def _versions(manifest: Manifest) -> str:

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import onnx
 import torch
-from torch import Tensor
 
 from convexport.export import shipped
 from convexport.export.passes.fold_batch_norm import fold_batch_norm
 from convexport.export.sources.network import Facts
+from convexport.export.sources.state_dict import read_state, without_needless_biases, without_prefixes
 from convexport.export.sources.stated import Foreign
 from convexport.export.sources.torch_module import TorchNetwork, trace
 from convexport.runtime.errors import CheckpointError, UsageError, first_line
 from convexport.runtime.manifest import Accuracy, Input, Normalization
 from convexport.runtime.manifest import Dataset as DatasetFacts
 from convexport.training import datasets, models
-from convexport.training.checkpoint import FORMAT, Checkpoint, Header, load, load_foreign
+from convexport.training.checkpoint import FORMAT, Checkpoint, Header, load
 
 UNKNOWN = "unknown"
 # Where convtrain writes by default; the folder `checkpoints` has those that come with convexport.
@@ -185,8 +185,10 @@ def _foreign(source: Source, facts: Foreign) -> Checkpoint:
             f"--classes contains {len(facts.classes)} labels, expected two or more", "write one in each line"
         )
     arguments = {"classes": len(facts.classes), "channels": channels}
-    found, sha256 = load_foreign(source.path)
-    state = _without_needless_biases(found, models.build(source.model, arguments).state_dict())
+    weights = read_state(source.path, facts.state)
+    expected = models.build(source.model, arguments).state_dict().keys()
+    found = max(without_prefixes(weights.state), key=lambda state: len(state.keys() & expected))
+    state = without_needless_biases(found, expected)
     name = f"{source.model}-{Path(source.dataset).absolute().name if source.dataset else source.path.stem}"
     header = Header(
         format=FORMAT,
@@ -207,21 +209,7 @@ def _foreign(source: Source, facts: Foreign) -> Checkpoint:
         versions={},
         git_commit=None,
     )
-    return Checkpoint(header, state, sha256)
-
-
-def _without_needless_biases(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A convolution's bias before a batch norm (kuangliu/pytorch-cifar has one) moved into the batch norm's mean.
-
-    The normalized value is the same: (x + bias) - mean = x - (mean - bias).
-    """
-    state = {key: value.float() if value.is_floating_point() else value for key, value in found.items()}
-    for key in [key for key in state if key.endswith(".bias") and key not in expected]:
-        prefix, _, index = key.removesuffix(".bias").rpartition(".")
-        mean = f"{prefix}.{int(index) + 1}.running_mean" if index.isdecimal() else ""
-        if mean in state and f"{prefix}.{index}.weight" in expected and state[mean].shape == state[key].shape:
-            state[mean] = state[mean] - state.pop(key)
-    return state
+    return Checkpoint(header, state, weights.sha256, weights.remarks)
 
 
 def labeled_set(facts: Facts, wanted: str | None, root: Path) -> datasets.Dataset | None:

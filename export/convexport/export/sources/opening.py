@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from convexport.export.sources import exported_program, module, onnx_file, recognized, timm, torchvision, transformers
+from convexport.export.sources import (
+    exported_program,
+    module,
+    onnx_file,
+    recognized,
+    timm,
+    torchvision,
+    transformers,
+    tutorial,
+)
 from convexport.export.sources.checkpoint import CheckpointNetwork, Source, load_checkpoint
 from convexport.export.sources.network import Network
 from convexport.export.sources.state_dict import is_own, read_state
@@ -42,9 +51,12 @@ def _opened(source: Source) -> Network:
 def _recognized(path: Path, stated: Foreign, source: Source) -> Network:
     """A bare state dict, whose network is recognized by its tensors."""
     weights = read_state(path, stated.state)
+    network: Network
     what, classes = recognized.recognize(weights)
     if what.startswith(torchvision.PREFIX):
         network = torchvision.with_file(what, weights, stated, classes)
+    elif what == tutorial.NAME:
+        network = tutorial.open_tutorial(weights, stated, classes)
     else:
         network = CheckpointNetwork(load_checkpoint(replace(source, model=what)))
     network.remarks = (f"recognized  {path.name} as the weights of {what}, {classes:,} classes", *network.remarks)

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from convexport.export.sources import torchvision
-from convexport.export.sources.state_dict import StateDict, without_prefixes
+from convexport.export.sources import torchvision, tutorial
+from convexport.export.sources.state_dict import StateDict, without_needless_biases, without_prefixes
 from convexport.runtime.errors import CheckpointError, UsageError
 from convexport.training import models
 
@@ -25,7 +25,9 @@ def recognize(weights: StateDict) -> tuple[str, int]:
         UsageError: It fits several.
     """
     for state in without_prefixes(weights.state):
-        found = _matching(_shapes(state))
+        if tutorial.fits(state):
+            return tutorial.NAME, len(state["fc3.bias"])
+        found = _matching(state)
         if len(found) > 1:
             raise UsageError(
                 f"weights {weights.path} fit {len(found)} networks: {', '.join(found)}", "choose one with --model"
@@ -39,14 +41,16 @@ def recognize(weights: StateDict) -> tuple[str, int]:
     )
 
 
-def _matching(found: Shapes) -> dict[str, int]:
+def _matching(state: Mapping[str, Tensor]) -> dict[str, int]:
     """Every network that has these tensors, with its number of classes."""
+    found = _shapes(state)
     matching: dict[str, int] = {}
     with torch.device("meta"):
         for name, entry in models.MODELS.items():
             for channels in {entry.channels, 4 - entry.channels}:
                 module = models.build(name, {"channels": channels})
-                _add(matching, name, _shapes(module.state_dict()), found, OUR_CLASSES)
+                expected = _shapes(module.state_dict())
+                _add(matching, name, expected, _shapes(without_needless_biases(state, expected)), OUR_CLASSES)
         for name in torchvision.names():
             if _may_be(name, found):
                 _add(matching, f"{torchvision.PREFIX}{name}", _made(name), found, TORCHVISION_CLASSES)

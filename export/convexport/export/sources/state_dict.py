@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import pathlib
 import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,13 @@ _MALFORMED = (
     *(struct.error, zipfile.BadZipFile),
 )
 _numpy_scalar: Any = np.float64(0).__reduce__()[0]
+_numpy_array: Any = np.zeros(1).__reduce__()[0]
 _SAFE: list[Any] = [
     argparse.Namespace,
+    pathlib.PosixPath,
     _numpy_scalar,
+    _numpy_array,
+    np.ndarray,
     np.dtype,
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")),
 ]
@@ -139,6 +144,20 @@ def without_prefixes(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]
         yield current
 
 
+def without_needless_biases(state: Mapping[str, Tensor], expected: Collection[str]) -> dict[str, Tensor]:
+    """A convolution's bias before a batch norm (kuangliu/pytorch-cifar has one) moved into the batch norm's mean.
+
+    The normalized value is the same: (x + bias) - mean = x - (mean - bias).
+    """
+    found = dict(state)
+    for key in [key for key in found if key.endswith(".bias") and key not in expected]:
+        prefix, _, index = key.removesuffix(".bias").rpartition(".")
+        mean = f"{prefix}.{int(index) + 1}.running_mean" if index.isdecimal() else ""
+        if mean in found and f"{prefix}.{index}.weight" in expected and found[mean].shape == found[key].shape:
+            found[mean] = found[mean] - found.pop(key)
+    return found
+
+
 def _shape(shape: tuple[int, ...] | None) -> str:
     return "absent" if shape is None else str(list(shape))
 
@@ -189,6 +208,8 @@ def _not_weights_in_zip(data: bytes) -> tuple[str, str] | None:
 
 
 def _unpickled(data: bytes, path: Path) -> object:
+    if not data.startswith((b"PK\3\4", b"\x80")):
+        raise CheckpointError(f"weights {path} are neither safetensors nor a file of torch.save", "check the path")
     try:
         with torch.serialization.safe_globals(_SAFE):
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -199,7 +220,9 @@ def _unpickled(data: bytes, path: Path) -> object:
             "save only network.state_dict(), and name the network with --model",
         ) from error
     except _MALFORMED as error:
-        raise CheckpointError(f"weights {path} are not a readable state dict ({first_line(error)})", None) from error
+        raise CheckpointError(
+            f"weights {path} are damaged ({first_line(error).partition('. ')[0]})", "download or copy it again"
+        ) from error
 
 
 def _state_dicts(value: object, place: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Any]]]:
