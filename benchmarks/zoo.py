@@ -218,6 +218,7 @@ def page(folder: Path) -> str:
     passed = [one for one in found if "error" not in one]
     heading = "| network | input | parameters | fp32 agreement | max \\|Δp\\| | fp16 agreement | max \\|Δp\\| |"
     lines = [
+        "",
         f"{heading} operators | MB | s |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |",
     ]
@@ -232,7 +233,7 @@ def page(folder: Path) -> str:
         ours = [one for one in found if one["name"].startswith(kind)]
         good = sum("error" not in one for one in ours)
         lines.insert(0, f"- {kind}: {good} of {len(ours)} pass fp32 and fp16")
-    lines.append("")
+    lines += [""] * any("error" in one for one in found)
     lines += [f"- `{one['name']}`: {one['error']}" for one in found if "error" in one]
     return "\n".join(lines)
 
