@@ -1,4 +1,4 @@
-"""Faults planted in what is stated of five networks, and whether `convexport --diagnose` names them: docs/diagnosis.md.
+"""Faults planted in what is stated of networks, and whether `convexport --diagnose` names them: docs/diagnosis.md.
 
     python benchmarks/diagnosis.py --data data --page docs/diagnosis.md
 
@@ -42,7 +42,7 @@ PAGE = r"""# What `--diagnose` finds
 Made by `python benchmarks/diagnosis.py`. In what is stated of five networks, one thing is made wrong at a time, and
 `--diagnose` looks at {pictures} labeled images.
 
-| {faults} faults in 5 networks | share |
+| {faults} faults in {networks} networks | share |
 | --- | ---: |
 | the cause is named first | {first} |
 | named first, or not told apart from the first on these images | {among} |
@@ -154,36 +154,30 @@ def reordered(order: Callable[[tuple[str, ...]], NDArray[np.int64]]) -> Callable
 
 
 def other_colors(subject: Subject) -> Subject:
-    """The images' channels are exchanged, or black and white where there is one channel."""
-    network = copy.copy(subject.network)
-    inner, gray = network, network.facts.input.channels == 1
+    """The network takes blue first; or the images are black where they were white, if there is one channel."""
+    network = subject.network
+    if network.facts.input.channels == 1:
+        inverted = [255 - np.asarray(source) for source in subject.labeled.sources]
+        return replace(subject, labeled=Labeled(inverted, subject.labeled.truth))
 
     class Exchanged(Reordered):
         def reference(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-            asked = copy.copy(inner)
+            asked = copy.copy(network)
             norm = self.facts.normalization
-            if not gray:
-                norm = msgspec.structs.replace(norm, mean=norm.mean[::-1], std=norm.std[::-1])
-            asked.facts = replace(self.facts, normalization=norm)
-            return asked.reference(255 - images if gray else np.ascontiguousarray(images[..., ::-1]))
+            reverse = msgspec.structs.replace(norm, mean=norm.mean[::-1], std=norm.std[::-1])
+            asked.facts = replace(self.facts, normalization=reverse)
+            return asked.reference(np.ascontiguousarray(images[..., ::-1]))
 
         def core(self) -> Any:
-            model = inner.core()
+            model = network.core()
             graph = model.graph
-            norm = self.facts.normalization
             taken = graph.input[0].name
             for node in graph.node:
                 for place, name in enumerate(node.input):
                     if name == taken:
                         node.input[place] = "exchanged"
-            if gray:  # (1 - x - m) / s of (x - m) / s
-                offset = np.array([(1 - 2 * norm.mean[0]) / norm.std[0]], np.float32)
-                graph.initializer.append(onnx.numpy_helper.from_array(offset, "exchanged.offset"))
-                node = onnx.helper.make_node("Sub", ["exchanged.offset", taken], ["exchanged"])
-            else:
-                graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 1, 0]), "exchanged.order"))
-                node = onnx.helper.make_node("Gather", [taken, "exchanged.order"], ["exchanged"], axis=1)
-            graph.node.insert(0, node)
+            graph.initializer.append(onnx.numpy_helper.from_array(np.array([2, 1, 0]), "exchanged.order"))
+            graph.node.insert(0, onnx.helper.make_node("Gather", [taken, "exchanged.order"], ["exchanged"], axis=1))
             return model
 
     return replace(subject, network=Exchanged(network, np.arange(0)))
@@ -401,6 +395,7 @@ def page(rows: list[Found]) -> str:
     return PAGE.format(
         pictures=PICTURES,
         faults=len(faults),
+        networks=len({row.network for row in faults}),
         first=f"{sum(row.right for row in faults)} of {len(faults)}",
         among=f"{sum(row.among for row in faults)} of {len(faults)}",
         false=f"{sum(not row.right for row in honest)} of {len(honest)}",
