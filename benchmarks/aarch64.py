@@ -26,8 +26,8 @@ from convexport.runtime.backends.selection import choose_precision
 from convexport.runtime.bundle import find_bundles, open_bundle
 from convexport.runtime.devices import Device
 from convexport.runtime.errors import BundleError, DatasetError, GateRefused, UnavailableError, UsageError
-from convexport.runtime.inputs import find_images
 from convexport.runtime.manifest import Manifest
+from convexport.runtime.searching import find_images
 
 PROGRAM = "aarch64"
 EXAMPLES = """\

@@ -24,9 +24,9 @@ from convexport.runtime import atomic
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.errors import BundleError, ConvexportError, DatasetError, InputError
 from convexport.runtime.images import load_image
-from convexport.runtime.inputs import find_images
 from convexport.runtime.manifest import Framing
 from convexport.runtime.records import Failure
+from convexport.runtime.searching import find_images
 from convexport.training import checkpoint, datasets, evaluate
 
 # What each network is shown to see how it answers to images of nothing it knows.

@@ -79,7 +79,7 @@ def test_engines_and_their_graphs_are_carried_over() -> None:
     data = (FIXTURES / "manifest-2-with-engines.json").read_bytes()
     old, (found, remarks) = json.loads(data), manifests.decode(data)
     assert remarks == ()
-    assert [engine.key.flavour for engine in found.engines] == [engine["key"]["flavour"] for engine in old["engines"]]
+    assert [engine.key.flavor for engine in found.engines] == [engine["key"]["flavour"] for engine in old["engines"]]
     graph = found.variants["int8"].engine_graph
     assert graph is not None
     assert graph.verification.agreement == old["variants"]["int8"]["engine_graph"]["verification"]["agreement"]
@@ -172,7 +172,7 @@ def test_a_key_that_is_named_twice_is_refused(where: str) -> None:
     twice = text.replace(where, f"{where}28,{where}", 1)
     with pytest.raises(BundleError) as caught:
         manifests.decode(twice.encode())
-    assert str(caught.value) == f"bundle.json: the key {where[1:-2]} is there twice; export the bundle again"
+    assert str(caught.value) == f"bundle.json: the key {where[1:-2]} occurs twice; export the bundle again"
 
 
 def test_the_reserved_activation_is_read() -> None:

@@ -223,7 +223,10 @@ def test_a_pickle_that_could_run_code_is_not_loaded(capsys: pytest.CaptureFixtur
     Path("labels.txt").write_text("\n".join(datasets.DIGITS))
     arguments = ["--checkpoint", "evil.pth", "--model", "mlp", "--classes", "labels.txt"]
     assert main([*arguments, "--mean", "0.1", "--std", "0.3"]) == 4
-    assert "contains more than tensors and is not loaded, because that could run code" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "convexport: weights evil.pth contain more than tensors, like a pickled module, and are not loaded, because "
+        "that could run code; save only network.state_dict(), and name the network with --model\n"
+    )
 
 
 def test_without_torch_the_line_names_the_extra(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from convexport.runtime.errors import CheckpointError, UsageError
+from convexport.runtime.errors import CheckpointError
 from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalization
 from convexport.training import checkpoint, models
 from convexport.training.checkpoint import Checkpoint, Header
@@ -107,8 +107,8 @@ def test_a_file_without_our_header_is_told_from_a_damaged_one(tmp_path: Path) ->
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(path)
     assert str(caught.value) == (
-        f"checkpoint {path} has no convexport header; give the model, its classes, mean and std "
-        "with it, if it is a state dict from another project"
+        f"checkpoint {path} has no convexport header; if it is a state dict from another "
+        "project, also give --model, --classes, --mean and --std"
     )
 
 
@@ -155,80 +155,14 @@ def test_weights_of_another_network_are_refused() -> None:
     )
 
 
-def test_a_foreign_state_dict_is_unwrapped(tmp_path: Path) -> None:
-    state = models.build("softmax").state_dict()
-    torch.save({"net": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "a.pth")
-    found, sha256 = checkpoint.load_foreign(tmp_path / "a.pth")
-    assert found.keys() == state.keys()
-    assert sha256 == hashlib.sha256((tmp_path / "a.pth").read_bytes()).hexdigest()
-
-
-@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
-def test_foreign_weights_and_their_sha256_come_from_one_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """Another program writes the file anew right after it was read."""
-    state, path = models.build("softmax").state_dict(), tmp_path / name
-    other = {key: value + 1 for key, value in state.items()}
-    for tensors, place in ((state, path), (other, tmp_path / f"other-{name}")):
-        if name.endswith(".pth"):
-            torch.save(tensors, place)
-        else:
-            save_file(tensors, place)
-    before = hashlib.sha256(path.read_bytes()).hexdigest()
-    read = Path.read_bytes
-
-    def replaced(self: Path) -> bytes:
-        data = read(self)
-        (tmp_path / f"other-{name}").replace(path)
-        return data
-
-    monkeypatch.setattr(Path, "read_bytes", replaced)
-    found, sha256 = checkpoint.load_foreign(path)
-    assert sha256 == before
-    assert all(torch.equal(found[key], value) for key, value in state.items())
-
-
-@pytest.mark.parametrize("data", [b"", b"\xff" * 20, b"\x02\0\0\0\0\0\0\0[]", b"\x10\0\0\0\0\0\0\0{}"])
-def test_a_damaged_foreign_safetensors_file_is_one_line(tmp_path: Path, data: bytes) -> None:
-    path = tmp_path / "a.safetensors"
-    path.write_bytes(data)
-    with pytest.raises(CheckpointError, match=rf"^checkpoint {path} is damaged \([^\n]*\)$"):
-        checkpoint.load_foreign(path)
-
-
-def test_a_checkpoint_of_ones_own_does_not_lose_its_header_as_a_foreign_one(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    checkpoint.save(path, small())
-    with pytest.raises(UsageError) as caught:
-        checkpoint.load_foreign(path)
-    assert str(caught.value) == (
-        f"checkpoint {path} is convexport's own and contains its classes, mean and std; leave them out"
-    )
-
-
-class Bomb:
-    def __reduce__(self) -> Any:
-        return (Path("/nowhere/bomb").write_text, ("boom",))
-
-
-def test_a_pickle_that_holds_more_than_tensors_is_never_run(tmp_path: Path) -> None:
-    path = tmp_path / "a.pth"
-    torch.save({"state_dict": Bomb()}, path)
-    with pytest.raises(
-        CheckpointError, match="contains more than tensors and is not loaded, since that could run code"
-    ):
-        checkpoint.load_foreign(path)
-
-
 def test_a_state_dict_in_the_place_of_a_checkpoint_is_told_what_it_lacks(tmp_path: Path) -> None:
     path = tmp_path / "net.pth"
     torch.save({}, path)
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(path)
     assert str(caught.value) == (
-        f"checkpoint {path} is not one that convexport wrote; give the model, its classes, mean and std with "
-        "it, if it is a state dict from another project"
+        f"checkpoint {path} is not one that convexport wrote; if it is a state dict from another "
+        "project, also give --model, --classes, --mean and --std"
     )
 
 
@@ -247,7 +181,7 @@ def test_a_changed_weight_is_damage(tmp_path: Path) -> None:
     assert caught.value.exit_code == 4
     assert str(caught.value) == (
         f"checkpoint {path} is damaged (its header or a tensor was changed after it was saved); copy it again from "
-        "where it came, or train it again"
+        "its source, or train it again"
     )
 
 

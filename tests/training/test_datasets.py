@@ -195,7 +195,7 @@ def test_files_of_cifar10_with_other_bytes_are_not_called_absent(
         (place / name).write_bytes(b"other bytes")
     with pytest.raises(DatasetError) as caught:
         _ = datasets.load("cifar10", tmp_path).train
-    assert str(caught.value).startswith(f"data set CIFAR10 is not whole at {place} and cannot be downloaded (")
+    assert str(caught.value).startswith(f"data set CIFAR10 is incomplete at {place} and cannot be downloaded (")
 
 
 def test_a_server_that_never_answers_is_given_up_and_no_other_connection_gets_a_timeout(
@@ -246,7 +246,7 @@ def test_a_train_folder_without_a_test_folder_is_no_data_set_of_two_classes(tmp_
     with pytest.raises(DatasetError) as caught:
         datasets.load(str(tmp_path), Path("nowhere"))
     assert str(caught.value) == (
-        f"data set {tmp_path}: train/ has class folders and beside it stands val, expected test/; "
+        f"data set {tmp_path}: train/ has class folders, and next to it is val, expected test/; "
         "rename the folder of test images to test"
     )
 

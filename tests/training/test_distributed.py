@@ -86,7 +86,7 @@ def test_two_processes_stop_together_and_resume_together(tmp_path: Path) -> None
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     with pytest.raises(UsageError) as caught:
         Group(0, 3).check_share(128)
-    assert str(caught.value) == "batch 128 does not divide by 3 processes; use a multiple of 3"
+    assert str(caught.value) == "batch 128 cannot be divided evenly among 3 processes; use a multiple of 3"
 
 
 def test_in_evaluation_the_common_batch_norm_is_torchs_own() -> None:

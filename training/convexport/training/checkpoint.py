@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from convexport.runtime import atomic
-from convexport.runtime.errors import CheckpointError, StorageError, UsageError, first_line
+from convexport.runtime.errors import CheckpointError, StorageError, first_line
 from convexport.runtime.formats.growth import Format
 from convexport.runtime.manifest import Accuracy, Dataset, Input, Normalization, Part, Sha256
 from convexport.training import models, witnesses
@@ -186,28 +185,6 @@ def _check_content(header: Header, text: str, state: dict[str, Tensor], path: Pa
         )
 
 
-def load_foreign(path: Path) -> tuple[dict[str, Tensor], str]:
-    """A state dict from another project (`.pth`, `.pt`, `.safetensors`) and the file's SHA-256, from one read.
-
-    It is loaded with `weights_only=True`: no code runs. Wrappers `state_dict`, `model` and `net` and the prefix
-    `module.` of DataParallel are taken off.
-
-    Raises:
-        CheckpointError: It is missing, damaged, or not a state dict.
-        UsageError: It is a checkpoint of convexport's own, whose header would be lost.
-    """
-    data = _read(path, "check the path")
-    sha256 = hashlib.sha256(data).hexdigest()
-    if path.suffix != ".safetensors":
-        return _state_of(_unpickled(data, path), path), sha256
-    metadata, state = tensors(data, f"checkpoint {path}")
-    if KEY in metadata:
-        raise UsageError(
-            f"checkpoint {path} is convexport's own and contains its classes, mean and std", "leave them out"
-        )
-    return state, sha256
-
-
 def tensors(data: bytes, where: str, fix: str | None = None) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Bytes of a safetensors file -> its metadata and its tensors. Raises `CheckpointError` if it is damaged."""
     try:
@@ -227,29 +204,3 @@ def _read(path: Path, fix: str) -> bytes:
         raise CheckpointError(f"checkpoint {path} does not exist", fix) from error
     except OSError as error:
         raise CheckpointError(f"checkpoint {path} cannot be read ({first_line(error)})", fix) from error
-
-
-def _unpickled(data: bytes, path: Path) -> object:
-    import pickle
-
-    try:
-        return torch.load(BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"checkpoint {path} contains more than tensors and is not loaded, because that could run code "
-            f"({first_line(error)})",
-            "save only network.state_dict()",
-        ) from error
-    except _MALFORMED as error:
-        raise CheckpointError(f"checkpoint {path} is not a readable state dict ({first_line(error)})") from error
-
-
-def _state_of(value: object, path: Path) -> dict[str, Tensor]:
-    while isinstance(value, dict):
-        inner = next((value[key] for key in ("state_dict", "model", "net") if isinstance(value.get(key), dict)), None)
-        if inner is None:
-            break
-        value = inner
-    if not isinstance(value, dict) or not all(isinstance(item, Tensor) for item in value.values()):
-        raise CheckpointError(f"checkpoint {path} is a {type(value).__name__}, expected a state dict of tensors")
-    return {str(key).removeprefix("module."): item for key, item in value.items()}

@@ -83,7 +83,7 @@ _VGG_LONG = replace(
     side_rate=0.04,
     muon_decay=0.03,
     augmentation=Augmentation(flip="alternating", translate=4, cutout=12),
-    source=f"{_VGG_SOURCE}; the augmentation of airbench96: alternating flips, translation 4, cutout 12 (Jordan 2024)",
+    source=f"{_VGG_SOURCE}; airbench96's distortions: alternating flips, translation 4, cutout 12 (Jordan 2024)",
 )
 _COPIES = "10,000 test images (JPEG copies)"
 
