@@ -56,7 +56,8 @@ what happened to the network before it was saved, which no digest can detect.
 {table}
 
 `max |Δp|` is the largest change of a probability on the 64 witnesses, `changed` the share of the test images with
-another answer, `accuracy` that on the test images after the damage. The honest networks are softmax regressions,
+another answer, `accuracy` that on the test images after the damage. The network with residuals is a small one that the
+script trains on digits. The honest networks are softmax regressions,
 perceptrons and LeNet5s on scikit-learn's digits, each of a seed of its own, half of them stored in half precision.
 Those that were not exported whole were held against witnesses and record alone. Measured with torch {torch}.
 """
