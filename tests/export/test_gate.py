@@ -19,6 +19,7 @@ from convexport.export.passes.quantize import Int8Options
 from convexport.export.pipeline import ExportOptions, ExportResult, export_bundle
 from convexport.export.samples import Sample
 from convexport.export.sources.checkpoint import CheckpointNetwork, Source
+from convexport.runtime.classifier import Classifier
 from convexport.runtime.errors import BundleError
 from convexport.runtime.manifest import Accuracy, Flip, Manifest, Normalization, Verification
 from convexport.training import datasets
@@ -210,6 +211,28 @@ def test_rows_that_depend_on_their_neighbors_are_found(lenet5: Checkpoint) -> No
 
     assert measures.neighbors(alone, images) == 0
     assert measures.neighbors(mixed, images) == pytest.approx(0.01)
+
+
+def test_each_back_end_frees_its_memory_before_the_next_one_is_measured(
+    lenet5: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    verify, close = measures.verify, Classifier.close
+
+    def recorded(*arguments: Any) -> Verification:
+        events.append("measured")
+        return verify(*arguments)
+
+    def closed(classifier: Classifier) -> None:
+        events.append("closed")
+        close(classifier)
+
+    monkeypatch.setattr(measures, "verify", recorded)
+    monkeypatch.setattr(Classifier, "close", closed)
+    export(lenet5, tmp_path, precisions=("fp16",))
+    count = events.count("measured")
+    assert count >= 2
+    assert events[: 2 * count] == ["measured", "closed"] * count
 
 
 def test_eight_honest_networks_of_different_seeds_pass(tmp_path: Path) -> None:

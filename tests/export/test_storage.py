@@ -16,7 +16,7 @@ from convexport.training import datasets, evaluate
 from convexport.training.checkpoint import Checkpoint
 
 
-def residual(weight: float) -> tuple[bytes, bytes]:
+def residual(weight: float, width: int = 1) -> tuple[bytes, bytes]:
     """y = (x * weight + x * weight) / weight, in float16 and in float32: only the sum is too large for some x."""
 
     def made(kind: int) -> bytes:
@@ -31,8 +31,8 @@ def residual(weight: float) -> tuple[bytes, bytes]:
         graph = helper.make_graph(
             nodes,
             "residual",
-            [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", 1])],
-            [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 1])],
+            [helper.make_tensor_value_info("images", TensorProto.UINT8, ["batch", width])],
+            [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", width])],
             [numpy_helper.from_array(one, "w")],
         )
         model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
@@ -62,6 +62,16 @@ def test_every_value_between_two_nodes_is_rounded() -> None:
     branch = np.float16(np.float32(101) * np.float32(3))
     right = np.float16(np.float32(np.float16(np.float32(branch) * 2)) / np.float32(3))
     assert float(emulation(np.array([[101]], np.uint8))[0, 0]) == float(right)
+
+
+def test_large_values_are_computed_in_small_batches_with_the_same_answers(fp16: bytes, fp32: bytes) -> None:
+    assert Fp16Emulation(fp16, fp32).batch == 64
+    emulation = Fp16Emulation(*residual(3.0, width=224 * 224 * 64))
+    assert emulation.batch == 2  # two images of 12 MiB a value in float32
+    assert Fp16Emulation(*residual(3.0, width=1 << 24)).batch == 1
+    images = np.arange(3, dtype=np.uint8)[:, None] + np.zeros((3, 224 * 224 * 64), np.uint8)
+    assert (emulation(images)[:, 0] == Fp16Emulation(*residual(3.0))(images[:, :1])[:, 0]).all()
+    assert emulation.largest == {"x": 2, "branch": 6, "sum": 12, "y": 4}
 
 
 def test_the_emulation_matches_torch_in_half(lenet5: Checkpoint, fp16: bytes, fp32: bytes) -> None:

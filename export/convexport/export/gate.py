@@ -136,7 +136,7 @@ def judge(case: Case, progress: Progress) -> GateResult:
         }
         rates = _rates(case, [classifier for classifiers in served.values() for classifier in classifiers])
         for precision, classifiers in served.items():
-            found = [_verify(case, precision, one, rates.get(id(one.backend))) for one in classifiers]
+            found = [_verify_and_close(case, precision, one, rates.get(id(one.backend))) for one in classifiers]
             if precision == BASE:
                 found[0] = _with_record(case, found[0])
             if EXPORTS[precision].stores_half:
@@ -258,6 +258,12 @@ def _verify(case: Case, precision: Precision, served: Classifier, rate: float | 
     return msgspec.structs.replace(
         found, backend_version=served.backend.version, machine=processor_kind(), images_per_second=rate
     )
+
+
+def _verify_and_close(case: Case, precision: Precision, served: Classifier, rate: float | None) -> Verification:
+    """A back end keeps the memory of its largest batch, so that all of them together could take all there is."""
+    with served:
+        return _verify(case, precision, served, rate)
 
 
 def _with_record(case: Case, found: Verification) -> Verification:

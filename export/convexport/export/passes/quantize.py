@@ -19,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 
 from convexport.export.element_types import COMPUTE
+from convexport.export.passes.at_once import images_at_once
 from convexport.export.passes.describe import INPUT, properties_of, set_properties
 from convexport.runtime.devices import import_library
 from convexport.runtime.errors import StorageError, UsageError, first_line
@@ -108,7 +109,7 @@ def quantize(fp32: bytes, images: NDArray[np.uint8], options: Int8Options, form:
     with _temporary_folder() as folder:
         source, target = folder / "fp32.onnx", folder / "int8.onnx"
         onnx.save(model, source)
-        _quantize_file(source, target, images, options, form)
+        _quantize_file(source, target, _reader(images, images_at_once(model, CALIBRATION_BATCH)), options, form)
         quantized = onnx.load(target)
     set_properties(quantized, {**properties, "convexport.precision": "int8"})
     quantized.producer_name, quantized.producer_version = model.producer_name, model.producer_version
@@ -118,7 +119,7 @@ def quantize(fp32: bytes, images: NDArray[np.uint8], options: Int8Options, form:
     return data
 
 
-def _quantize_file(source: Path, target: Path, images: NDArray[np.uint8], options: Int8Options, form: Form) -> None:
+def _quantize_file(source: Path, target: Path, reader: Any, options: Int8Options, form: Form) -> None:
     import_library("onnxruntime")  # first: it keeps the library's telemetry off
     from onnxruntime import quantization as q
 
@@ -136,7 +137,7 @@ def _quantize_file(source: Path, target: Path, images: NDArray[np.uint8], option
         q.quantize_static(
             source,
             target,
-            _reader(images),
+            reader,
             per_channel=True,
             reduce_range=form.reduce_range,
             activation_type=q.QuantType.QUInt8 if activations == "uint8" else q.QuantType.QInt8,
@@ -161,11 +162,11 @@ def _temporary_folder() -> Iterator[Path]:
         ) from error
 
 
-def _reader(images: NDArray[np.uint8]) -> Any:
-    """`images` in batches, as onnxruntime's calibration reads them."""
+def _reader(images: NDArray[np.uint8], size: int) -> Any:
+    """`images` in batches of `size`, as onnxruntime's calibration reads them."""
     from onnxruntime.quantization import CalibrationDataReader
 
-    batches = [images[start : start + CALIBRATION_BATCH] for start in range(0, len(images), CALIBRATION_BATCH)]
+    batches = [images[start : start + size] for start in range(0, len(images), size)]
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -14,13 +14,14 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from convexport.export.passes.at_once import images_at_once
 from convexport.export.passes.describe import INPUT, OUTPUT
 from convexport.export.passes.names import subgraphs
 from convexport.runtime.devices import import_library
 
 FP16_MAX = 65504.0
 FP16_SMALLEST_NORMAL = 2.0**-14
-_BATCH = 64
+_MOST_AT_ONCE = 64
 _LARGEST = ".largest"
 
 
@@ -125,12 +126,14 @@ class Fp16Emulation:
         fp32: The bytes of the float32 graph that it was made from, with the original weights.
         largest: The largest |value| of each stored tensor before storage, over all images.
         weights: The effect on each weight tensor.
+        batch: How many images are computed at once, fewer where the graph's values are large.
     """
 
     fp16: bytes
     fp32: bytes
     largest: dict[str, float] = field(default_factory=dict)
     weights: dict[str, WeightStorage] = field(default_factory=dict)
+    batch: int = field(init=False)
 
     def __post_init__(self) -> None:
         model = onnx.load_from_string(self.fp16)
@@ -138,6 +141,7 @@ class Fp16Emulation:
         for tensor in onnx.load_from_string(self.fp32).graph.initializer:
             if tensor.name in half:
                 self.weights[tensor.name] = weight_storage(numpy_helper.to_array(tensor))
+        self.batch = images_at_once(model, _MOST_AT_ONCE)
         self._rounded = emulate_storage(model)
         self._session = _session(model.SerializeToString())
 
@@ -165,8 +169,8 @@ class Fp16Emulation:
         """uint8 [N, H, W, C] -> probabilities float32 [N, K]."""
         names = [OUTPUT, *(f"{name}{_LARGEST}" for name in self._rounded)]
         rows = []
-        for start in range(0, len(images), _BATCH):
-            found, *largest = self._session.run(names, {INPUT: images[start : start + _BATCH]})
+        for start in range(0, len(images), self.batch):
+            found, *largest = self._session.run(names, {INPUT: images[start : start + self.batch]})
             rows.append(found)
             for name, value in zip(self._rounded, largest, strict=True):
                 # A NaN comes from an earlier infinity; once a maximum is NaN it stays NaN.
@@ -176,9 +180,13 @@ class Fp16Emulation:
 
 
 def _session(data: bytes) -> Any:
-    """Without optimizations, which would remove a cast there and back."""
+    """Without optimizations, which would remove a cast there and back, and without memory that it keeps for itself.
+
+    ONNX Runtime would hold one block for all values of a batch beside the pieces that it took for the first batch.
+    """
     ort = import_library("onnxruntime")
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_mem_pattern = options.enable_cpu_mem_arena = False
     options.log_severity_level = 3
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
