@@ -232,7 +232,7 @@ def test_each_back_end_frees_its_memory_before_the_next_one_is_measured(
     export(lenet5, tmp_path, precisions=("fp16",))
     count = events.count("measured")
     assert count >= 2
-    assert events[: 2 * count] == ["measured", "closed"] * count
+    assert events == ["closed"] * count + ["measured", "closed"] * count  # their speed is measured before, in turns
 
 
 def test_eight_honest_networks_of_different_seeds_pass(tmp_path: Path) -> None:

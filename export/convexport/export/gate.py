@@ -36,6 +36,8 @@ from convexport.runtime.manifest import Engine, Manifest, Measure, Verification
 from convexport.runtime.precision import PRECISIONS, Precision
 
 Progress = Callable[[str], None]
+# A kind of device and a back end.
+Place = tuple[str, str]
 # What to look at first, if a measure points to it.
 _COMPARE = "compare the order of the classes, the mean and the std with those of the training"
 FIXES = replay.FIXES | {record.ABOVE_CHANCE: _COMPARE, record.STATED: _COMPARE, record.STATED_PRECISION: _COMPARE}
@@ -129,23 +131,21 @@ def judge(case: Case, progress: Progress) -> GateResult:
     """Measures every variant of a draft. `GateResult.refuse` compares the results with the limits."""
     details: dict[Precision, dict[str, Any]] = {}
     verifications: dict[Precision, tuple[Verification, ...]] = {}
-    with ExitStack() as stack:
-        served = {
-            precision: [stack.enter_context(classifier) for classifier in _served(case, precision, progress)]
-            for precision in case.manifest.variants
-        }
-        rates = _rates(case, [classifier for classifiers in served.values() for classifier in classifiers])
-        for precision, classifiers in served.items():
-            found = [_verify_and_close(case, precision, one, rates.get(id(one.backend))) for one in classifiers]
-            if precision == BASE:
-                found[0] = _with_record(case, found[0])
-            if EXPORTS[precision].stores_half:
-                emulation = Fp16Emulation(_file(case, precision), _file(case, BASE))
-                found[0] = measures.with_fp16_storage(precision, found[0], emulation, case.expected)
-                details[precision] = {f"{precision}_storage": emulation.details()}
-            for one in found:
-                progress(f"gate {precision:<7}{summary(one)}")
-            verifications[precision] = tuple(found)
+    for precision, rates in _rates(case, progress).items():
+        found = []
+        for (device, backend), rate in rates.items():
+            # One at a time: each keeps the memory of its largest batch.
+            with _open(case, device, backend, precision) as served:
+                found.append(_verify(case, precision, served, rate))
+        if precision == BASE:
+            found[0] = _with_record(case, found[0])
+        if EXPORTS[precision].stores_half:
+            emulation = Fp16Emulation(_file(case, precision), _file(case, BASE))
+            found[0] = measures.with_fp16_storage(precision, found[0], emulation, case.expected)
+            details[precision] = {f"{precision}_storage": emulation.details()}
+        for one in found:
+            progress(f"gate {precision:<7}{summary(one)}")
+        verifications[precision] = tuple(found)
     graphs = _verify_engine_graphs(case, progress)
     return GateResult(verifications, graphs, _verify_engines(case, progress), details)
 
@@ -199,11 +199,27 @@ def _gpu_is_there() -> bool:
         return False
 
 
-def _rates(case: Case, classifiers: list[Classifier]) -> dict[int, float]:
-    """Images/s of each back end on the CPU, by its identity, measured in turns."""
+def _rates(case: Case, progress: Progress) -> dict[Precision, dict[Place, float | None]]:
+    """Where each variant runs on this machine, and its images/s there: on CPUs, measured in turns."""
     batch = case.expected.read[np.arange(MAX_BATCH) % len(case.expected.read)]
-    backends = {id(one.backend): one.backend for one in classifiers if one.backend.device.kind == "cpu"}
-    return images_per_second(backends, batch)
+    with ExitStack() as stack:
+        served = {
+            precision: {
+                (one.backend.device.kind, one.backend.name): stack.enter_context(one).backend
+                for one in _served(case, precision, progress)
+            }
+            for precision in case.manifest.variants
+        }
+        on_cpu = {
+            (precision, place): backend
+            for precision, places in served.items()
+            for place, backend in places.items()
+            if backend.device.kind == "cpu"
+        }
+        rates = images_per_second(on_cpu, batch)
+    return {
+        precision: {place: rates.get((precision, place)) for place in places} for precision, places in served.items()
+    }
 
 
 def _verify_engine_graphs(case: Case, progress: Progress) -> dict[Precision, Verification]:
@@ -258,12 +274,6 @@ def _verify(case: Case, precision: Precision, served: Classifier, rate: float | 
     return msgspec.structs.replace(
         found, backend_version=served.backend.version, machine=processor_kind(), images_per_second=rate
     )
-
-
-def _verify_and_close(case: Case, precision: Precision, served: Classifier, rate: float | None) -> Verification:
-    """A back end keeps the memory of its largest batch, so that all of them together could take all there is."""
-    with served:
-        return _verify(case, precision, served, rate)
 
 
 def _with_record(case: Case, found: Verification) -> Verification:

@@ -82,11 +82,12 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
         )
         built = _build(material, options, progress)
         manifest = _draft(draft, target.name, network, built, images)
+        types = {file: found.types for file, found in _files(built).items()}
+        del built  # the files are written, and the gate needs the memory
         if options.engines is not None:
             engines = build_engines(draft, manifest.variants, options.engines, progress)
             manifest = msgspec.structs.replace(manifest, engines=engines, files=dict(draft.files))
         draft.describe(manifest)
-        types = {file: found.types for file, found in _files(built).items()}
         title = dataset.title if dataset and not options.verify_data else ""
         result = gate.judge(
             gate.Case(draft.path, manifest, types, network, expected, title, options.max_loss), progress

@@ -26,7 +26,7 @@ def images_at_once(model: onnx.ModelProto, most: int) -> int:
         if value.name == INPUT:
             value.type.tensor_type.shape.dim[0].dim_value = 1
     inferred = onnx.shape_inference.infer_shapes(alone, data_prop=True).graph
-    sizes = [
+    sizes: list[int] = [
         prod(max(dim.dim_value, 1) for dim in value.type.tensor_type.shape.dim)
         for value in (*inferred.input, *inferred.value_info, *inferred.output)
     ]

@@ -30,7 +30,6 @@ class TorchNetwork(Network):
         self.module = module.eval()
         self.facts = facts
         self.remarks = remarks
-        self._traced: onnx.ModelProto | None = None
 
     def reference(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         size, normalization = self.facts.input, self.facts.normalization
@@ -38,11 +37,7 @@ class TorchNetwork(Network):
         return probabilities_of(evaluate.predict(self.module, images, normalization, batch=batch), self.facts)
 
     def core(self) -> onnx.ModelProto:
-        if self._traced is None:  # a trace takes far longer than a copy
-            self._traced = trace(self.module, self.facts.input)
-        copy = onnx.ModelProto()
-        copy.CopyFrom(self._traced)
-        return copy
+        return trace(self.module, self.facts.input)
 
 
 class OneAnswer(nn.Module):
