@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from convexport.export import graph, measures, writer
+from convexport.export import gate, graph, measures, writer
 from convexport.export.gate import Refusal
 from convexport.export.passes.quantize import Int8Options
 from convexport.export.pipeline import ExportOptions, ExportResult, export_bundle
@@ -22,6 +22,7 @@ from convexport.export.sources.checkpoint import CheckpointNetwork, Source
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.errors import BundleError
 from convexport.runtime.manifest import Accuracy, Flip, Manifest, Normalization, Verification
+from convexport.runtime.precision import Precision
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
 from helpers.small_checkpoints import save_in, train_checkpoint
@@ -384,3 +385,22 @@ def test_torch_is_the_reference_without_folding_or_graph(lenet5: Checkpoint) -> 
         by_hand = torch.softmax(logits / header.normalization.temperature, 1).numpy()
     found = measures.reference(CheckpointNetwork(lenet5), unlabeled(images)).probabilities
     np.testing.assert_allclose(found, by_hand, atol=1e-6)
+
+
+def test_a_network_of_large_values_is_measured_in_smaller_batches(
+    lenet5: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = []
+    verify = measures.verify
+
+    def recorded(precision: Precision, served: Classifier, *others: Any) -> Verification:
+        batches.append(served.batch)
+        return verify(precision, served, *others)
+
+    monkeypatch.setattr(measures, "verify", recorded)
+    export(lenet5, tmp_path)
+    assert set(batches) == {64}
+    batches.clear()
+    monkeypatch.setattr(gate, "VALUES_AT_ONCE", 28 * 28 * 6 * 5)  # five images of its first convolution
+    export(lenet5, tmp_path)
+    assert set(batches) == {5}

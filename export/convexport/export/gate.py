@@ -36,6 +36,8 @@ from convexport.runtime.manifest import Engine, Manifest, Measure, Verification
 from convexport.runtime.precision import PRECISIONS, Precision
 
 Progress = Callable[[str], None]
+# Values of the largest tensor of one batch, 512 MiB as float32: ONNX Runtime takes 4 to 5 times as much.
+VALUES_AT_ONCE = 1 << 27
 # A kind of device and a back end.
 Place = tuple[str, str]
 # What to look at first, if a measure points to it.
@@ -116,6 +118,7 @@ class Case:
         expected: Its own answers in float32, which the files must match.
         title: The data set of the images; empty if they have no labels.
         max_loss: The accuracy that int8 may lose; None means the limit of the table of precisions.
+        batch: The largest batch that variants are measured with.
     """
 
     folder: Path
@@ -125,6 +128,7 @@ class Case:
     expected: Reference
     title: str
     max_loss: float | None = None
+    batch: int = MAX_BATCH
 
 
 def judge(case: Case, progress: Progress) -> GateResult:
@@ -180,7 +184,7 @@ def _served(case: Case, precision: Precision, progress: Progress) -> Iterator[Cl
 
 def _open(case: Case, device: str, backend: str, precision: Precision) -> Classifier:
     # Nothing is proved: what it may show on the golden images follows from what is measured now.
-    return Classifier(case.folder, device=device, backend=backend, precision=precision, batch=MAX_BATCH, prove=False)
+    return Classifier(case.folder, device=device, backend=backend, precision=precision, batch=case.batch, prove=False)
 
 
 @contextmanager

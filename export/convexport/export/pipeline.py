@@ -20,6 +20,7 @@ from convexport.export.keeping import Goal
 from convexport.export.measures import Reference
 from convexport.export.options import ExportOptions
 from convexport.export.origin import check_origin
+from convexport.export.passes.at_once import images_at_once
 from convexport.export.precisions import BASE, EXPORTS, Built, Material
 from convexport.export.sources.checkpoint import labeled_set
 from convexport.export.sources.network import Network
@@ -83,6 +84,7 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
         built = _build(material, options, progress)
         manifest = _draft(draft, target.name, network, built, images)
         types = {file: found.types for file, found in _files(built).items()}
+        batch = images_at_once(onnx.load_from_string(built[BASE].data), measures.MAX_BATCH, gate.VALUES_AT_ONCE)
         del built  # the files are written, and the gate needs the memory
         if options.engines is not None:
             engines = build_engines(draft, manifest.variants, options.engines, progress)
@@ -90,7 +92,7 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
         draft.describe(manifest)
         title = dataset.title if dataset and not options.verify_data else ""
         result = gate.judge(
-            gate.Case(draft.path, manifest, types, network, expected, title, options.max_loss), progress
+            gate.Case(draft.path, manifest, types, network, expected, title, options.max_loss, batch), progress
         )
         result.refuse()
         manifest = _verified(manifest, result)

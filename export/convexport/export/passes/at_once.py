@@ -13,8 +13,8 @@ from convexport.export.passes.describe import INPUT
 VALUES_AT_ONCE = 1 << 23
 
 
-def images_at_once(model: onnx.ModelProto, most: int) -> int:
-    """The size of a batch whose largest value stays below `VALUES_AT_ONCE`; at least 1, and `most` at most.
+def images_at_once(model: onnx.ModelProto, most: int, values: int = VALUES_AT_ONCE) -> int:
+    """The size of a batch whose largest tensor has no more than `values` values; at least 1, and `most` at most.
 
     A dimension that the graph does not tell counts as 1.
     """
@@ -30,4 +30,4 @@ def images_at_once(model: onnx.ModelProto, most: int) -> int:
         prod(max(dim.dim_value, 1) for dim in value.type.tensor_type.shape.dim)
         for value in (*inferred.input, *inferred.value_info, *inferred.output)
     ]
-    return max(1, min(most, VALUES_AT_ONCE // max(sizes)))
+    return max(1, min(most, values // max(sizes)))
