@@ -184,7 +184,7 @@ def orders(labels: Sequence[str]) -> list[Order]:
 
 def _listed(labels: Sequence[str], output: NDArray[np.int64]) -> str:
     """What the outputs then stand for, where that is short."""
-    return f" ({', '.join(labels[index] for index in np.argsort(output))})" if len(labels) <= _LISTED else ""
+    return f" ({', '.join(labels[int(index)] for index in np.argsort(output))})" if len(labels) <= _LISTED else ""
 
 
 def _number(label: str) -> tuple[int, str]:
