@@ -198,7 +198,7 @@ def test_writing_states_at_epochs_ends_takes_at_most_a_tenth_of_the_time_but_for
             RuntimeError("CUDA driver error: unspecified launch failure\nfrom a compiled kernel"),
             (
                 "the GPU failed during the training (CUDA driver error: unspecified launch failure); resume the run, "
-                "which goes on from its state"
+                "which continues from its last state"
             ),
         ),
         (

@@ -71,7 +71,8 @@ def translated() -> Iterator[None]:
         if "CUDA" not in str(error):
             raise
         raise DeviceError(
-            f"the GPU failed during the training ({first_line(error)})", "continue with --resume"
+            f"the GPU failed during the training ({first_line(error)})",
+            "resume the run, which continues from its last state",
         ) from error
 
 
