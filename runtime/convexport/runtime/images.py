@@ -34,13 +34,12 @@ from convexport.runtime import limits
 from convexport.runtime.encoded import TOO_LARGE, kind_of, opened
 from convexport.runtime.errors import InputError, first_line
 from convexport.runtime.framing import GAP, frame
-from convexport.runtime.inputs import MAX_BYTES, Pixels, Plain, name_of
+from convexport.runtime.inputs import MAX_BYTES, OPEN_FLAGS, Pixels, Plain, name_of
 from convexport.runtime.manifest import Input
 from convexport.runtime.straight import on_light_paper
 
 INVERTED = "inverted: dark ink on light paper"
 
-_WIDE = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 _RANGES = {"I": (255, 65535, 2**32 - 1), "F": (1, 255, 65535)}
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
 _ORIENTATION = 0x0112
@@ -146,8 +145,7 @@ def _read(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
     if isinstance(source, bytes):
         return source
     try:
-        # Without O_NONBLOCK, opening a pipe without a writer would wait forever.
-        descriptor = os.open(source, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+        descriptor = os.open(source, OPEN_FLAGS)
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
@@ -183,7 +181,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _flatten(image: Image.Image, mode: str) -> Image.Image:
     """Any Pillow mode -> `mode`, or `L` of what is gray (faster to frame), transparency over white."""
-    if image.mode in _WIDE:
+    if image.mode in limits.WIDE:
         image = Image.fromarray(_wide_to_gray(image))
     if image.mode in {mode, "L"} and "transparency" not in image.info:
         return image

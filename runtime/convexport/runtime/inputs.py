@@ -46,6 +46,8 @@ before which everything is classified without waiting for more inputs."""
 
 KINDS = "PNG, JPEG, WebP, BMP, GIF or TIFF"
 MAX_BYTES = 512 << 20
+# Without O_NONBLOCK, opening a pipe without a writer would wait forever.
+OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 
 _PIECE = 1 << 20
 _EXPECTED = "expected a path, the bytes of an image file, an open binary file, a Pillow image or an array"

@@ -32,10 +32,12 @@ MAX_STRIPS = 262_144
 MAX_COMMENT = 1 << 20
 MAX_RUN_LENGTH_CODED = 4 << 20
 
+WIDE = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
+"""Pillow's modes of gray with more than 8 bits."""
+
 # Bytes per pixel that decoders need beside the result: a second canvas, or planes of luma and chroma.
 _BESIDE = {"WebP": 12, "Avif": 6, "Heif": 6}
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
-_WIDE_GRAY = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 _FILL = re.compile(rb"[\xff\x00]*")
 _SCAN = b"\xff\xda"
@@ -91,7 +93,7 @@ def memory(image: Image.Image, kind: str, input: Input) -> int:
 
     Pillow stores three channels in four bytes.
     """
-    mode = "L" if input.channels == 1 or image.mode in {"1", *_WIDE_GRAY} else "RGB"
+    mode = "L" if input.channels == 1 or image.mode in {"1", *WIDE} else "RGB"
     stored = _STORED.get(image.mode, 4)
     copied = _STORED.get(mode, 4) if image.mode not in {mode, "L"} or "transparency" in image.info else 0
     turned = stored if image.info.get("exif") or image.info.get("xmp") else 0

@@ -11,7 +11,7 @@ from typing import overload
 
 from convexport.runtime.encoded import HEAD, kind_of, unread
 from convexport.runtime.errors import first_line
-from convexport.runtime.inputs import KINDS, Pause, failure_of
+from convexport.runtime.inputs import KINDS, OPEN_FLAGS, Pause, failure_of
 from convexport.runtime.records import Failure
 
 __all__ = ["find_images"]
@@ -130,8 +130,7 @@ def _why_not(path: str) -> str | None:
 
 def _begins_as_image(path: str) -> bool:
     try:
-        # Without O_NONBLOCK, opening a pipe without a writer would wait forever.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        descriptor = os.open(path, OPEN_FLAGS)
     except OSError:
         return False
     try:

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from convexport.runtime.inputs import Pixels
+from convexport.runtime.inputs import OPEN_FLAGS, Pixels
 from convexport.runtime.manifest import Input
 
 _END = b"\0\0\0\0IEND\xaeB`\x82"
 _HEADER, _LENGTH, _FRAME = 33, 4, 12  # bytes of signature and IHDR, of a chunk's length, of all around a chunk's data
-_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 _MODES = {1: ("L", 0), 3: ("RGB", 2)}
 LARGEST = 1 << 16
 """Bytes of a file that is read here at once; a larger one is left to `load_image`."""
@@ -74,7 +73,7 @@ class Straight:
 def small_file(path: str | os.PathLike[str]) -> bytes | None:
     """The bytes of a regular file of at most `LARGEST`; None where it is none, cannot be read, or is not whole."""
     try:
-        descriptor = os.open(path, _FLAGS)
+        descriptor = os.open(path, OPEN_FLAGS)
     except (OSError, ValueError):
         return None
     try:
