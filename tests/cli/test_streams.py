@@ -84,6 +84,23 @@ def test_records_that_nobody_reads_are_no_success(made: Path, place: Path) -> No
     )
 
 
+def test_records_for_a_closed_stdout_are_no_success(made: Path, place: Path) -> None:
+    done = shell(line("classify", "--bundle", made / "tiny", "images", "--quiet") + " >&-", place)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "classify: standard output: cannot be written (it is closed); name another place\n",
+    )
+    done = shell(line("classify", "--bundle", made / "tiny", "images", "--output", "out.txt") + " >&- 2>&- <&-", place)
+    assert (done.returncode, (place / "out.txt").is_file()) == (0, True)
+
+
+def test_a_summary_for_a_closed_stdout_is_reported_after_the_work(place: Path) -> None:
+    done = shell(f"{TRAIN} --quiet >&-", place)
+    expected = "convtrain: standard output: cannot be written (it is closed); name another place\n"
+    assert (done.returncode, done.stderr) == (2, expected)
+    assert (place / "out/softmax-digits.safetensors").is_file()
+
+
 def test_a_summary_that_nobody_reads_hides_no_result(made: Path, place: Path) -> None:
     done = shell(f"{TRAIN} --quiet | true; echo ${{PIPESTATUS[0]}}", place)
     assert (done.stdout, done.stderr) == ("0\n", "")

@@ -98,6 +98,15 @@ def test_a_file_that_is_too_short_too_long_or_missing_is_named(folder: Path) -> 
     assert refusal(folder) == f"{file}: no such file; copy or export the bundle again"
 
 
+def test_exchanged_labels_in_the_manifest_are_found_although_every_file_is_as_listed(folder: Path) -> None:
+    labels = json.loads((folder / "bundle.json").read_bytes())["labels"]
+    english = labels["en"]
+    change_manifest(folder, labels={**labels, "en": [english[1], english[0], *english[2:]]})
+    assert refusal(folder) == (
+        f"{folder}/labels.txt: label 0 is {english[0]!r}, the manifest has {english[1]!r}; export the bundle again"
+    )
+
+
 def test_a_file_that_changes_after_opening_is_not_read(folder: Path) -> None:
     with open_bundle(folder) as bundle:
         (folder / "labels.txt").write_bytes(b"\0" * bundle.manifest.files["labels.txt"].bytes)

@@ -1,11 +1,13 @@
 """The three standard streams, in any state: closed, full, or without a reader.
 
 Progress is not a result: if stderr cannot be written, it is dropped and the work continues. If stdout cannot be
-written, that is an error if records go there, and is reported at the end if the result is a file.
+written, that is an error if records go there, and is reported at the end if the result is a file. A closed stdout is
+one that cannot be written.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -18,9 +20,11 @@ from convexport.runtime.errors import StorageError, UsageError, first_line
 
 def prepare() -> None:
     """Makes the three streams usable."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed, as by `2>&-`
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - open to the end
+    # os.devnull takes the descriptor of a closed stream (`2>&-`), before another file could. Writing to one that was
+    # opened for reading fails, so that results which go nowhere are noticed.
+    for name, mode, access in (("stdin", "r", os.O_RDONLY), ("stdout", "w", os.O_RDONLY), ("stderr", "w", os.O_WRONLY)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.open(os.devnull, access), mode, encoding="utf-8"))  # noqa: PTH123, SIM115
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # file names need not be text
     for stream in (sys.stdout, sys.stderr):
@@ -38,6 +42,8 @@ def writing(where: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise UsageError(f"{where}: cannot be written ({first_line(error)})", "name another place") from error
     except OSError as error:
+        if error.errno == errno.EBADF:
+            raise UsageError(f"{where}: cannot be written (it is closed)", "name another place") from error
         raise StorageError(
             f"{where}: cannot be written ({first_line(error)})", "free some disk space, or name another place"
         ) from error

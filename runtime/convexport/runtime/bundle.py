@@ -64,7 +64,11 @@ class Bundle:
         return self._listed(name).sha256
 
     def verify(self) -> None:
-        """Reads every listed file once, in pieces. Raises `BundleError` for the first that is not as listed."""
+        """Reads every listed file once, in pieces, and compares `labels.txt` with the labels in the manifest.
+
+        Raises:
+            BundleError: A file is not as listed, or the labels differ.
+        """
         for name, listed in self.manifest.files.items():
             digest, size = hashlib.sha256(), 0
             with self._files.open(name) as file:
@@ -73,6 +77,7 @@ class Bundle:
                     digest.update(chunk)
                     size += len(chunk)
             self._check(name, size, digest.hexdigest())
+        self.check_labels()
 
     def close(self) -> None:
         """Closes the zip. Safe to call twice."""
@@ -158,7 +163,8 @@ def open_bundle(path: str | os.PathLike[str], *, verify: bool = False) -> Bundle
 
     Args:
         path: The bundle's folder or zip.
-        verify: Reads every listed file now. By default, a file is compared with its SHA-256 when it is used.
+        verify: Reads every listed file now, and compares `labels.txt` with the labels in the manifest. By default, a
+            file is compared with its SHA-256 when it is used.
 
     Returns:
         The bundle; close it after use.
