@@ -83,15 +83,17 @@ def test_a_devices_environment_classifies_and_holds_no_torch(device: Path, tmp_p
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("convtrain", "training needs torch, which is not installed; pip install 'convexport[train]'"),
-        ("convexport", "exporting needs onnx, which is not installed; pip install 'convexport[export,cpu]'"),
+        ("convtrain", "training needs torch, which is not installed; pip install '{}[train]'"),
+        ("convexport", "exporting needs onnx, which is not installed; pip install '{}[export,cpu]'"),
     ],
 )
-def test_training_and_exporting_there_name_the_extra_that_is_missing(device: Path, command: str, message: str) -> None:
+def test_training_and_exporting_there_name_the_wheel_with_the_extra_that_is_missing(
+    device: Path, wheel: Path, command: str, message: str
+) -> None:
     found = subprocess.run(
         [device / command, "--model", "lenet5"], capture_output=True, text=True, timeout=120, check=False
     )
-    assert (found.returncode, found.stdout, found.stderr) == (5, "", f"{command}: {message}\n")
+    assert (found.returncode, found.stdout, found.stderr) == (5, "", f"{command}: {message.format(wheel)}\n")
 
 
 def test_nothing_the_runtime_or_classify_imports_is_heavy() -> None:

@@ -232,6 +232,7 @@ def test_a_pickle_that_could_run_code_is_not_loaded(capsys: pytest.CaptureFixtur
 def test_without_torch_the_line_names_the_extra(tmp_path: Path) -> None:
     script = (
         "import sys; sys.modules['torch'] = None\n"
+        "from convexport.cli import installing; installing.here = str\n"
         "from convexport.cli.convexport import main; sys.exit(main(['--model', 'lenet5']))"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)

@@ -15,7 +15,7 @@ from datetime import timedelta
 from difflib import get_close_matches
 from typing import IO, Any, NoReturn
 
-from convexport.cli import environment, signals, streams
+from convexport.cli import environment, installing, signals, streams
 from convexport.cli.completion import SHELLS, completion
 from convexport.runtime.errors import ConvexportError, UsageError
 from convexport.runtime.text import printable
@@ -78,8 +78,8 @@ def be_quiet() -> None:
 
 
 def complain(text: str) -> None:
-    """Writes an error as one line to stderr, whatever names it contains."""
-    streams.say(printable(text))
+    """Writes an error as one line to stderr, whatever names it contains, with install commands that work here."""
+    streams.say(printable(installing.here(text)))
 
 
 def remark(text: str) -> None:

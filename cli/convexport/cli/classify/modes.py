@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from convexport.cli import signals, terminal
+from convexport.cli import installing, signals, terminal
 from convexport.cli.classify.arguments import PROGRAM, SOME_FAILED
 from convexport.cli.classify.golden_text import golden_json, golden_table
 from convexport.cli.classify.opening import bundle_asked_for, device_asked_for, open_classifier, remark, sink
@@ -120,7 +120,7 @@ def doctor(options: argparse.Namespace) -> int:
         if options.json:
             out.write(msgspec.json.format(msgspec.json.encode(diagnosis), indent=2) + b"\n")
         else:
-            out.writelines(f"{line}\n".encode() for line in as_text(diagnosis))
+            out.writelines(f"{installing.here(line)}\n".encode() for line in as_text(diagnosis))
     return 0
 
 

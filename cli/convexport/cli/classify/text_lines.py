@@ -8,6 +8,7 @@ from itertools import chain, islice
 
 from msgspec import UnsetType
 
+from convexport.cli import installing
 from convexport.runtime.records import Candidate, Failure, Record
 from convexport.runtime.text import printable
 
@@ -32,7 +33,7 @@ def text_lines(
     for record in chain(head, stream):
         path_width = max(path_width, min(_WIDEST, _width(printable(record.input))))
         if isinstance(record, Failure):
-            yield record, printable(record.error.message) + "\n"
+            yield record, printable(installing.here(record.error.message)) + "\n"
             continue
         shown = record.top if isinstance(record.labels, UnsetType) else record.labels
         none = NONE.get(language, NONE["en"])
