@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import time
@@ -147,6 +148,34 @@ def test_bash_completes_options_and_files(place: Path) -> None:
     )
     done = shell(script, place)
     assert (done.stdout, done.stderr) == ("--self-test\n", "")
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="needs zsh")
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("classify --self-", "classify --self-test"),
+        ("classify --format js", "classify --format jsonl"),
+        ("classify --precision fp3", "classify --precision fp32"),
+        ("classify --backend onn", "classify --backend onnxruntime"),
+        ("classify --bundle bund", "classify --bundle bundles/"),
+    ],
+)
+def test_zsh_completes_options_and_the_values_that_are_known(place: Path, typed: str, completed: str) -> None:
+    (place / "_classify").write_text(shell(line("classify", "--print-completion", "zsh"), place).stdout)
+    # Ctrl-X prints the line as it stands. `$((6 * 7))` tells the output from the echo of what was typed.
+    (place / "complete.zsh").write_text(
+        "zmodload zsh/zpty\n"
+        "zpty z zsh -f -i\n"
+        "zpty -w z 'fpath=($PWD $fpath); autoload -Uz compinit; compinit -u -D'\n"
+        "zpty -w z 'show() { print -r -- $((6 * 7))[$BUFFER] }; zle -N show; bindkey \"^X\" show; print $((6 * 7))'\n"
+        "zpty -r -m z line '*42*'\n"
+        f"zpty -w -n z $'{typed}\\t\\x18'\n"
+        "zpty -r -m z line '*42*]*'\n"
+        'print -r -- "$line"\n'
+    )
+    done = shell("zsh complete.zsh", place)
+    assert f"42[{completed}" in done.stdout, done.stderr
 
 
 def test_without_shtab_a_line_says_what_to_install(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
 from convexport.cli import classify, convexport, convtrain
 from convexport.runtime.manifest import Input
+from convexport.training import checkpoint
 from helpers.bundles import make_bundle, pictures, png
+from helpers.small_checkpoints import save_in
 from helpers.snapshots import answer, compare
 
 INPUT = Input(height=12, width=12, channels=3)
@@ -70,6 +73,10 @@ CONVEXPORT: list[list[str]] = [
     ["--model", "lenet5", "--calibration", "entropy"],
     ["--checkpoint", "nope.pth", "--model", "vgg16", "--mean", "0.5"],
     ["--model", "lenet5", "--no-tensorrt", "--compute-capability", "8.6"],
+    [*DIGITS, "--checkpoint", "exchanged/softmax-digits.safetensors", "--no-tensorrt", "--out", "refused"],
+    [*DIGITS, "--tensorrt", "--force"],
+    [*DIGITS, "--no-tensorrt", "--force", "--web", "--web-runtime", "nowhere"],
+    [*DIGITS, "--no-tensorrt", "--force", "--web", "--web-runtime", "web", "--web-precision", "fp16"],
 ]
 
 
@@ -103,7 +110,18 @@ def test_convtrain(capfd: pytest.CaptureFixture[str]) -> None:
     compare("convtrain", [answer(convtrain.main, words, "convtrain", capfd) for words in CONVTRAIN])
 
 
-def test_convexport(capfd: pytest.CaptureFixture[str]) -> None:
+def test_convexport(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tensorrt", "tensorrt_rtx"):
+        monkeypatch.setitem(sys.modules, name, None)
     for words in (TRAIN, [*TRAIN, "--seed", "1", "--out", "other"]):
         convtrain.main(words)
+    _exchange_labels(Path("runs/softmax-digits.safetensors"), Path("exchanged"))
     compare("convexport", [answer(convexport.main, words, "convexport", capfd) for words in CONVEXPORT])
+
+
+def _exchange_labels(file: Path, folder: Path) -> None:
+    """Saves a checkpoint again whose first two labels have changed places."""
+    found = checkpoint.load(file)
+    first, second, *rest = found.header.classes["en"]
+    header = msgspec.structs.replace(found.header, classes={"en": (second, first, *rest)})
+    save_in(folder, checkpoint.Checkpoint(header, found.state))
