@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import hashlib
@@ -552,6 +553,22 @@ def test_a_closed_stdin_or_stderr_is_no_mistake(place: Path, closed: str, out: b
     done = subprocess.run(["bash", "-c", command], capture_output=True, cwd=place, check=True, timeout=120)
     assert done.stdout == out
     assert b"Traceback" not in done.stderr
+
+
+def test_a_program_may_put_a_stream_of_text_in_the_place_of_stdout(place: Path) -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        code = main(["images/0.png", "--quiet"])
+    assert (code, out.getvalue()) == (0, "Prediction: Cat\nimages/0.png  cat          73.7 %\n")
+
+
+def test_the_hint_for_a_file_whose_name_looks_like_an_option_shows_how_to_name_it(classify, place: Path) -> None:
+    (place / "images/0.png").rename("-0.png")
+    said = classify("-0.png")
+    assert (said.code, said.err) == (
+        2,
+        "classify: option -0.png is not known; for the file of this name, write ./-0.png\n",
+    )
+    assert classify("./-0.png").code == 0
 
 
 def test_a_result_that_the_encoding_of_standard_output_lacks_is_escaped() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from convexport.cli.importing import libraries
-from convexport.runtime.errors import BackendError
+from convexport.runtime.errors import BackendError, UsageError
 
 REINSTALL = "pip install --force-reinstall 'convexport[train]'"
 
@@ -59,3 +59,13 @@ def test_an_error_outside_an_import_and_a_module_that_no_extra_installs_pass_thr
         broken()
     with pytest.raises(ModuleNotFoundError, match=r"^No module named 'elsewhere'$"):
         needing("elsewhere")
+
+
+def test_a_current_folder_that_was_removed_is_named_before_torch_ends_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    with pytest.raises(UsageError) as caught, libraries("training", ["torch"], "train"):
+        pytest.fail("nothing is imported there")
+    assert str(caught.value) == "the current folder does not exist any more; change to another folder"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
-from convexport.runtime.errors import BackendError, first_line
+from convexport.runtime.errors import BackendError, UsageError, first_line
 
 # Raised while libraries are imported: a wheel for another numpy, a missing shared library.
 _FAILURES = (ImportError, OSError, RuntimeError, AttributeError, ValueError, SystemError)
@@ -16,11 +17,17 @@ _FAILURES = (ImportError, OSError, RuntimeError, AttributeError, ValueError, Sys
 def libraries(doing: str, needed: Collection[str], extras: str) -> Iterator[None]:
     """Raises `BackendError` if a library that is needed inside the block is missing or cannot be imported.
 
+    Raises `UsageError` if the current folder was removed: torch's MKL would then end the process at its import.
+
     Args:
         doing: What needs the libraries, the subject of the message: "training".
         needed: Names of the packages, as they are imported, that the extras install.
         extras: The extras of convexport that install them: "export,cpu".
     """
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise UsageError("the current folder does not exist any more", "change to another folder") from error
     try:
         yield
     except _FAILURES as error:

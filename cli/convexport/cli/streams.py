@@ -12,8 +12,8 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import TextIOWrapper
-from typing import IO
+from io import BytesIO, TextIOWrapper
+from typing import IO, Any
 
 from convexport.runtime.errors import StorageError, UsageError, first_line
 
@@ -72,6 +72,19 @@ def flush_stdout() -> None:
     """Flushes results to stdout. Raises `BrokenPipeError` if its reader has ended, else the errors of `writing`."""
     with writing("standard output"):
         sys.stdout.flush()
+
+
+def binary_stdout() -> IO[bytes]:
+    """stdout for bytes in UTF-8, also where a program has put a stream of text alone in its place (`io.StringIO`)."""
+    buffer: IO[bytes] | None = getattr(sys.stdout, "buffer", None)
+    return _Text() if buffer is None else buffer
+
+
+class _Text(BytesIO):
+    """Whole lines of bytes for a stream that takes text alone."""
+
+    def write(self, data: Any) -> int:
+        return sys.stdout.write(bytes(data).decode(errors="backslashreplace"))
 
 
 def let_go_of_stdout() -> None:

@@ -198,6 +198,8 @@ class Parser(argparse.ArgumentParser):
             name = unknown.split("=")[0]
             near = get_close_matches(name, self._option_string_actions, n=1)
             hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
+            if os.path.lexists(unknown):
+                hint = f"for the file of this name, write ./{unknown}"
             self.error(f"option {name} is not known; {hint}")
         if found.quiet:
             be_quiet()

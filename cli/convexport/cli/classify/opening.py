@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
@@ -93,7 +92,7 @@ def sink(output: str | None) -> Iterator[IO[bytes]]:
 
 def _opened(output: str | None) -> AbstractContextManager[IO[bytes]]:
     if output is None:
-        return nullcontext(sys.stdout.buffer)
+        return nullcontext(streams.binary_stdout())
     place = Path(output)
     # A device or a pipe is written to directly: renaming would replace it with a file.
     if place.exists() and not place.is_file():
