@@ -55,7 +55,16 @@ def test_a_library_is_told_that_an_ability_is_not_there(program: Path, abilities
     assert (done.returncode, done.stdout) == (0, left)
 
 
-SAME = Row(place="Zen", network="lenet5-mnist", backend="openvino", precision="int8", images=10, equal=10, golden=64)
+SAME = Row(
+    place="Zen",
+    network="lenet5-mnist",
+    backend="openvino",
+    precision="int8",
+    images=10,
+    equal=10,
+    golden=64,
+    against="x86_64 avx2",
+)
 
 
 @pytest.mark.parametrize(
@@ -65,6 +74,9 @@ SAME = Row(place="Zen", network="lenet5-mnist", backend="openvino", precision="i
         (msgspec.structs.replace(SAME, equal=9), True),
         (msgspec.structs.replace(SAME, difference=2e-3), True),
         (msgspec.structs.replace(SAME, golden_used=1.1), True),
+        (msgspec.structs.replace(SAME, precision="fp16", difference=9e-3, tolerance=0.01), False),
+        (msgspec.structs.replace(SAME, precision="fp16", difference=11e-3, tolerance=0.01), True),
+        (msgspec.structs.replace(SAME, precision="fp32", difference=9e-3, tolerance=0.01), True),
         (msgspec.structs.replace(SAME, failed="crashed"), True),
         (msgspec.structs.replace(SAME, backend="auto", precision="auto", difference=0.5), False),
     ],
@@ -78,5 +90,5 @@ def test_another_label_a_large_difference_and_a_failed_self_test_are_beyond_what
 def test_the_page_names_what_differs() -> None:
     rows = [SAME, msgspec.structs.replace(SAME, precision="fp16", equal=9)]
     page = everywhere.page(rows)
-    assert "| Zen | lenet5-mnist | int8 | openvino | 10 of 10 | 0.0e+00 | 64, 0% |" in page
-    assert "Beyond it, or with another label: lenet5-mnist in fp16 by openvino on Zen." in page
+    assert "| Zen | x86_64 avx2 | lenet5-mnist | int8 | openvino | 10 of 10 | 0.0e+00 | 0.001 | 64, 0% |" in page
+    assert "Beyond the limit, or with another label: lenet5-mnist in fp16 by openvino on Zen." in page
