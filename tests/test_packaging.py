@@ -54,6 +54,7 @@ def test_the_description_of_the_package_has_no_link_that_works_in_a_clone_alone(
     assert "Getting started (`docs/getting-started.md`)" in text
     assert [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith(("https:", "#"))] == []
     assert "![" not in text
+    assert "The report that" not in text  # the caption of an image that is left out
 
 
 @pytest.fixture(scope="module")

@@ -70,6 +70,14 @@ def test_the_quickstart_runs_without_a_network_and_prints_what_the_first_page_sh
     assert lines[:4] == shown[2:6]
 
 
+def test_getting_started_shows_what_the_self_test_says_of_the_bundle_to_try() -> None:
+    page = (ROOT / "docs/getting-started.md").read_text(encoding="utf-8")
+    with Classifier(BUNDLE, device="cpu") as classifier:
+        count = len(classifier.self_test())
+    assert f"\n{count} of {count} within the limit, {count} with the same label; " in page
+    assert f"classify: all {count} golden images as at export; next: " in page
+
+
 @cache
 def spoken() -> str:
     """Every text in the code of runtime, training, export and cli; what is put into one is `\\0`."""
