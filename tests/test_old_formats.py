@@ -122,7 +122,7 @@ def with_unknown_keys(folder: Path, version: str) -> None:
     change_manifest(folder, **values | {"format": version})
 
 
-@pytest.mark.parametrize(("version", "why"), [("3.1", ""), ("3.2", "format 3.2 is newer than this convexport's 3.1; ")])
+@pytest.mark.parametrize(("version", "why"), [("3.2", ""), ("3.3", "format 3.3 is newer than this convexport's 3.2; ")])
 def test_unknown_keys_at_every_level_are_ignored_with_one_remark(bundle: Path, version: str, why: str) -> None:
     with_unknown_keys(bundle, version)
     with open_bundle(bundle, verify=True) as opened:
@@ -132,8 +132,8 @@ def test_unknown_keys_at_every_level_are_ignored_with_one_remark(bundle: Path, v
 
 
 def test_classify_prints_the_remark_and_answers(bundle: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    change_manifest(bundle, format="3.2", license="MIT")
-    expected = f"classify: {bundle}/bundle.json: format 3.2 is newer than this convexport's 3.1; ignored unknown keys: "
+    change_manifest(bundle, format="3.3", license="MIT")
+    expected = f"classify: {bundle}/bundle.json: format 3.3 is newer than this convexport's 3.2; ignored unknown keys: "
     for arguments in ([str(bundle / "golden/0.png")], ["--self-test"], ["--info"], ["--verify"]):
         assert classify.main([*arguments, "--bundle", str(bundle)]) == 0
         lines = capfdbinary.readouterr().err.decode().splitlines()
@@ -141,7 +141,7 @@ def test_classify_prints_the_remark_and_answers(bundle: Path, capfdbinary: pytes
 
 
 def test_a_newer_minor_version_without_unknown_keys_needs_no_remark(bundle: Path) -> None:
-    change_manifest(bundle, format="3.2")
+    change_manifest(bundle, format="3.3")
     with open_bundle(bundle) as opened:
         assert opened.remarks == ()
 
@@ -153,7 +153,7 @@ def test_another_major_version_is_refused(bundle: Path, version: str | int, fix:
     change_manifest(bundle, format=version)
     with pytest.raises(BundleError) as caught:
         open_bundle(bundle)
-    expected = f"{bundle}/bundle.json: format {version}, but this convexport reads 2, 3.1"
+    expected = f"{bundle}/bundle.json: format {version}, but this convexport reads 2, 3.2"
     assert (caught.value.message, caught.value.fix) == (expected, fix)
 
 

@@ -74,6 +74,15 @@ def test_every_variant_becomes_a_model_the_server_can_read(bundle: Path, tmp_pat
     assert [group.Kind.Name(group.kind) for group in cpu.instance_group] == ["KIND_AUTO"]
 
 
+def test_a_batch_of_fixed_size_is_a_dimension_of_the_model(tmp_path: Path) -> None:
+    made = make_bundle(tmp_path / "four", Input(height=12, width=10, channels=3), batch=4)
+    write_repository(made, tmp_path / "models")
+    found = parse(tmp_path / "models/four-fp32/config.pbtxt")
+    assert (found.max_batch_size, found.HasField("dynamic_batching")) == (0, False)
+    assert (list(found.input[0].dims), list(found.output[0].dims)) == ([4, 12, 10, 3], [4, 10])
+    assert [(one.batch_size, list(one.inputs["images"].dims)) for one in found.model_warmup] == [(1, [4, 12, 10, 3])]
+
+
 def test_plans_become_one_model_that_picks_by_compute_capability(bundle: Path, tmp_path: Path) -> None:
     add_engine(bundle, "tensorrt", ("8.9",), b"a plan for 8.9")
     add_engine(bundle, "tensorrt", ("9.0",), b"a plan for 9.0")

@@ -83,6 +83,14 @@ def test_without_third_party_notices_no_page_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_network_of_several_images_at_once_gets_no_page(tmp_path: Path, runtime: WebRuntime) -> None:
+    made = make_bundle(tmp_path / "four", Input(height=12, width=12, channels=3), batch=4)
+    with pytest.raises(UsageError) as caught:
+        write_page(made, tmp_path / "out", runtime)
+    fix = "leave out the page, or export the network again with a dynamic batch"
+    assert str(caught.value) == f"four takes 4 images at once, and the page has one; {fix}"
+
+
 @needs_a_browser
 def test_it_opens_as_a_file_asks_for_nothing_and_proves_itself(window: Page, written: Path) -> None:
     found = opened(window, written.as_uri())

@@ -21,7 +21,9 @@ ENGLISH = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 FRENCH = ("avion", "automobile", "oiseau", "chat", "cerf", "chien", "grenouille", "cheval", "bateau", "camion")
 
 
-def make_graph(input: m.Input, classes: int = 10, *, seed: int = 0, scale: float = 3.0) -> bytes:
+def make_graph(
+    input: m.Input, classes: int = 10, *, seed: int = 0, scale: float = 3.0, batch: int | None = None
+) -> bytes:
     """ONNX bytes by the contract of the graph; `scale` makes the answers more or less sure."""
     random = np.random.default_rng(seed)
     features = 4 * (input.height - 2) * (input.width - 2)
@@ -43,12 +45,12 @@ def make_graph(input: m.Input, classes: int = 10, *, seed: int = 0, scale: float
         helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
     ]
-    shape = ["batch", input.height, input.width, input.channels]
+    shape = [batch or "batch", input.height, input.width, input.channels]
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info("images", TensorProto.UINT8, shape)],
-        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", classes])],
+        [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, [batch or "batch", classes])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
@@ -64,6 +66,7 @@ def make_bundle(
     rates: dict[tuple[str, str], float] | None = None,
     machine: str = "",
     labels: dict[str, tuple[str, ...]] | None = None,
+    batch: int | None = None,
 ) -> Path:
     """Writes a whole bundle to `folder` and gives it back. Precisions share one graph.
 
@@ -71,7 +74,7 @@ def make_bundle(
     """
     input = input or m.Input(height=12, width=12, channels=3)
     labels = labels or {"en": ENGLISH, "fr": FRENCH}
-    graph = make_graph(input, len(labels["en"]))
+    graph = make_graph(input, len(labels["en"]), batch=batch)
     golden = pictures(2, input, seed=1) // (1 if input.ink == "any" else 4)  # dark paper is read as it is
     answers = ReferenceEvaluator(onnx.load_from_string(graph)).run(None, {"images": golden})[0]
     files = {f"golden/{i}.png": png(picture) for i, picture in enumerate(golden)}
@@ -83,6 +86,7 @@ def make_bundle(
         name=folder.name,
         model=m.Model(name="tiny", parameters=4321),
         input=input,
+        batch=batch,
         normalization=m.Normalization(mean=(0.5,) * input.channels, std=(1.0,) * input.channels),
         labels=labels,
         variants={

@@ -216,17 +216,17 @@ def test_memory_that_does_not_suffice_is_a_device_error() -> None:
 class FakeSession:
     """As much of a session on a GPU as the back end touches; `lead` is the provider that really leads."""
 
-    def __init__(self, lead: str, runs: list[tuple[int, ...]]) -> None:
-        self.lead, self.runs = lead, runs
+    def __init__(self, lead: str, runs: list[tuple[int, ...]], batch: int | str = "batch") -> None:
+        self.lead, self.runs, self.batch = lead, runs, batch
 
     def get_providers(self) -> list[str]:
         return [self.lead]
 
     def get_inputs(self) -> list[SimpleNamespace]:
-        return [SimpleNamespace(name="images", type="tensor(uint8)", shape=["batch", 12, 12, 3])]
+        return [SimpleNamespace(name="images", type="tensor(uint8)", shape=[self.batch, 12, 12, 3])]
 
     def get_outputs(self) -> list[SimpleNamespace]:
-        return [SimpleNamespace(name="probabilities", type="tensor(float)", shape=["batch", 10])]
+        return [SimpleNamespace(name="probabilities", type="tensor(float)", shape=[self.batch, 10])]
 
     def io_binding(self) -> SimpleNamespace:
         bound: dict[str, FakeValue] = {}
@@ -255,7 +255,9 @@ class FakeValue:
         return self.array.copy()
 
 
-def fake_onnxruntime(lead: str, runs: list[tuple[int, ...]], asked: list[dict[str, str]]) -> SimpleNamespace:
+def fake_onnxruntime(
+    lead: str, runs: list[tuple[int, ...]], asked: list[dict[str, str]], batch: int | str = "batch"
+) -> SimpleNamespace:
     import onnxruntime
 
     def session(model: bytes, options: object, *, providers: list[tuple[str, dict[str, str]]], **how: object):
@@ -265,7 +267,7 @@ def fake_onnxruntime(lead: str, runs: list[tuple[int, ...]], asked: list[dict[st
         asked.append({"provider": name, "strict": strict, **settings})
         if lead != name and strict == "1":
             raise RuntimeError("fallback to CPU EP has been explicitly disabled by the user")
-        return FakeSession(lead, runs)
+        return FakeSession(lead, runs, batch)
 
     return SimpleNamespace(
         __version__="1.99",
@@ -307,6 +309,16 @@ def test_on_cuda_batches_are_padded_to_few_shapes_and_answered_in_order(
     ]
     # ONNX Runtime prints the libraries it does not find; standard output is for results.
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("one_gpu")
+def test_on_cuda_a_graph_of_one_batch_size_gets_that_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[tuple[int, ...]] = []
+    monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime("CUDAExecutionProvider", runs, [], batch=4))
+    images = np.arange(9, dtype=np.uint8)[:, None, None, None].repeat(12, 1).repeat(12, 2).repeat(3, 3)
+    with OnnxRuntimeBackend(b"", device=CUDA, precision="fp16", max_batch=2) as backend:
+        assert np.array_equal(backend.run(images).argmax(1), np.arange(9))
+    assert {shape[0] for shape in runs} == {4}
 
 
 @pytest.mark.usefixtures("one_gpu", "no_tensorrt")

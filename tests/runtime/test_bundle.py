@@ -116,7 +116,7 @@ def test_a_file_that_changes_after_opening_is_not_read(folder: Path) -> None:
 
 def test_a_manifest_of_another_format_is_refused_in_clear_words(folder: Path) -> None:
     change_manifest(folder, format=99)
-    expected = f"{folder}/bundle.json: format 99, but this convexport reads 2, 3.1; update convexport"
+    expected = f"{folder}/bundle.json: format 99, but this convexport reads 2, 3.2; update convexport"
     assert refusal(folder) == expected
 
 

@@ -58,6 +58,15 @@ def test_any_number_of_images_gets_its_own_answers_in_order(cuda: FakeCudaRuntim
             np.testing.assert_array_equal(backend.run(images), classify(images, 5))
 
 
+@pytest.mark.parametrize("rows", [0, 1, 4, 5, 10])
+def test_a_plan_of_one_batch_size_computes_that_size_and_returns_what_was_asked_for(
+    cuda: FakeCudaRuntime, rows: int
+) -> None:
+    with open_backend(cuda, fake_plan(profiles=[(4, 4)]), max_batch=1) as backend:
+        assert backend.max_batch == 4
+        np.testing.assert_array_equal(backend.run(pictures(rows)), classify(pictures(rows), 5))
+
+
 def test_a_stream_of_batches_is_answered_in_order_with_an_empty_batch_among_them(cuda: FakeCudaRuntime) -> None:
     batches = [pictures(rows, index) for index, rows in enumerate([8, 0, 16, 16, 3, 33, 1, 0])]
     with open_backend(cuda) as backend:

@@ -22,7 +22,7 @@ from convexport.runtime.devices import Device, Gpu
 from convexport.runtime.errors import BackendError, BundleError, DeviceError, EngineError
 from convexport.runtime.manifest import Engine, EngineGraph, EngineKey, File, Input, decode, encode
 from convexport.runtime.precision import Precision
-from helpers.bundles import make_bundle
+from helpers.bundles import change_manifest, make_bundle
 from helpers.fake_cuda import FakeCudaRuntime, FakeTensorRT, classify, fake_plan
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 3), dtype=np.uint8)
@@ -146,6 +146,14 @@ def test_a_foreign_engine_is_not_even_read_and_one_is_built_once(workshop: Works
     ]
     assert workshop.classify_pictures() == f"the cached engine {workshop.cached_plan()}"
     assert workshop.trt.builds == 1
+
+
+def test_an_engine_for_a_graph_of_one_batch_size_has_one_profile_of_that_size(workshop: Workshop) -> None:
+    change_manifest(workshop.bundle, batch=4)
+    workshop.add_engine(fake_plan(profiles=[(4, 4)]), workshop.key(profiles=((4, 4, 4),)))
+    with open_engine(workshop.request()).backend as served:
+        np.testing.assert_array_equal(served.run(PICTURES), classify(PICTURES, 5))
+    assert workshop.trt.builds == 0
 
 
 def test_a_larger_batch_than_any_engine_takes_gets_an_engine_of_its_own(workshop: Workshop) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from convexport.export.passes.at_once import batches
 from convexport.export.sources.network import Facts, Network
 from convexport.export.sources.onnx_file import normalized
 from convexport.runtime.devices import import_library
@@ -51,11 +52,9 @@ class Answering:
             network.facts = facts
             return _logs(network.reference(images))
         name = self._session.get_inputs()[0].name
-        rows = [
-            self._session.run(None, {name: normalized(images[start : start + _BATCH], facts)})[0]
-            for start in range(0, len(images), _BATCH)
-        ]
-        found = np.concatenate(rows)
+        parts = batches(images, _BATCH, facts.batch)
+        rows = [self._session.run(None, {name: normalized(part, facts)})[0] for part in parts]
+        found = np.concatenate(rows)[: len(images)]
         if facts.answers == "probabilities":
             return _logs(found)
         scaled = np.nan_to_num(found.astype(np.float64) / facts.normalization.temperature)

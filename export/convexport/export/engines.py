@@ -15,8 +15,7 @@ from convexport.runtime.backends.tensorrt.build import (
     plan_targets,
 )
 from convexport.runtime.errors import BackendError, DeviceError, EngineError
-from convexport.runtime.manifest import Engine, Variant
-from convexport.runtime.precision import Precision
+from convexport.runtime.manifest import Engine, Manifest
 
 Progress = Callable[[str], None]
 
@@ -33,9 +32,7 @@ class EngineOptions:
     compute_capabilities: tuple[str, ...] = ()
 
 
-def build_engines(
-    draft: Draft, variants: dict[Precision, Variant], options: EngineOptions, progress: Progress
-) -> tuple[Engine, ...]:
+def build_engines(draft: Draft, manifest: Manifest, options: EngineOptions, progress: Progress) -> tuple[Engine, ...]:
     """Builds and writes the engines of every variant, except those that another variant's engine replaces.
 
     Raises `BackendError`, `DeviceError` or `EngineError` if they are required and cannot be built.
@@ -48,24 +45,24 @@ def build_engines(
         progress(f"engines     left out: {error}")
         return ()
     engines: list[Engine] = []
-    for precision, variant in variants.items():
-        if EXPORTS[precision].engine_instead not in variants:
-            engines += _build(draft, precision, variant.engine_file, options, progress)
+    for precision, variant in manifest.variants.items():
+        if EXPORTS[precision].engine_instead not in manifest.variants:
+            build = BuildOptions(precision, options.flavor, fixed=manifest.batch, name=variant.engine_file)
+            engines += _build(draft, build, options, progress)
     return tuple(engines)
 
 
-def _build(draft: Draft, precision: Precision, graph: str, options: EngineOptions, progress: Progress) -> list[Engine]:
+def _build(draft: Draft, common: BuildOptions, options: EngineOptions, progress: Progress) -> list[Engine]:
     """The engines of one precision, all or none."""
     # A flavor that is not RTX builds for this machine's GPU when no target is named.
     targets = plan_targets(options.compute_capabilities) or ((),)
-    common = BuildOptions(precision, options.flavor, name=graph)
-    data = (draft.path / graph).read_bytes()
+    data = (draft.path / common.name).read_bytes()
     try:
         built = [build_engine(data, replace(common, compute_capabilities=target)) for target in targets]
     except (DeviceError, EngineError) as error:
         if options.required:
             raise
-        progress(f"engine      {precision} left out: {error}")
+        progress(f"engine      {common.precision} left out: {error}")
         return []
     return [_write(draft, engine, progress) for engine in built]
 

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from convexport.export.element_types import COMPUTE
 from convexport.export.limits import FP16_HEADROOM, Limits
+from convexport.export.passes.at_once import batches
 from convexport.export.passes.describe import INPUT, OUTPUT
 from convexport.export.passes.shell import PREFIX
 from convexport.export.passes.storage import FP16_MAX, Fp16Emulation
@@ -164,8 +165,8 @@ def _beyond(base: bytes, images: Images) -> set[str]:
         graph.output.append(helper.make_tensor_value_info(f"keeping.{number}", TensorProto.FLOAT, []))
     run = _session(model.SerializeToString())
     largest = np.zeros(len(floats))
-    for start in range(0, len(images), _BATCH):
-        found = run.run([f"keeping.{n}" for n in range(len(floats))], {INPUT: images[start : start + _BATCH]})
+    for part in _parts(run, images):
+        found = run.run([f"keeping.{n}" for n in range(len(floats))], {INPUT: part})
         largest = np.maximum(largest, np.array(found, np.float64))
     limit = FP16_MAX / FP16_HEADROOM
     beyond = {name for name, value in zip(floats, largest, strict=True) if not value <= limit}
@@ -228,13 +229,14 @@ def dequantized(quantized: bytes, base: bytes, layers: Collection[str]) -> bytes
 def answers(data: bytes, images: Images) -> Probabilities:
     """A graph's probabilities."""
     run = _session(data)
-    parts = [run.run([OUTPUT], {INPUT: part})[0] for part in _parts(images)]
-    return np.concatenate(parts)
+    parts = [run.run([OUTPUT], {INPUT: part})[0] for part in _parts(run, images)]
+    return np.concatenate(parts)[: len(images)]
 
 
 def seconds(data: bytes, images: Images) -> float:
     """How long a graph takes for one batch on this CPU: the shortest of some rounds."""
-    run, part = _session(data), images[:_BATCH]
+    run = _session(data)
+    part = next(_parts(run, images))
     times = []
     for _ in range(_ROUNDS + 1):
         start = time.perf_counter()
@@ -243,9 +245,9 @@ def seconds(data: bytes, images: Images) -> float:
     return min(times[1:])
 
 
-def _parts(images: Images) -> Iterator[Images]:
-    for start in range(0, len(images), _BATCH):
-        yield images[start : start + _BATCH]
+def _parts(run: Any, images: Images) -> Iterator[Images]:
+    batch = run.get_inputs()[0].shape[0]
+    return batches(images, _BATCH, batch if isinstance(batch, int) else None)
 
 
 def _divergence(found: Probabilities, origin: Probabilities) -> float:

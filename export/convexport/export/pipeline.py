@@ -87,7 +87,7 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
         batch = images_at_once(onnx.load_from_string(built[BASE].data), measures.MAX_BATCH, gate.VALUES_AT_ONCE)
         del built  # the files are written, and the gate needs the memory
         if options.engines is not None:
-            engines = build_engines(draft, manifest.variants, options.engines, progress)
+            engines = build_engines(draft, manifest, options.engines, progress)
             manifest = msgspec.structs.replace(manifest, engines=engines, files=dict(draft.files))
         draft.describe(manifest)
         title = dataset.title if dataset and not options.verify_data else ""
@@ -179,6 +179,7 @@ def _draft(
         name=name,
         model=Model(name=facts.model, arguments=facts.arguments, parameters=facts.parameters),
         input=facts.input,
+        batch=facts.batch,
         normalization=facts.normalization,
         activation=facts.activation,
         thresholds=facts.thresholds,

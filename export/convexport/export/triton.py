@@ -72,9 +72,11 @@ def write_repository(bundle: Path, directory: Path) -> Repository:
 
 def config(manifest: Manifest, model: _Model) -> str:
     """The text of `config.pbtxt`."""
-    shape = ", ".join(map(str, (manifest.input.height, manifest.input.width, manifest.input.channels)))
+    fixed = () if manifest.batch is None else (manifest.batch,)
+    size = manifest.input
+    shape = ", ".join(map(str, (*fixed, size.height, size.width, size.channels)))
     preferred = ", ".join(str(size) for size in sorted({8, 32, model.max_batch}) if size <= model.max_batch)
-    classes = len(manifest.classes)
+    classes = ", ".join(map(str, (*fixed, len(manifest.classes))))
     picture = f"data_type: TYPE_UINT8 dims: [ {shape} ]"
     output = f'name: "probabilities" data_type: TYPE_FP32 dims: [ {classes} ] label_filename: "labels.txt"'
     delay = f"max_queue_delay_microseconds: {QUEUE_DELAY_MICROSECONDS}"
@@ -85,15 +87,17 @@ def config(manifest: Manifest, model: _Model) -> str:
     warmups = "".join(
         f'model_warmup {{ name: "batch of {size}" batch_size: {size} '
         f'inputs {{ key: "images" value {{ {picture} zero_data: true }} }} }}\n'
-        for size in sorted({1, model.max_batch})
+        for size in sorted({1, model.max_batch or 1})
     )
+    # A batch of fixed size is a dimension like the others to the server, which then forms none of its own.
+    batching = f"dynamic_batching {{ preferred_batch_size: [ {preferred} ] {delay} }}\n" if model.max_batch else ""
     return (
         f'name: "{model.name}"\n'
         f'backend: "{model.backend}"\n'
         f"max_batch_size: {model.max_batch}\n"
         f'input {{ name: "images" {picture} }}\n'
         f"output {{ {output} }}\n"
-        f"dynamic_batching {{ preferred_batch_size: [ {preferred} ] {delay} }}\n"
+        f"{batching}"
         f"instance_group {{ kind: {model.kind}{_profiles(model.profiles)} }}\n"
         f'default_model_filename: "{next(iter(model.files))}"\n'
         f"{plans}{warmups}"
@@ -113,10 +117,11 @@ def _models(manifest: Manifest) -> tuple[list[_Model], tuple[str, ...]]:
             continue
         name = f"{re.sub(_SUFFIX, '', manifest.name)}-{precision}"
         files = {"model.onnx": manifest.variants[precision].file}
-        models.append(_Model(name, "onnxruntime", MAX_BATCH, EXPORTS[precision].triton_kind, files))
+        largest = 0 if manifest.batch else MAX_BATCH
+        models.append(_Model(name, "onnxruntime", largest, EXPORTS[precision].triton_kind, files))
         plans = [one for one in manifest.engines if one.key.precision == precision and one.key.flavor == "tensorrt"]
         if plans:
-            models.append(_plan_model(f"{name}-tensorrt", plans))
+            models.append(_plan_model(f"{name}-tensorrt", plans, fixed=manifest.batch is not None))
     notes = tuple(
         f"{one.file} is left out: Triton's TensorRT back end cannot load plans of TensorRT for RTX"
         for one in manifest.engines
@@ -125,13 +130,13 @@ def _models(manifest: Manifest) -> tuple[list[_Model], tuple[str, ...]]:
     return models, notes
 
 
-def _plan_model(name: str, plans: list[Engine]) -> _Model:
+def _plan_model(name: str, plans: list[Engine], *, fixed: bool) -> _Model:
     """The plans of one precision: the server chooses by the compute capability of its GPU."""
     by_capability = {capability: one.file for one in plans for capability in one.key.compute_capabilities}
     return _Model(
         name,
         "tensorrt",
-        min(one.key.profiles[-1][2] for one in plans),
+        0 if fixed else min(one.key.profiles[-1][2] for one in plans),
         "KIND_GPU",
         {_plan_name(capability): file for capability, file in by_capability.items()},
         min(len(one.key.profiles) for one in plans),

@@ -15,7 +15,7 @@ from convexport.runtime.formats import manifest_2, manifest_checks
 from convexport.runtime.formats.growth import Format
 from convexport.runtime.precision import Precision
 
-FORMAT = "3.1"
+FORMAT = "3.2"
 
 Framing = Literal["crop", "pad", "stretch"]
 Ink = Literal["any", "light-on-dark"]
@@ -269,12 +269,14 @@ class Manifest(Part, frozen=True, kw_only=True):
 
     `activation` is what the graph ends in: `softmax`, whose probabilities sum to 1, or `sigmoid`, where an image may
     have several labels: each whose probability reaches its one of `thresholds`, which are 0.5 where there are none.
+    `batch` is the one size of batch that every graph takes, if it is fixed: smaller ones are padded to it (since 3.2).
     """
 
     format: Annotated[str, msgspec.Meta(pattern=r"^3\.[0-9]+$")]
     name: str
     model: Model
     input: Input
+    batch: Count | None = None
     normalization: Normalization
     activation: Activation = "softmax"
     thresholds: tuple[Probability, ...] = ()

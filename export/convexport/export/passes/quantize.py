@@ -19,8 +19,9 @@ import onnx
 from numpy.typing import NDArray
 
 from convexport.export.element_types import COMPUTE
-from convexport.export.passes.at_once import images_at_once
+from convexport.export.passes.at_once import batches, images_at_once
 from convexport.export.passes.describe import INPUT, properties_of, set_properties
+from convexport.export.passes.dynamic_batch import static_batch
 from convexport.runtime.devices import import_library
 from convexport.runtime.errors import StorageError, UsageError, first_line
 
@@ -109,7 +110,8 @@ def quantize(fp32: bytes, images: NDArray[np.uint8], options: Int8Options, form:
     with _temporary_folder() as folder:
         source, target = folder / "fp32.onnx", folder / "int8.onnx"
         onnx.save(model, source)
-        _quantize_file(source, target, _reader(images, images_at_once(model, CALIBRATION_BATCH)), options, form)
+        parts = list(batches(images, images_at_once(model, CALIBRATION_BATCH), static_batch(model)))
+        _quantize_file(source, target, _reader(parts), options, form)
         quantized = onnx.load(target)
     set_properties(quantized, {**properties, "convexport.precision": "int8"})
     quantized.producer_name, quantized.producer_version = model.producer_name, model.producer_version
@@ -162,21 +164,19 @@ def _temporary_folder() -> Iterator[Path]:
         ) from error
 
 
-def _reader(images: NDArray[np.uint8], size: int) -> Any:
-    """`images` in batches of `size`, as onnxruntime's calibration reads them."""
+def _reader(parts: list[NDArray[np.uint8]]) -> Any:
+    """Batches of images, as onnxruntime's calibration reads them."""
     from onnxruntime.quantization import CalibrationDataReader
-
-    batches = [images[start : start + size] for start in range(0, len(images), size)]
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.set_range(0, len(batches))
+            self.set_range(0, len(parts))
 
         def __len__(self) -> int:
-            return len(batches)
+            return len(parts)
 
         def set_range(self, start_index: int, end_index: int) -> None:
-            self.left = iter(batches[start_index:end_index])
+            self.left = iter(parts[start_index:end_index])
 
         def get_next(self) -> dict[str, NDArray[np.uint8]] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
             batch = next(self.left, None)

@@ -32,14 +32,15 @@ class Shell:
         rename_values(graph, {**taken, graph.input[0].name: PIXELS, graph.output[0].name: ANSWER})
         nodes = [*self._front(graph), *graph.node, *self._behind(graph)]
         size = self.facts.input
-        images: list[int | str | None] = ["batch", size.height, size.width, size.channels]
-        answers: list[int | str | None] = ["batch", len(self.facts.classes["en"])]
+        batch = self.facts.batch or "batch"
+        images: list[int | str | None] = [batch, size.height, size.width, size.channels]
+        answers: list[int | str | None] = [batch, len(self.facts.classes["en"])]
         for field in ("input", "output", "node"):
             graph.ClearField(field)
         graph.node.extend(nodes)
         graph.input.append(helper.make_tensor_value_info(INPUT, TensorProto.UINT8, images))
         graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, answers))
-        planes: list[int | str | None] = ["batch", size.channels, size.height, size.width]
+        planes: list[int | str | None] = [batch, size.channels, size.height, size.width]
         for name, kind, shape in ((PIXELS, TensorProto.FLOAT, planes), (ANSWER, TensorProto.FLOAT, answers)):
             if all(value.name != name for value in graph.value_info):
                 graph.value_info.append(helper.make_tensor_value_info(name, kind, shape))

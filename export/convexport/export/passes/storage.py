@@ -14,8 +14,9 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from convexport.export.passes.at_once import images_at_once
+from convexport.export.passes.at_once import batches, images_at_once
 from convexport.export.passes.describe import INPUT, OUTPUT
+from convexport.export.passes.dynamic_batch import static_batch
 from convexport.export.passes.names import subgraphs
 from convexport.runtime.devices import import_library
 
@@ -127,6 +128,7 @@ class Fp16Emulation:
         largest: The largest |value| of each stored tensor before storage, over all images.
         weights: The effect on each weight tensor.
         batch: How many images are computed at once, fewer where the graph's values are large.
+        fixed: The one size of batch that the graph takes, if it is fixed.
     """
 
     fp16: bytes
@@ -134,6 +136,7 @@ class Fp16Emulation:
     largest: dict[str, float] = field(default_factory=dict)
     weights: dict[str, WeightStorage] = field(default_factory=dict)
     batch: int = field(init=False)
+    fixed: int | None = field(init=False)
 
     def __post_init__(self) -> None:
         model = onnx.load_from_string(self.fp16)
@@ -141,7 +144,7 @@ class Fp16Emulation:
         for tensor in onnx.load_from_string(self.fp32).graph.initializer:
             if tensor.name in half:
                 self.weights[tensor.name] = weight_storage(numpy_helper.to_array(tensor))
-        self.batch = images_at_once(model, _MOST_AT_ONCE)
+        self.batch, self.fixed = images_at_once(model, _MOST_AT_ONCE), static_batch(model)
         self._rounded = emulate_storage(model)
         self._session = _session(model.SerializeToString())
 
@@ -169,14 +172,14 @@ class Fp16Emulation:
         """uint8 [N, H, W, C] -> probabilities float32 [N, K]."""
         names = [OUTPUT, *(f"{name}{_LARGEST}" for name in self._rounded)]
         rows = []
-        for start in range(0, len(images), self.batch):
-            found, *largest = self._session.run(names, {INPUT: images[start : start + self.batch]})
+        for batch in batches(images, self.batch, self.fixed):
+            found, *largest = self._session.run(names, {INPUT: batch})
             rows.append(found)
             for name, value in zip(self._rounded, largest, strict=True):
                 # A NaN comes from an earlier infinity; once a maximum is NaN it stays NaN.
                 size = float(value) if value == value else float("inf")
                 self.largest[name] = max(self.largest.get(name, 0.0), size)
-        return np.concatenate(rows)
+        return np.concatenate(rows)[: len(images)]
 
 
 def _session(data: bytes) -> Any:

@@ -27,6 +27,7 @@ class Facts:
         parameters: How many values the network has learned.
         classes: Labels by language, in the order of the outputs; `en` is always there.
         input: The size that it takes, and how an image is resized to it.
+        batch: The one size of batch that its graph takes, if it is fixed.
         normalization: `(pixel / 255 - mean) / std`, in the order red, green, blue.
         answers: What its outputs are. Behind probabilities there is no second softmax, and no second sigmoid.
         activation: What makes probabilities of its logits: `sigmoid` where an image may have several labels.
@@ -46,6 +47,7 @@ class Facts:
     parameters: int
     classes: dict[str, tuple[str, ...]]
     input: Input
+    batch: int | None = None
     normalization: Normalization
     answers: Answers = "logits"
     activation: Activation = "softmax"

@@ -157,25 +157,30 @@ def network_of_graph(model: onnx.ModelProto, path: Path, sha256: str, stated: Fo
         ) from error
     if answers.shape[1] < 2:
         raise CheckpointError(f"{where}: it returns one number for each image", "export a network with two classes")
-    core = _core_of(model, signature, size, answers.shape[1])
     kind, activation = kind_of_answers(answers, stated.activation, where)
-    taken_off = kind == "probabilities" and activation == "softmax" and _takes_softmax_off(core)
+    core = _proved_core(
+        model, run, size, noise, where, ends_in_softmax=(kind, activation) == ("probabilities", "softmax")
+    )
     facts = Facts(
         name=name_of(path.stem, None),
         model=path.name,
-        parameters=sum(int(np.prod(tensor.dims)) for tensor in core.graph.initializer),
+        parameters=sum(int(np.prod(tensor.dims)) for tensor in core.model.graph.initializer),
         classes=facts_stated.classes_of(stated, known, answers.shape[1], where),
         input=size,
+        batch=core.batch,
         normalization=normalization,
-        answers="logits" if taken_off else kind,
+        answers="logits" if core.taken_off else kind,
         activation=activation,
         thresholds=facts_stated.thresholds_of(stated, activation, answers.shape[1]),
         dataset=data_of(f"ONNX file {path.name}, made elsewhere by {model.producer_name or 'an unnamed tool'}"),
         sha256=sha256,
     )
-    _prove(core, run, noise, taken_off=taken_off, where=where)
-    network = _BehindSoftmax if taken_off else OnnxNetwork
-    return network(data, core, signature, facts)
+    network = (_BehindSoftmax if core.taken_off else OnnxNetwork)(data, core.model, signature, facts)
+    if core.batch is not None:
+        network.remarks = (
+            f"{where} gives its own answers in batches of {core.batch} only: its batch stays fixed, and is filled up",
+        )
+    return network
 
 
 class _BehindSoftmax(OnnxNetwork):
@@ -299,7 +304,36 @@ def _noise(size: Input) -> NDArray[np.float32]:
     return np.random.default_rng(0).integers(0, 2, shape).astype(np.float32)
 
 
-def _core_of(model: onnx.ModelProto, signature: Signature, size: Input, classes: int) -> onnx.ModelProto:
+@dataclass(frozen=True)
+class _Core:
+    """A core that was proved: its graph, the size of its batch if it is fixed, and whether a softmax was taken off."""
+
+    model: onnx.ModelProto
+    batch: int | None
+    taken_off: bool
+
+
+def _proved_core(
+    model: onnx.ModelProto, run: Runner, size: Input, pixels: NDArray[np.float32], where: str, *, ends_in_softmax: bool
+) -> _Core:
+    """The core with a dynamic batch, or else with the file's own. Raises `CheckpointError` if neither answers alike."""
+    fixed, expected = run.signature.batch, run(pixels)
+    for batch in (None, fixed):
+        core = _core_of(model, run.signature, size, expected.shape[1], batch)
+        taken_off = ends_in_softmax and _takes_softmax_off(core)
+        try:
+            _prove(core, run, pixels, expected, batch=batch, taken_off=taken_off, where=where)
+        except CheckpointError:
+            if batch == fixed:
+                raise
+        else:
+            break
+    return _Core(core, batch, taken_off)
+
+
+def _core_of(
+    model: onnx.ModelProto, signature: Signature, size: Input, classes: int, batch: int | None
+) -> onnx.ModelProto:
     """float32 [batch, C, H, W] -> [batch, K], whatever the form of the file's input and output."""
     import onnxscript.optimizer
 
@@ -315,13 +349,14 @@ def _core_of(model: onnx.ModelProto, signature: Signature, size: Input, classes:
         getattr(graph, field).extend(copies)
     if signature.dtype is np.float16:
         widen(core)
-    make_batch_dynamic(core)
-    _adapt(graph, signature, size, classes)
+    if batch is None:
+        make_batch_dynamic(core)
+    _adapt(graph, signature, size, [batch or "batch", classes])
     core = onnxscript.optimizer.optimize(core)
     return onnx.shape_inference.infer_shapes(core, data_prop=True)
 
 
-def _adapt(graph: onnx.GraphProto, signature: Signature, size: Input, classes: int) -> None:
+def _adapt(graph: onnx.GraphProto, signature: Signature, size: Input, answer: list[int | str]) -> None:
     """Nodes before and after a graph that convert its input and output."""
     front: list[onnx.NodeProto] = []
     name = "core.pixels"
@@ -348,9 +383,9 @@ def _adapt(graph: onnx.GraphProto, signature: Signature, size: Input, classes: i
     graph.node.extend(
         [*front, *nodes, helper.make_node("Flatten", ["core.given"], ["core.answer"], name="core.answer")]
     )
-    planes = ["batch", size.channels, size.height, size.width]
+    planes = [answer[0], size.channels, size.height, size.width]
     graph.input[0].CopyFrom(helper.make_tensor_value_info("core.pixels", TensorProto.FLOAT, planes))
-    graph.output[0].CopyFrom(helper.make_tensor_value_info("core.answer", TensorProto.FLOAT, ["batch", classes]))
+    graph.output[0].CopyFrom(helper.make_tensor_value_info("core.answer", TensorProto.FLOAT, answer))
 
 
 def _takes_softmax_off(core: onnx.ModelProto) -> bool:
@@ -375,12 +410,24 @@ def _takes_softmax_off(core: onnx.ModelProto) -> bool:
     return True
 
 
-def _prove(core: onnx.ModelProto, run: Runner, pixels: NDArray[np.float32], *, taken_off: bool, where: str) -> None:
-    """Checks that core and file give the same answers in batches of 1, 2, 3 and 7. Raises `CheckpointError` if not."""
-    signature = Signature(core.graph.input[0].name, core.graph.output[0].name, "NCHW", np.float32, None, 3, None)
+def _prove(
+    core: onnx.ModelProto,
+    run: Runner,
+    pixels: NDArray[np.float32],
+    expected: NDArray[np.float32],
+    *,
+    batch: int | None,
+    taken_off: bool,
+    where: str,
+) -> None:
+    """Checks that core and file give the same answers in batches of 1, 2, 3 and 7, or in batches filled up to `batch`.
+
+    Raises:
+        CheckpointError: They do not.
+    """
+    form = Signature(core.graph.input[0].name, core.graph.output[0].name, "NCHW", np.float32, None, 3, batch)
     try:
-        ours = Runner(core.SerializeToString(), signature)
-        expected = run(pixels)
+        ours = Runner(core.SerializeToString(), form)
         allowed = _ALLOWED_HALF if run.signature.dtype is np.float16 else _ALLOWED
         for count in _PROOF:
             found = ours(pixels[:count])

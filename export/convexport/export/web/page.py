@@ -66,7 +66,7 @@ def write_page(bundle: Path, out: Path, runtime: WebRuntime, precision: Precisio
 
     Raises:
         BundleError: The bundle is damaged.
-        UsageError: The bundle has no such variant, or gives an image several labels.
+        UsageError: The bundle has no such variant, gives an image several labels, or takes several images at once.
         StorageError: The page cannot be written.
     """
     with open_bundle(bundle, verify=True) as opened:
@@ -74,6 +74,11 @@ def write_page(bundle: Path, out: Path, runtime: WebRuntime, precision: Precisio
         if manifest.activation != "softmax":
             raise UsageError(
                 f"{manifest.name} gives an image several labels, which the page does not show", "leave out the page"
+            )
+        if (manifest.batch or 1) > 1:
+            raise UsageError(
+                f"{manifest.name} takes {manifest.batch} images at once, and the page has one",
+                "leave out the page, or export the network again with a dynamic batch",
             )
         sizes = {name: manifest.files[variant.file].bytes for name, variant in manifest.variants.items()}
         chosen = precision or min(sizes, key=sizes.__getitem__)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from convexport.runtime.devices import Device
 
-__all__ = ["INPUT", "OUTPUT", "Backend", "Images", "Probabilities", "pieces"]
+__all__ = ["INPUT", "OUTPUT", "Backend", "Images", "Probabilities", "filled", "pieces"]
 
 Images = NDArray[np.uint8]
 """A batch of images of the model's size: uint8 [N, H, W, C]."""
@@ -84,6 +84,13 @@ class Backend(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def filled(images: Images, size: int | None) -> Images:
+    """The batch with black images behind it, up to `size`, where a graph takes batches of one size only."""
+    if size is None or len(images) >= size:
+        return images
+    return np.concatenate([images, np.zeros((size - len(images), *images.shape[1:]), np.uint8)])
 
 
 def pieces(images: Images, size: int) -> Iterator[Images]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from convexport.runtime.backends.base import INPUT, OUTPUT, Backend, Images, Probabilities, pieces
+from convexport.runtime.backends.base import INPUT, OUTPUT, Backend, Images, Probabilities, filled, pieces
 from convexport.runtime.backends.registry import DeviceKind, Obstacle, Opened
 from convexport.runtime.devices import (
     BATCHES,
@@ -52,7 +52,8 @@ _GPU_WHEEL = "pip uninstall -y onnxruntime && pip install 'convexport[gpu]'"
 class OnnxRuntimeBackend(Backend):
     """Runs an ONNX file with input `images` uint8 [batch, H, W, C] and output `probabilities` float32 [batch, K].
 
-    On a GPU batches are padded to powers of two up to `max_batch`, so that only few shapes occur.
+    Where the graph's batch has a fixed size, every batch is padded to it. Else batches on a GPU are padded to powers of
+    two up to `max_batch`, so that only few shapes occur.
 
     Args:
         model: The bytes of the ONNX file.
@@ -91,7 +92,7 @@ class OnnxRuntimeBackend(Backend):
             *(RuntimeError, ValueError, MemoryError),  # raised by its Python code, and by its bindings for bad_alloc
         )
         self._session: Any = self._create(model)
-        self._classes = self._check_graph()
+        self._classes, self._fixed = self._check_graph()
         self._slots: SimpleQueue[_Slot] = SimpleQueue()
         self._workers: ThreadPoolExecutor | None = None
         if device.kind == "cuda":
@@ -100,13 +101,13 @@ class OnnxRuntimeBackend(Backend):
             # Two threads with their own buffers: ONNX Runtime gives each a stream, so copies and compute overlap.
             self._workers = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="convexport-cuda")
             for _ in range(IN_FLIGHT):
-                self._slots.put(_Slot(self._ort, self._session, device, self._classes))
+                self._slots.put(_Slot(self._ort, self._session, device, self._classes, self._fixed))
             self._prove()
 
     def run(self, images: Images) -> Probabilities:
         """uint8 [N, H, W, C] -> float32 [N, K], at most `max_batch` of them at once."""
         self._check_open()
-        parts = [self._run(part) for part in pieces(images, self.max_batch)]
+        parts = [self._run(part) for part in pieces(images, self._fixed or self.max_batch)]
         if len(parts) == 1:
             return parts[0]
         return np.concatenate(parts) if parts else np.zeros((0, self._classes), np.float32)
@@ -221,8 +222,8 @@ class OnnxRuntimeBackend(Backend):
                 "pip install 'convexport[gpu]'",
             )
 
-    def _check_graph(self) -> int:
-        """Checks the graph's inputs and outputs -> its number of classes."""
+    def _check_graph(self) -> tuple[int, int | None]:
+        """Checks the graph's inputs and outputs -> its number of classes, and the size of its batch if it is fixed."""
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         found = [(value.name, value.type, len(value.shape)) for value in (*inputs, *outputs)]
         if found != [(INPUT, "tensor(uint8)", 4), (OUTPUT, "tensor(float)", 2)]:
@@ -233,7 +234,8 @@ class OnnxRuntimeBackend(Backend):
         classes = outputs[0].shape[1]
         if not isinstance(classes, int):
             raise BundleError("the graph does not say how many classes it has", "export the bundle again")
-        return classes
+        batch = inputs[0].shape[0]
+        return classes, batch if isinstance(batch, int) else None
 
     def _run(self, images: Images) -> Probabilities:
         try:
@@ -243,7 +245,8 @@ class OnnxRuntimeBackend(Backend):
                     return slot.run(images, self.max_batch)
                 finally:
                     self._slots.put(slot)
-            probabilities: Probabilities = self._session.run([OUTPUT], {INPUT: np.ascontiguousarray(images)})[0]
+            batch = np.ascontiguousarray(filled(images, self._fixed))
+            probabilities: Probabilities = self._session.run([OUTPUT], {INPUT: batch})[0][: len(images)]
         except self._errors as error:
             raise self._translated(error, f"failed on {len(images)} images") from error
         return probabilities
@@ -266,18 +269,15 @@ class OnnxRuntimeBackend(Backend):
 class _Slot:
     """Device buffers for one batch in flight, one pair for each padded size."""
 
-    def __init__(self, ort: Any, session: Any, device: Device, classes: int) -> None:
-        self._ort, self._session, self._device, self._classes = ort, session, device, classes
+    def __init__(self, ort: Any, session: Any, device: Device, classes: int, fixed: int | None) -> None:
+        self._ort, self._session, self._device, self._classes, self._fixed = ort, session, device, classes, fixed
         self._bindings: dict[tuple[int, ...], tuple[Any, Any, Any]] = {}
 
     def run(self, images: Images, max_batch: int) -> Probabilities:
         count = len(images)
-        size = min(max_batch, 1 << (count - 1).bit_length())
+        size = self._fixed or min(max_batch, 1 << (count - 1).bit_length())
         binding, device_input, device_output = self._bound((size, *images.shape[1:]))
-        padded: Images = np.ascontiguousarray(images)
-        if count < size:
-            padded = np.concatenate([images, np.zeros((size - count, *images.shape[1:]), np.uint8)])
-        device_input.update_inplace(padded)
+        device_input.update_inplace(np.ascontiguousarray(filled(images, size)))
         self._session.run_with_iobinding(binding)
         probabilities: Probabilities = device_output.numpy()[:count]
         return probabilities

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convexport.runtime.backends.base import INPUT, OUTPUT, Backend, Images, Probabilities, pieces
+from convexport.runtime.backends.base import INPUT, OUTPUT, Backend, Images, Probabilities, filled, pieces
 from convexport.runtime.backends.registry import DeviceKind, Obstacle, Opened
 from convexport.runtime.devices import BATCHES, Device, available_cores, import_library
 from convexport.runtime.errors import BackendError, BundleError, DeviceError, first_line
@@ -28,6 +28,8 @@ _MEMORY = ("bad_alloc", "allocate", "out of memory")
 
 class OpenVINOBackend(Backend):
     """Runs an ONNX file with input `images` uint8 [batch, H, W, C] and output `probabilities` float32 [batch, K].
+
+    Where the graph's batch has a fixed size, every batch is padded to it.
 
     Args:
         model: The bytes of the ONNX file.
@@ -50,7 +52,7 @@ class OpenVINOBackend(Backend):
         library = load_openvino()
         self.version = str(library.__version__).partition("-")[0]
         self._compiled: Any = self._compile(library, model, threads)
-        self._classes = self._check_graph()
+        self._classes, self._fixed = self._check_graph()
         # A request serves one thread at a time; each thread takes one from here or creates one.
         self._requests: SimpleQueue[Any] = SimpleQueue()
 
@@ -58,7 +60,7 @@ class OpenVINOBackend(Backend):
         """uint8 [N, H, W, C] -> float32 [N, K], at most `max_batch` of them at once."""
         if self._compiled is None:
             raise BackendError("the OpenVINO back end is closed", "open it again")
-        parts = [self._run(part) for part in pieces(images, self.max_batch)]
+        parts = [self._run(part) for part in pieces(images, self._fixed or self.max_batch)]
         return np.concatenate(parts) if parts else np.zeros((0, self._classes), np.float32)
 
     def close(self) -> None:
@@ -89,8 +91,8 @@ class OpenVINOBackend(Backend):
             )
         return compiled
 
-    def _check_graph(self) -> int:
-        """Checks the graph's inputs and outputs -> its number of classes."""
+    def _check_graph(self) -> tuple[int, int | None]:
+        """Checks the graph's inputs and outputs -> its number of classes, and the size of its batch if it is fixed."""
         found = [
             (value.any_name, value.element_type.to_string(), len(value.partial_shape))
             for value in (*self._compiled.inputs, *self._compiled.outputs)
@@ -103,7 +105,8 @@ class OpenVINOBackend(Backend):
         classes = self._compiled.outputs[0].partial_shape[1]
         if classes.is_dynamic:
             raise BundleError("the graph does not say how many classes it has", "export the bundle again")
-        return int(classes.get_length())
+        batch = self._compiled.inputs[0].partial_shape[0]
+        return int(classes.get_length()), int(batch.get_length()) if batch.is_static else None
 
     def _run(self, images: Images) -> Probabilities:
         try:
@@ -111,8 +114,8 @@ class OpenVINOBackend(Backend):
         except Empty:
             request = self._compiled.create_infer_request()
         try:
-            answer = request.infer({0: np.ascontiguousarray(images)}, share_inputs=True)[0]
-            probabilities: Probabilities = np.array(answer)  # its memory belongs to the request
+            answer = request.infer({0: np.ascontiguousarray(filled(images, self._fixed))}, share_inputs=True)[0]
+            probabilities: Probabilities = np.array(answer[: len(images)])  # its memory belongs to the request
         except (RuntimeError, ValueError, TypeError, MemoryError) as error:
             reason = _reason(error)
             if isinstance(error, MemoryError) or any(word in reason.lower() for word in _MEMORY):

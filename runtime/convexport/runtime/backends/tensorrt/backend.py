@@ -58,7 +58,7 @@ class TensorRTBackend(Backend):
         self._busy = False
         self._engine: LoadedEngine | None = LoadedEngine(module or load_tensorrt(plan.key.flavor), plan)
         wanted = options.max_batch or self._engine.max_batch
-        self.max_batch = min(wanted, self._engine.max_batch)
+        self.max_batch = max(min(wanted, self._engine.max_batch), self._engine.min_batch)
         try:
             while not self._make_slots(self._engine, options):
                 halved = self.max_batch // 2
@@ -77,7 +77,7 @@ class TensorRTBackend(Backend):
                 self._slots.append(slot)
                 slot.open(graphs=options.graphs)
         except OutOfDeviceMemory:
-            if self.max_batch == 1:
+            if self.max_batch // 2 < engine.min_batch:
                 raise
             self._free_slots()
             return False
@@ -124,9 +124,9 @@ class TensorRTBackend(Backend):
 
     def measure_compute(self, batch: int, repeats: int) -> list[float]:
         """Seconds of the network alone, `repeats` times: `batch` images stay on the device and no result comes back."""
-        self._open_engine()
-        if not 1 <= batch <= self.max_batch:
-            raise UsageError(f"batch {batch}: this engine takes 1 to {self.max_batch}")
+        engine = self._open_engine()
+        if not engine.min_batch <= batch <= self.max_batch:
+            raise UsageError(f"batch {batch}: this engine takes {engine.min_batch} to {self.max_batch}")
         self._cuda.use()
         try:
             return self._slots[0].measure(batch, repeats)

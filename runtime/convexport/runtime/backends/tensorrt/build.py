@@ -41,14 +41,15 @@ class BuildOptions:
 
     `flavor` None means the installed one. Empty `compute_capabilities` mean `RTX_TARGETS` for RTX and this machine's
     GPU `device_index` for `tensorrt`. `batches` are the buckets: each gets an optimization profile that is tuned for it
-    and reaches down to the bucket below. `timing_cache` are bytes of an earlier build (`tensorrt` only). `name` is the
-    graph's name in error messages.
+    and reaches down to the bucket below. `fixed` replaces them where the graph takes batches of one size only.
+    `timing_cache` are bytes of an earlier build (`tensorrt` only). `name` is the graph's name in error messages.
     """
 
     precision: Precision
     flavor: str | None = None
     compute_capabilities: tuple[str, ...] = ()
     batches: tuple[int, ...] = BATCHES
+    fixed: int | None = None
     workspace_bytes: int = 1 << 30
     device_index: int = 0
     timing_cache: bytes = b""
@@ -115,7 +116,7 @@ def engine_key(onnx_sha256: str, options: BuildOptions, module: Any) -> EngineKe
         version=module.__version__,
         compute_capabilities=_targets(options, module),
         precision=options.precision,
-        profiles=profiles(options.batches),
+        profiles=profiles(options.batches) if (n := options.fixed) is None else ((n, n, n),),
     )
 
 

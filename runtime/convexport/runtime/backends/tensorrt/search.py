@@ -214,6 +214,7 @@ class _Search:
                 flavor=name,
                 compute_capabilities=(capability,),
                 batches=(*BATCHES[:-1], largest),
+                fixed=request.bundle.manifest.batch,
                 device_index=request.device.index,
                 name=self._onnx,
             )

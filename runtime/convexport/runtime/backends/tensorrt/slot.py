@@ -55,6 +55,7 @@ class LoadedEngine:
             for index in range(self._engine.num_optimization_profiles)
         ]
         self.profiles = [(int(low[0]), int(high[0])) for low, _, high in shapes]
+        self.min_batch = min(low for low, _ in self.profiles)
         self.max_batch = max(high for _, high in self.profiles)
 
     def check(self, images: Images) -> None:
@@ -150,10 +151,11 @@ class Slot:
         self._rows = len(images)
         if not self._rows:
             return
+        computed = max(self._rows, self._engine.min_batch)  # what is left in the rows behind is computed with them
         self._images[: images.size].reshape(images.shape)[...] = images
-        graph = self._graphs.get(self._rows)
+        graph = self._graphs.get(computed)
         if graph is None:
-            self._enqueue(self._rows)
+            self._enqueue(computed)
         else:
             self._idle = False
             self._cuda.graph_launch(graph, self._stream)
