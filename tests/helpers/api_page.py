@@ -13,7 +13,7 @@ from types import FunctionType
 from convexport import runtime
 
 GROUPS = {
-    "Classifying": ("Classifier", "Options", "Source", "Given", "Progress", "find_images"),
+    "Classifying": ("Classifier", "Options", "Source", "Given", "Progress", "Profile", "find_images"),
     "Records": ("Record", "Prediction", "Candidate", "Failure", "Problem", "to_table"),
     "Bundles": ("open_bundle", "Bundle", "GoldenResult"),
     "Back ends": ("Backend", "FakeBackend", "Device", "Images", "Probabilities"),

@@ -79,7 +79,7 @@ import os, signal, time
 from convexport.runtime import decoding, workers
 workers.LIMIT_BYTES = 256 << 20
 load = decoding.load_image
-def odd(source, input, *, name=None):
+def odd(source, input, *, name=None, now=None):
     if name and name.startswith("kill"):
         os.kill(os.getpid(), signal.SIGKILL)
     if name and name.startswith("sleep"):

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from convexport.runtime.inputs import Given, Source
     from convexport.runtime.options import Options
+    from convexport.runtime.profiling import Profile
     from convexport.runtime.records import Candidate, Failure, Prediction, Problem, Record, to_table
     from convexport.runtime.searching import find_images
 
@@ -63,6 +64,7 @@ __all__ = [
     "Prediction",
     "Probabilities",
     "Problem",
+    "Profile",
     "Progress",
     "Record",
     "Source",
@@ -84,6 +86,7 @@ _HOMES = {
     "inputs": ("Given", "Source"),
     "searching": ("find_images",),
     "options": ("Options",),
+    "profiling": ("Profile",),
     "records": ("Candidate", "Failure", "Prediction", "Problem", "Record", "to_table"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -10,22 +10,22 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from msgspec import UNSET, UnsetType
 
+from convexport.runtime.answered import Answered
 from convexport.runtime.backends.answers import checked_stream
 from convexport.runtime.backends.base import Backend, Images, Probabilities
 from convexport.runtime.backends.proof import GoldenResult, golden_results
 from convexport.runtime.bundle import Bundle
-from convexport.runtime.decoding import Batch, Picture
+from convexport.runtime.decoding import Batch
 from convexport.runtime.devices import BATCHES
-from convexport.runtime.errors import ConvexportError, InputError, UsageError
+from convexport.runtime.errors import ConvexportError, UsageError
 from convexport.runtime.inputs import Given, several
 from convexport.runtime.manifest import Promise
 from convexport.runtime.notebooks import html_table
 from convexport.runtime.opened import Holder
 from convexport.runtime.options import Options
 from convexport.runtime.pipeline import Reading, read_batches
-from convexport.runtime.records import Candidate, Failure, Prediction, Record
+from convexport.runtime.records import Record
 from convexport.runtime.sure import promise
 
 if TYPE_CHECKING:
@@ -85,10 +85,10 @@ class Classifier:
         self.manifest = self._holder.last.bundle.manifest
         self.labels = self.manifest.labels[self.options.language]
         self.top = min(self.options.top, len(self.labels))
-        self._several = self.manifest.activation == "sigmoid"
-        self._cutoffs = self.manifest.cutoffs
         self.batch = self.options.batch or BATCHES[self._holder.last.backend.device.kind]
         self.promise = self._promise()
+        self._answered = Answered(self.manifest, self.labels, self.top, self.promise)
+        self._profile = self.options.profile
 
     @property
     def bundle(self) -> Bundle:
@@ -215,7 +215,7 @@ class Classifier:
         size = self.batch
         batches = (images[start : start + size] for start in range(0, len(images), size))
         answers = list(self._answers(batches))
-        return np.concatenate(answers) if answers else np.zeros((0, len(self.labels)), np.float32)
+        return np.concatenate(answers) if answers else self._no_answers()
 
     def self_test(self) -> list[GoldenResult]:
         """Classifies the bundle's golden images, which show whether this device computes what the export computed.
@@ -242,14 +242,18 @@ class Classifier:
         self.close()
 
     def _blocks(self, inputs: Iterable[Given], workers: int | None) -> Iterator[list[Record]]:
+        """Records by batch, each made in the stage `records` of a profile."""
+        return self._profile.during("records", self._batches(inputs, workers))
+
+    def _batches(self, inputs: Iterable[Given], workers: int | None) -> Iterator[list[Record]]:
         size = min(self.batch, len(inputs) or 1) if isinstance(inputs, Sized) else self.batch
-        reading = Reading(self.manifest.input, size, workers, self.options.channels, self.options.say)
-        batches = read_batches(inputs, reading)
+        reading = Reading(self.manifest.input, size, workers, self.options.channels, self.options.say, self._profile)
+        batches = self._profile.during("wait", read_batches(inputs, reading))
         for batch in batches:
             if len(batch.images):
                 yield from self._stream(batch, batches)
             else:
-                yield self._records(batch, np.zeros((0, len(self.labels)), np.float32))
+                yield self._answered(batch, self._no_answers(), self.backend)
 
     def _stream(self, first: Batch, batches: Iterator[Batch]) -> Iterator[list[Record]]:
         """Records until the inputs end or pause, or a batch holds no picture: it has no answer to wait for."""
@@ -263,38 +267,17 @@ class Classifier:
                 if batch.paused or not len(batch.images):
                     return
 
-        for answer in self._answers(images()):
-            yield self._records(pending.popleft(), answer)
+        for answer in self._profile.during("run", self._answers(images())):
+            yield self._answered(pending.popleft(), answer, self.backend)
         for batch in pending:
-            yield self._records(batch, np.zeros((0, len(self.labels)), np.float32))
+            yield self._answered(batch, self._no_answers(), self.backend)
 
     def _answers(self, batches: Iterable[Images]) -> Iterator[Probabilities]:
         """The back end's probabilities, checked: one for each label."""
         return checked_stream(self.backend, batches, self.manifest)
 
-    def _records(self, batch: Batch, answer: Probabilities) -> list[Record]:
-        """Answers float32 [pictures in the batch, K] -> records of the whole batch."""
-        order = np.argsort(-answer, axis=1, kind="stable")
-        order = order if self._several else order[:, : self.top]
-        ranked = np.round(np.take_along_axis(answer, order, axis=1).astype(np.float64), 6)
-        finite = np.isfinite(answer.sum(axis=1))
-        rows = zip(order.tolist(), ranked.tolist(), finite.tolist(), strict=True)
-        return [entry if isinstance(entry, Failure) else self._record(entry, *next(rows)) for entry in batch.entries]
-
-    def _record(self, picture: Picture, order: list[int], probabilities: list[float], finite: bool) -> Record:
-        if not finite:
-            where = f"{self.backend.precision} on {self.backend.device}"
-            message = f"{picture.name}: the network returned no finite number in {where}"
-            return Failure.of(picture.name, InputError(message, "try another precision", kind="not-finite"))
-        top = tuple([Candidate(self.labels[i], i, p) for i, p in zip(order, probabilities, strict=True)])
-        labels: tuple[Candidate, ...] | UnsetType = UNSET
-        if self._several:
-            labels = tuple([one for one in top if one.probability >= self._cutoffs[one.index]])
-            top = top[: self.top]
-        # The rounded number of the record, so that a reader of the record comes to the same result.
-        sure = UNSET if self.promise is None else top[0].probability >= self.promise.threshold
-        first = top[0]
-        return Prediction(picture.name, first.label, first.index, first.probability, top, picture.notes, sure, labels)
+    def _no_answers(self) -> Probabilities:
+        return np.zeros((0, len(self.labels)), np.float32)
 
     def _promise(self) -> Promise | None:
         """The bundle's promise for the option `sure`; if there is none, our own back end is closed again."""

@@ -11,6 +11,7 @@ from convexport.runtime.errors import InputError
 from convexport.runtime.images import INVERTED, load_image
 from convexport.runtime.inputs import Plain
 from convexport.runtime.manifest import Input
+from convexport.runtime.profiling import OFF, Off
 from convexport.runtime.records import Failure
 from convexport.runtime.straight import Straight, on_light_paper, small_file
 
@@ -48,16 +49,21 @@ class Batch:
 class Decoder:
     """Decodes inputs into rows of a batch. Serves any number of threads."""
 
-    def __init__(self, input: Input) -> None:
+    def __init__(self, input: Input, profile: Off = OFF) -> None:
         self.input = input
+        self._now = profile.now
         self._straight = Straight(input)
 
     def __call__(self, named: Sequence[Named], rows: Images) -> list[Entry]:
         """Fills the rows of those that can be read -> the entries of all of them."""
         entries: list[Entry] = []
         plain: list[int] = []
+        now = self._now
+        before = now("read")
         for row, (name, source) in enumerate(named):
+            now("read")
             data = small_file(source) if isinstance(source, str | PathLike) else source
+            now("decode")
             pixels = self._straight.pixels(data) if isinstance(data, bytes) else None
             if pixels is not None:
                 rows[row] = pixels
@@ -66,14 +72,16 @@ class Decoder:
             else:
                 entries.append(self._loaded(name, source if data is None else data, rows, row))
         if plain and self.input.ink == "light-on-dark":
+            now("frame")
             self._invert(plain, rows, named, entries)
+        now(before)
         return entries
 
     def _loaded(self, name: str, source: Plain | Entry, rows: Images, row: int) -> Entry:
         if isinstance(source, Picture | Failure):
             return source
         try:
-            rows[row], notes = load_image(source, self.input, name=name)
+            rows[row], notes = load_image(source, self.input, name=name, now=self._now)
         except InputError as error:
             return Failure.of(name, error)
         return Picture(name, notes)

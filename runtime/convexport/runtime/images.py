@@ -25,7 +25,7 @@ import re
 import stat
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -36,6 +36,7 @@ from convexport.runtime.errors import InputError, first_line
 from convexport.runtime.framing import GAP, frame
 from convexport.runtime.inputs import MAX_BYTES, OPEN_FLAGS, Pixels, Plain, name_of
 from convexport.runtime.manifest import Input
+from convexport.runtime.profiling import OFF
 from convexport.runtime.straight import on_light_paper
 
 INVERTED = "inverted: dark ink on light paper"
@@ -68,10 +69,13 @@ def is_image(data: bytes) -> bool:
     return kind_of(data) is not None
 
 
-def load_image(source: Plain, input: Input, *, name: str | None = None) -> tuple[Pixels, tuple[str, ...]]:
+def load_image(
+    source: Plain, input: Input, *, name: str | None = None, now: Callable[[str], object] = OFF.now
+) -> tuple[Pixels, tuple[str, ...]]:
     """An image -> (uint8 [H, W, C] of the model's size, notes); `name` is used in messages if there is no path.
 
-    `source` is a path, the bytes of a file, an array (uint8 [H, W] or [H, W, 1 to 4]) or a Pillow image. Raises
+    `source` is a path, the bytes of a file, an array (uint8 [H, W] or [H, W, 1 to 4]) or a Pillow image. `now` is told
+    the stage of `profiling` that begins. Raises
     `InputError` only; its `kind` is `missing`, `empty`, `unreadable`, `unsupported` or `too-large`.
     """
     shape = (input.height, input.width, input.channels)
@@ -82,9 +86,14 @@ def load_image(source: Plain, input: Input, *, name: str | None = None) -> tuple
     else:
         name = name or name_of(source)
         try:
+            if isinstance(source, str | os.PathLike):
+                now("read")
+                source = _read(source, name)
+            now("decode")
             image, notes = _decode(source, input, name)
             image = _flatten(_upright(image), "L" if input.channels == 1 else "RGB")
             inverted = input.ink == "light-on-dark" and _is_on_light_paper(np.asarray(image))
+            now("frame")
             if image.size != (input.width, input.height):
                 image = frame(image, input, fill=255 if inverted else 0)
             if image.mode == "L" and input.channels == 3:
@@ -99,15 +108,14 @@ def load_image(source: Plain, input: Input, *, name: str | None = None) -> tuple
     return (255 - pixels, (*notes, INVERTED)) if inverted else (pixels, notes)
 
 
-def _decode(source: Plain, input: Input, name: str) -> tuple[Image.Image, tuple[str, ...]]:
+def _decode(data: bytes | Pixels | Image.Image, input: Input, name: str) -> tuple[Image.Image, tuple[str, ...]]:
     """Any kind of image -> a loaded Pillow image within the limits, and what was done to keep it there."""
-    if isinstance(source, np.ndarray):
-        return _from_array(source, name), ()
-    if isinstance(source, Image.Image):
-        limits.check_pixels(*source.size, name)
-        source.load()
-        return source, ()
-    data = _read(source, name)
+    if isinstance(data, np.ndarray):
+        return _from_array(data, name), ()
+    if isinstance(data, Image.Image):
+        limits.check_pixels(*data.size, name)
+        data.load()
+        return data, ()
     image, kind = opened(data, name)
     jpeg = kind == "Jpeg"
     limits.check_pixels(*image.size, name, limits.MAX_SCALED_PIXELS if jpeg else limits.MAX_PIXELS)
@@ -140,10 +148,8 @@ def _from_array(array: Pixels, name: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(squeezed))
 
 
-def _read(source: str | os.PathLike[str] | bytes, name: str) -> bytes:
+def _read(source: str | os.PathLike[str], name: str) -> bytes:
     """The whole file, at most `MAX_BYTES` of it."""
-    if isinstance(source, bytes):
-        return source
     try:
         descriptor = os.open(source, OPEN_FLAGS)
         try:

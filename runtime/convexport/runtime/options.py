@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 from convexport.runtime.devices import Device
 from convexport.runtime.errors import UsageError
 from convexport.runtime.precision import PRECISIONS
+from convexport.runtime.profiling import OFF, Off
 
 if TYPE_CHECKING:
     from convexport.runtime.backends.base import Backend
@@ -53,6 +54,7 @@ class Options:
             the bundle must have measured it. None marks nothing.
         note: Called with each remark for the user, one line each; None sends them to the logger `convexport`.
         prove: Whether what serves must have passed the golden images on this machine, whoever chose it.
+        profile: Measures where the time goes, if it is a `Profile`.
 
     Raises:
         UsageError: A value is out of range, or two values exclude each other.
@@ -70,6 +72,7 @@ class Options:
     sure: float | None = None
     note: Callable[[str], None] | None = None
     prove: bool = True
+    profile: Off = OFF
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -109,3 +112,4 @@ class OptionKeys(TypedDict, total=False):
     sure: float | None
     note: Callable[[str], None] | None
     prove: bool
+    profile: Off

@@ -30,6 +30,7 @@ from convexport.runtime.devices import available_cores
 from convexport.runtime.errors import DeviceError, UsageError, first_line
 from convexport.runtime.inputs import Given, Pause, resolved
 from convexport.runtime.manifest import Input
+from convexport.runtime.profiling import OFF, Off
 from convexport.runtime.records import Failure
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Reading:
         workers: Processes that decode; 0 decodes in the caller's thread, None in threads where that pays.
         channels: The order in arrays, `rgb` or `bgr`.
         note: Hears where the system gives no processes or threads.
+        profile: Measures where the time goes.
     """
 
     input: Input
@@ -67,6 +69,7 @@ class Reading:
     workers: int | None = None
     channels: str = "rgb"
     note: Callable[[str], None] = lambda text: None
+    profile: Off = OFF
 
 
 def read_batches(sources: Iterable[Given], reading: Reading) -> Iterator[Batch]:
@@ -76,8 +79,8 @@ def read_batches(sources: Iterable[Given], reading: Reading) -> Iterator[Batch]:
         DeviceError: The memory does not suffice for a batch, or processes that decode cannot work here.
         UsageError: An input is no image at all.
     """
-    decoder = Decoder(reading.input)
-    drafts = _Drafts(sources, reading, decoder)
+    decoder = Decoder(reading.input, reading.profile)
+    drafts = _Drafts(reading.profile.during("names", sources), reading, decoder)
     crew = _Crew(reading, decoder)
     waiting: deque[_Draft] = deque()
     try:
@@ -247,7 +250,7 @@ class _Crew:
         from convexport.runtime.workers import Workers
 
         try:
-            workers = Workers(count, self._reading.input)
+            workers = Workers(count, self._reading.input, self._reading.profile)
         except OSError as error:
             self._say_none("processes", error)
             return None

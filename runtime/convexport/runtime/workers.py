@@ -30,6 +30,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 
 from convexport.runtime.errors import DeviceError, InputError
+from convexport.runtime.profiling import OFF, Off
 from convexport.runtime.records import Failure
 
 if TYPE_CHECKING:
@@ -65,9 +66,10 @@ class Workers:
     Raises `OSError` if the system cannot start its processes or threads.
     """
 
-    def __init__(self, size: int, input: Input) -> None:
+    def __init__(self, size: int, input: Input, profile: Off = OFF) -> None:
         self.size = size
         self._input = input
+        self._profile = profile
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._processes: list[_Process] = []
         self._threads: list[threading.Thread] = []
@@ -77,7 +79,7 @@ class Workers:
         atexit.register(self.close)
         try:
             for _ in range(size):
-                self._processes.append(_Process(input))
+                self._processes.append(_Process(input, profile))
             for place in range(size):
                 thread = threading.Thread(target=self._drive, args=(place,), daemon=True)
                 thread.start()
@@ -161,14 +163,15 @@ class Workers:
         if self._closed:
             raise OSError("the pool is closed")
         self._processes[place].close()
-        self._processes[place] = _Process(self._input)
+        self._processes[place] = _Process(self._input, self._profile)
 
 
 class _Process:
     """One process, and the way to it."""
 
-    def __init__(self, input: Input) -> None:
+    def __init__(self, input: Input, profile: Off) -> None:
         self._input = input
+        self._profile = profile
         self._begun = False
         self._popen = _start()
         assert self._popen.stdin is not None
@@ -179,7 +182,7 @@ class _Process:
     def begin(self) -> None:
         """Waits until it takes inputs. Raises `OSError` or `EOFError` where it never does."""
         if not self._begun:
-            _send(self._requests, self._input)
+            _send(self._requests, (self._input, self._profile))
             self._read(1, BEGIN_SECONDS)
             self._begun = True
 
@@ -191,12 +194,13 @@ class _Process:
             while self._read(1, LIMIT_SECONDS) == _STEP:
                 done += 1
             (length,) = _LENGTH.unpack(self._read(_LENGTH.size, LIMIT_SECONDS))
-            entries, found = pickle.loads(self._read(length, LIMIT_SECONDS))
+            entries, found, seconds = pickle.loads(self._read(length, LIMIT_SECONDS))
         except TimeoutError as error:
             raise _EndedError(done, slow=True) from error
         except (OSError, EOFError) as error:
             raise _EndedError(done, slow=False) from error
         rows[:] = found
+        self._profile.add(seconds)
         return cast("list[Entry]", entries)
 
     def kill(self) -> None:
@@ -239,8 +243,10 @@ def serve() -> None:
     from convexport.runtime.decoding import Decoder
 
     with suppress(EOFError, BrokenPipeError):  # the other end is gone, however it ended
-        input = _receive(sys.stdin.buffer)
-        decoder = Decoder(input)
+        input, profile = _receive(sys.stdin.buffer)
+        profile.now("")
+        profile.taken()
+        decoder = Decoder(input, profile)
         _limit_memory()
         answers.write(_STEP)
         while True:
@@ -251,7 +257,7 @@ def serve() -> None:
                 entries += decoder(named[row : row + 1], rows[row : row + 1])
                 answers.write(_STEP)
             answers.write(_ANSWER)
-            _send(answers, (entries, rows))
+            _send(answers, (entries, rows, profile.taken()))
     os._exit(0)
 
 

@@ -34,6 +34,8 @@ def run(options: argparse.Namespace) -> int:
         if getattr(options, name):
             if options.inputs:
                 raise UsageError(f"--{name.replace('_', '-')} takes no inputs, found {options.inputs[0]!r}")
+            if options.profile:
+                raise UsageError(f"--profile measures how images are classified; leave out --{name.replace('_', '-')}")
             if options.format == "csv":
                 raise UsageError(f"--{name.replace('_', '-')} cannot write csv; leave out --format")
             return mode(options)

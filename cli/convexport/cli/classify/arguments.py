@@ -12,6 +12,8 @@ from convexport.runtime.precision import PRECISIONS
 
 PROGRAM = "classify"
 FORMATS = ("text", "jsonl", "csv")
+# Options that need another one.
+LONELY = (("page", "check"), ("keep_unsure", "sure"), ("at_most", "keep_unsure"), ("profile_json", "profile"))
 # The exit code where some inputs could not be read.
 SOME_FAILED = 3
 EXAMPLES = """\
@@ -22,6 +24,7 @@ EXAMPLES = """\
   classify --lang fr plane.png                           labels in French
   classify --device cuda --backend tensorrt images/      this device and back end, or exit code 5
   classify photos/ --sure 0.98 --keep-unsure unsure/     mark unsure answers, and copy their images
+  classify photos/ --profile --output records.txt        where did the time go?
   classify --check labeled/ --page check.html            is the accuracy on these images the one that was measured?
   classify --self-test                                   does this machine compute what the export computed?
   classify --info                                        a description of the bundle
@@ -74,6 +77,14 @@ def parser() -> terminal.Parser:
     )
     add("--keep-unsure", metavar="DIR", help="with --sure: copy unsure images to this folder, ready to be labeled")
     add("--at-most", type=int, metavar="N", help="with --keep-unsure: the most images to copy (default: 100)")
+    add(
+        "--profile",
+        action="store_const",
+        const=True,
+        help="show on stderr where the time went: of the command itself, in seconds that sum to its wall time, and of "
+        "the threads and processes beside it, summed over them",
+    )
+    add("--profile-json", metavar="FILE", help="with --profile: also write that table as JSON")
     add("--page", metavar="FILE", help="with --check: also write the result as an HTML page")
     modes = result.add_mutually_exclusive_group()
     modes.add_argument(
@@ -97,7 +108,7 @@ def _or(names: Iterable[str]) -> str:
 
 def refuse_lonely(options: argparse.Namespace) -> None:
     """Refuses options without the option that they belong to."""
-    for name, needed in (("page", "check"), ("keep_unsure", "sure"), ("at_most", "keep_unsure")):
+    for name, needed in LONELY:
         if getattr(options, name) is not None and getattr(options, needed) is None:
             raise UsageError(f"--{name.replace('_', '-')} needs --{needed.replace('_', '-')}")
     if options.at_most is not None and options.at_most < 1:

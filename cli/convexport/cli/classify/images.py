@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from convexport.runtime.classifier import Classifier
     from convexport.runtime.inputs import Pause
     from convexport.runtime.keeping import Keeper
+    from convexport.runtime.profiling import Off
     from convexport.runtime.records import Failure, Record
 
 # For how many seconds the inputs are counted for the progress bar, before the first is read.
@@ -25,25 +26,45 @@ AT_MOST = 100
 
 def classify_images(options: argparse.Namespace) -> int:
     """Classifies the inputs and writes their records -> exit code."""
+    from convexport.cli.classify.profile_text import show_profile
+    from convexport.runtime.profiling import OFF, Profile
+
+    profile = Profile() if options.profile else None
+    with signals.working():
+        total, failed = _classified(options, profile or OFF)
+    if profile:
+        show_profile(profile, total, options.profile_json)
+    if not total:
+        remark("standard input named no image")
+    if failed:
+        remark(f"{failed:,} of {total:,} inputs could not be read")
+    return SOME_FAILED if failed else 0
+
+
+def _classified(options: argparse.Namespace, profile: Off) -> tuple[int, int]:
+    """Classifies the inputs and writes their records -> how many they are, and how many could not be read."""
     from convexport.runtime.records import Failure
     from convexport.runtime.searching import find_images
     from convexport.runtime.sure import stated
 
     live = "-" in options.inputs
     total = failed = 0
-    with signals.working(), open_classifier(options) as classifier, sink(options.output) as out:
+    with open_classifier(options, profile=profile) as classifier, sink(options.output) as out:
         remark(classifier.description)
         keeper = _keeper(options)
         if classifier.promise:
             remark(stated(classifier.promise, classifier.labels))
         shown = terminal.bars_are_shown() and not out.isatty()
+        profile.now("names")
         names, count = _counted(find_images(_names(options, idle=out.flush), note=remark), count=shown and not live)
         pace = terminal.Pace(count)
         with terminal.bar("classifying", shown=shown) as update:
             out.write(_header(options, classifier))
             on_terminal = out.isatty()
-            for records, lines in _lines(
-                classifier.classify_batches(names), options, classifier, on_terminal=on_terminal
+            batches = classifier.classify_batches(names)
+            profile.now("write")
+            for records, lines in profile.during(
+                "records", _lines(batches, options, classifier, on_terminal=on_terminal)
             ):
                 signals.check()
                 out.write(lines)
@@ -59,11 +80,7 @@ def classify_images(options: argparse.Namespace) -> int:
                     update(pace.share(total), pace.text(total))
     if keeper:
         remark(keeper.summary)
-    if not total:
-        remark("standard input named no image")
-    if failed:
-        remark(f"{failed:,} of {total:,} inputs could not be read")
-    return SOME_FAILED if failed else 0
+    return total, failed
 
 
 def _counted(

@@ -26,7 +26,7 @@ def check_labeled(options: argparse.Namespace) -> int:
     with sink(options.output) as out:
         out.write(check_output(found, labels, options.format))
     if options.page:
-        with sink(options.page) as out:
+        with sink(options.page, "--page") as out:
             out.write(check_page(found, labels))
     if found.failed:
         remark(f"{found.failed:,} of {found.failed + found.images:,} images could not be read")

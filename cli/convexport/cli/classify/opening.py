@@ -14,18 +14,20 @@ from convexport.cli import environment, streams, terminal
 from convexport.cli.classify.arguments import PROGRAM
 from convexport.runtime import atomic
 from convexport.runtime.errors import BundleError
+from convexport.runtime.profiling import OFF, Off
 
 if TYPE_CHECKING:
     from convexport.runtime.bundle import Bundle
     from convexport.runtime.classifier import Classifier
 
 
-def open_classifier(options: argparse.Namespace, *, prove: bool = True) -> Classifier:
+def open_classifier(options: argparse.Namespace, *, prove: bool = True, profile: Off = OFF) -> Classifier:
     """The classifier of the options; remarks on its bundle go to stderr."""
     from convexport.runtime.classifier import Classifier
     from convexport.runtime.options import Options
 
-    wanted = {name: getattr(options, name) for name in _field_names(Options) if hasattr(options, name)}
+    # `profile` of the command says whether, of the runtime by what.
+    wanted = {n: getattr(options, n) for n in _field_names(Options) if hasattr(options, n) and n != "profile"}
     wanted |= {"device": device_asked_for(options), "threads": options.threads or environment.threads()}
     if options.threads is not None:
         wanted["threads"] = options.threads
@@ -33,7 +35,7 @@ def open_classifier(options: argparse.Namespace, *, prove: bool = True) -> Class
         # For unsure answers, several candidates say more than one.
         wanted["top"] = 1 if options.format == "text" and options.sure is None else Options.top
     with _bundle(options) as path:
-        classifier = Classifier(path, Options(**wanted, note=remark, prove=prove))
+        classifier = Classifier(path, Options(**wanted, note=remark, prove=prove, profile=profile))
     for text in classifier.bundle.remarks:
         remark(text)
     return classifier
@@ -83,9 +85,9 @@ def _bundle(options: argparse.Namespace) -> Iterator[str | Path]:
 
 
 @contextmanager
-def sink(output: str | None) -> Iterator[IO[bytes]]:
-    """The destination of results: standard output, or a file that appears only when it is complete."""
-    with streams.writing("standard output" if output is None else f"--output {output}"), _opened(output) as out:
+def sink(output: str | None, option: str = "--output") -> Iterator[IO[bytes]]:
+    """The destination of results: standard output, or the file of `option`, which appears only when it is complete."""
+    with streams.writing("standard output" if output is None else f"{option} {output}"), _opened(output) as out:
         yield out
         out.flush()
 
