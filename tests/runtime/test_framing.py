@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from convexport.runtime import framing
 from convexport.runtime.framing import frame, resize
 from convexport.runtime.manifest import Input
 from helpers import fixed_point
@@ -40,6 +41,37 @@ def test_a_photographs_width_is_resized_before_its_height(size: tuple[int, int])
     left, top = (size[0] - side) / 2, (size[1] - side) / 2
     found = frame(Image.fromarray(pixels), Input(height=64, width=64, channels=3), fill=0)
     assert np.array_equal(np.asarray(found), fixed_point.resize(pixels, (64, 64), (left, top, left + side, top + side)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    *(st.integers(1, 400), st.integers(1, 24), st.integers(1, 24)),
+    *(st.floats(0, 0.95), st.floats(0.01, 1), st.sampled_from(["bicubic", "bilinear"]), st.sampled_from(["RGB", "L"])),
+)
+def test_rows_that_a_box_does_not_need_change_nothing(
+    height: int, to_width: int, to_height: int, start: float, share: float, filter: str, mode: str
+) -> None:
+    image = Image.fromarray(picture(9, height).astype(np.uint8)).convert(mode)
+    top = start * height
+    box = (1.3, top, 8.1, top + max(0.01, share * (height - top)))
+    small, (left, top, right, bottom) = framing._reduced(image, (to_width, to_height), box)
+    kernel = framing._FILTERS[filter]
+    whole = small.resize((to_width, small.height), kernel, box=(left, 0, right, small.height))
+    expected = whole.resize((to_width, to_height), kernel, box=(0, top, to_width, bottom))
+    assert np.array_equal(np.asarray(resize(image, (to_width, to_height), box, filter)), np.asarray(expected))
+
+
+def test_only_the_rows_of_a_tall_images_middle_are_resized(monkeypatch: pytest.MonkeyPatch) -> None:
+    resized = []
+    plain = Image.Image.resize
+
+    def counted(self: Image.Image, *arguments: object, **options: object) -> Image.Image:
+        resized.append(self.size)
+        return plain(self, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", counted)
+    resize(Image.new("RGB", (100, 1000)), (50, 50), (0, 450, 100, 550))
+    assert resized == [(100, 108), (50, 1000)]  # twice two pixels more at each end
 
 
 def test_gray_is_framed_as_each_color_is() -> None:

@@ -25,6 +25,8 @@ GAP = 3
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 # How far the wider filter reaches outside the box, in pixels of the result: 2 minus half of the first pixel.
 _REACH = 1.5
+# From the middle of a pixel of the result, and so a little more than is needed from the edge of the box.
+_SUPPORT = 2.0
 
 Box = tuple[float, float, float, float]
 
@@ -48,8 +50,21 @@ def frame(image: Image.Image, input: Input, *, fill: int) -> Image.Image:
 def resize(image: Image.Image, size: tuple[int, int], box: Box, filter: Filter = "bicubic") -> Image.Image:
     """`box` of an `L` or `RGB` image -> an image of `size` (width, height)."""
     image, (left, top, right, bottom) = _reduced(image, size, box)
-    rows = image.resize((size[0], image.height), _FILTERS[filter], box=(left, 0, right, image.height))
+    first, end = _rows(image.height, top, bottom, size[1])
+    if (end - first) * 4 > image.height * 3:  # to leave out fewer costs more than it saves
+        rows = image.resize((size[0], image.height), _FILTERS[filter], box=(left, 0, right, image.height))
+    else:
+        part = image.crop((0, first, image.width, end))
+        # Back in their places: in other places, other roundings of the box would change a pixel now and then.
+        rows = Image.new(image.mode, (size[0], image.height))
+        rows.paste(part.resize((size[0], part.height), _FILTERS[filter], box=(left, 0, right, part.height)), (0, first))
     return rows.resize(size, _FILTERS[filter], box=(0, top, size[0], bottom))
+
+
+def _rows(height: int, top: float, bottom: float, count: int) -> tuple[int, int]:
+    """From which row to which the box from `top` to `bottom` needs rows, where it is resized to `count`."""
+    reach = _SUPPORT * max(1.0, (bottom - top) / count)
+    return max(0, math.floor(top - reach)), min(height, math.ceil(bottom + reach))
 
 
 def _middle(size: tuple[int, int], target: tuple[int, int], share: float) -> Box:
