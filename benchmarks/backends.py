@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convexport.export.rates import images_per_second
 from convexport.runtime.backends import registry
+from convexport.runtime.backends.rates import images_per_second
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.devices import processor_kind
 from convexport.training import datasets

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from convexport.export import graph, rates
+from convexport.export import graph
 from convexport.export.sources import checkpoint as checkpoint_source
 from convexport.export.sources.checkpoint import CheckpointNetwork
+from convexport.runtime.backends import rates
 from convexport.training import datasets
 from convexport.training.checkpoint import Checkpoint
 from helpers.small_checkpoints import train_checkpoint, two_color_digits

@@ -21,11 +21,11 @@ from convexport.export.element_types import ElementTypes
 from convexport.export.measures import MAX_BATCH, Reference
 from convexport.export.passes.storage import Fp16Emulation
 from convexport.export.precisions import BASE, EXPORTS
-from convexport.export.rates import images_per_second
 from convexport.export.sources.checkpoint import CheckpointNetwork
 from convexport.export.sources.network import Network
 from convexport.runtime.backends import registry
 from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from convexport.runtime.backends.rates import images_per_second
 from convexport.runtime.backends.tensorrt.backend import TensorRTBackend, TensorRTOptions
 from convexport.runtime.backends.tensorrt.cache import Plan
 from convexport.runtime.backends.tensorrt.element_types import wrong_outputs

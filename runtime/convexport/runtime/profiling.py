@@ -46,6 +46,9 @@ class Off:
     def add(self, seconds: Mapping[str, float]) -> None:
         """Adds what another process has `taken`."""
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"
+
 
 OFF = Off()
 

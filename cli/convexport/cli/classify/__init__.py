@@ -24,7 +24,7 @@ def run(options: argparse.Namespace) -> int:
     warnings.filterwarnings("ignore", module="PIL")  # Pillow's warnings about odd files
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what it finds wrong with a file is in the record
     signals.import_numpy()
-    formats = (*FORMATS, "json") if options.check else FORMATS
+    formats = (*FORMATS, "json") if options.check or options.benchmark else FORMATS
     if options.format not in formats:
         raise UsageError.unknown("format", options.format, formats)
     refuse_lonely(options)

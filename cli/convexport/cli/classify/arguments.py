@@ -13,7 +13,10 @@ from convexport.runtime.precision import PRECISIONS
 PROGRAM = "classify"
 FORMATS = ("text", "jsonl", "csv")
 # Options that need another one.
-LONELY = (("page", "check"), ("keep_unsure", "sure"), ("at_most", "keep_unsure"), ("profile_json", "profile"))
+LONELY = (
+    *(("page", "check"), ("keep_unsure", "sure"), ("at_most", "keep_unsure")),
+    *(("profile_json", "profile"), ("seconds", "benchmark")),
+)
 # The exit code where some inputs could not be read.
 SOME_FAILED = 3
 EXAMPLES = """\
@@ -27,6 +30,7 @@ EXAMPLES = """\
   classify photos/ --profile --output records.txt        where did the time go?
   classify --check labeled/ --page check.html            is the accuracy on these images the one that was measured?
   classify --self-test                                   does this machine compute what the export computed?
+  classify --benchmark --seconds 10                      which back end, precision and batch are the fastest here?
   classify --info                                        a description of the bundle
   classify --build-engine                                build this GPU's TensorRT engine in advance
   classify --doctor                                      what can run on this machine, and how to fix the rest
@@ -85,6 +89,12 @@ def parser() -> terminal.Parser:
         "the threads and processes beside it, summed over them",
     )
     add("--profile-json", metavar="FILE", help="with --profile: also write that table as JSON")
+    add(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="with --benchmark: how long to measure, after the back ends are open (default: 30)",
+    )
     add("--page", metavar="FILE", help="with --check: also write the result as an HTML page")
     modes = result.add_mutually_exclusive_group()
     modes.add_argument(
@@ -92,6 +102,11 @@ def parser() -> terminal.Parser:
     )
     modes.add_argument("--self-test", action="store_true", help="compare the bundle's golden images with the export")
     modes.add_argument("--verify", action="store_true", help="compare every file of the bundle with its SHA-256")
+    modes.add_argument(
+        "--benchmark",
+        action="store_true",
+        help="measure every back end and precision of the bundle and this machine, by batch, in turns",
+    )
     modes.add_argument("--info", action="store_true", help="show a description of the bundle")
     modes.add_argument("--build-engine", action="store_true", help="build this GPU's TensorRT engine in advance")
     modes.add_argument(
@@ -109,7 +124,7 @@ def _or(names: Iterable[str]) -> str:
 def refuse_lonely(options: argparse.Namespace) -> None:
     """Refuses options without the option that they belong to."""
     for name, needed in LONELY:
-        if getattr(options, name) is not None and getattr(options, needed) is None:
+        if getattr(options, name) is not None and getattr(options, needed) in (None, False):
             raise UsageError(f"--{name.replace('_', '-')} needs --{needed.replace('_', '-')}")
     if options.at_most is not None and options.at_most < 1:
         raise UsageError(f"--at-most {options.at_most}: expected 1 or more")

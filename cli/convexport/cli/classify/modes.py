@@ -1,4 +1,4 @@
-"""The other modes of `classify`: `--check`, `--self-test`, `--info`, `--verify`, `--build-engine` and `--doctor`."""
+"""The modes of `classify` that do not write records: one function for each."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from collections.abc import Callable
 from convexport.cli import installing, signals, terminal
 from convexport.cli.classify.arguments import PROGRAM, SOME_FAILED
 from convexport.cli.classify.golden_text import golden_json, golden_table
-from convexport.cli.classify.opening import bundle_asked_for, device_asked_for, open_classifier, remark, sink
-from convexport.runtime.errors import BundleError, GateRefused, UsageError
+from convexport.cli.classify.opening import (
+    bundle_asked_for,
+    device_asked_for,
+    open_classifier,
+    options_asked_for,
+    remark,
+    sink,
+)
+from convexport.runtime.errors import BackendError, BundleError, GateRefused, UsageError
 
 
 def check_labeled(options: argparse.Namespace) -> int:
@@ -55,6 +62,23 @@ def self_test(options: argparse.Namespace) -> int:
             "this device computes wrong answers; try another --device, --backend or --precision",
         )
     remark(f"all {len(results)} golden images as at export; next: {PROGRAM} --bundle {place} IMAGE")
+    return 0
+
+
+def benchmark(options: argparse.Namespace) -> int:
+    """Measures every back end and precision by batch, and recommends one."""
+    from convexport.cli.classify.benchmark_text import benchmark_output
+    from convexport.runtime.benchmark import SECONDS
+    from convexport.runtime.benchmark import benchmark as measured
+
+    wanted = options_asked_for(options)
+    seconds = SECONDS if options.seconds is None else options.seconds
+    with signals.working(), bundle_asked_for(options) as bundle, terminal.bar("measuring") as update:
+        found = measured(bundle, wanted, seconds, update)
+    with sink(options.output) as out:
+        out.write(benchmark_output(found, options.format))
+    if found.most_images is None:
+        raise BackendError(f"{found.bundle}: no back end could be measured", "see the reasons above")
     return 0
 
 
@@ -129,6 +153,7 @@ MODES: dict[str, Callable[[argparse.Namespace], int]] = {
     "verify": verify,
     "self_test": self_test,
     "check": check_labeled,
+    "benchmark": benchmark,
     "build_engine": build_engine,
     "doctor": doctor,
 }

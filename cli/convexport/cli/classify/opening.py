@@ -19,11 +19,23 @@ from convexport.runtime.profiling import OFF, Off
 if TYPE_CHECKING:
     from convexport.runtime.bundle import Bundle
     from convexport.runtime.classifier import Classifier
+    from convexport.runtime.options import Options
 
 
 def open_classifier(options: argparse.Namespace, *, prove: bool = True, profile: Off = OFF) -> Classifier:
     """The classifier of the options; remarks on its bundle go to stderr."""
     from convexport.runtime.classifier import Classifier
+
+    wanted = options_asked_for(options, prove=prove, profile=profile)
+    with _bundle(options) as path:
+        classifier = Classifier(path, wanted)
+    for text in classifier.bundle.remarks:
+        remark(text)
+    return classifier
+
+
+def options_asked_for(options: argparse.Namespace, *, prove: bool = True, profile: Off = OFF) -> Options:
+    """The runtime's options, from those of the command and its variables. Raises `UsageError`."""
     from convexport.runtime.options import Options
 
     # `profile` of the command says whether, of the runtime by what.
@@ -34,11 +46,7 @@ def open_classifier(options: argparse.Namespace, *, prove: bool = True, profile:
     if options.top is None:
         # For unsure answers, several candidates say more than one.
         wanted["top"] = 1 if options.format == "text" and options.sure is None else Options.top
-    with _bundle(options) as path:
-        classifier = Classifier(path, Options(**wanted, note=remark, prove=prove, profile=profile))
-    for text in classifier.bundle.remarks:
-        remark(text)
-    return classifier
+    return Options(**wanted, note=remark, prove=prove, profile=profile)
 
 
 def bundle_asked_for(options: argparse.Namespace, *, verify: bool = False) -> Bundle:

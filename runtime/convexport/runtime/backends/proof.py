@@ -24,7 +24,7 @@ from convexport.runtime.errors import BundleError, ConvexportError, InputError, 
 from convexport.runtime.folders import cache_folder
 from convexport.runtime.images import load_image
 
-__all__ = ["GoldenResult", "failure", "golden_results"]
+__all__ = ["GoldenResult", "failure", "golden_images", "golden_results"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def golden_results(bundle: Bundle, backend: Backend, batch: int = 64) -> list[Go
     golden = manifest.golden
     if not golden:
         return []
-    images = _golden_images(bundle)
+    images = golden_images(bundle)
     parts = [images[i : i + batch] for i in range(0, len(images), batch)]
     found = np.concatenate([checked(backend.run(part), len(part), backend, manifest) for part in parts])
     names = manifest.classes
@@ -91,7 +91,8 @@ def golden_results(bundle: Bundle, backend: Backend, batch: int = 64) -> list[Go
     ]
 
 
-def _golden_images(bundle: Bundle) -> Images:
+def golden_images(bundle: Bundle) -> Images:
+    """The golden images, uint8 [N, H, W, C]. Raises `BundleError` for one that differs from the manifest."""
     manifest = bundle.manifest
     try:
         return np.stack([load_image(bundle.read(g.file), manifest.input, name=g.file)[0] for g in manifest.golden])

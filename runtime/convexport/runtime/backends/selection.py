@@ -74,6 +74,19 @@ def create(bundle: Bundle, options: Options) -> tuple[Backend, str]:
     raise last
 
 
+def everything(manifest: Manifest, options: Options) -> list[Candidate]:
+    """Every back end, device and precision that the options allow, whether or not it works here.
+
+    Raises `UsageError` for an unknown name, `BundleError` where the bundle lacks the precision.
+    """
+    found: list[Candidate] = []
+    for device, specs in _places(options, []):
+        held = [name for name in PRECISIONS if name in manifest.variants]
+        precisions = held if options.precision == "auto" else _precisions(manifest, device, options.precision)
+        found += [Candidate(spec, device, precision) for spec in specs for precision in precisions]
+    return found
+
+
 def choose_precision(manifest: Manifest, device: Device, precision: str = "auto") -> Precision:
     """The precision to run on a device, without measurements; a name is used, or an error says why not.
 

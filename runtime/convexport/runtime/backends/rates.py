@@ -1,4 +1,8 @@
-"""Measures the speed of each variant on this CPU, by which `auto` chooses between int8 and fp32."""
+"""The speed of back ends by themselves, measured in turns on a machine that may be busy with other work.
+
+The export measures each variant with `images_per_second`, by which `auto` chooses; `classify --benchmark` measures with
+the same `timed_round`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ MAXIMUM_SECONDS = 0.5
 
 
 def images_per_second(backends: Mapping[Key, Backend], images: NDArray[np.uint8]) -> dict[Key, float]:
-    """Measures the rate of each back end, in turns, on a machine that may be busy with other work.
+    """Measures the rate of each back end, in turns.
 
     Args:
         backends: The back ends, by a key of the caller's choice.
@@ -37,8 +41,25 @@ def images_per_second(backends: Mapping[Key, Backend], images: NDArray[np.uint8]
     found: dict[Key, list[float]] = {name: [] for name in backends}
     for _ in range(ROUNDS):
         for name, backend in backends.items():
-            found[name].append(_rate(backend, images))
+            found[name].append(rate(len(images), timed_round(backend, images, MINIMUM_SECONDS)))
     return {name: max(rates) for name, rates in found.items()}
+
+
+def timed_round(backend: Backend, images: NDArray[np.uint8], seconds: float) -> list[float]:
+    """Runs one batch again and again for at least so many seconds -> the seconds of each run."""
+    found: list[float] = []
+    spent = 0.0
+    while not found or spent < seconds:
+        start = time.perf_counter()
+        backend.run(images)
+        found.append(time.perf_counter() - start)
+        spent += found[-1]
+    return found
+
+
+def rate(batch: int, runs: list[float]) -> float:
+    """Images per second of a round."""
+    return len(runs) * batch / max(sum(runs), 1e-9)
 
 
 def _affordable(backends: Mapping[Key, Backend], images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -50,12 +71,3 @@ def _affordable(backends: Mapping[Key, Backend], images: NDArray[np.uint8]) -> N
         backend.run(images[:1])
         slowest = max(slowest, time.perf_counter() - start)
     return images[: max(1, int(MAXIMUM_SECONDS / max(slowest, 1e-9)))]
-
-
-def _rate(backend: Backend, images: NDArray[np.uint8]) -> float:
-    seconds, count = 0.0, 0
-    while not count or seconds < MINIMUM_SECONDS:
-        start = time.perf_counter()
-        backend.run(images)
-        seconds, count = seconds + time.perf_counter() - start, count + len(images)
-    return count / seconds

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from convexport.export import rates
+from convexport.runtime.backends import rates
 from convexport.runtime.backends.base import Backend, Images, Probabilities
 from convexport.runtime.devices import Device
 
