@@ -31,6 +31,17 @@ def test_importing_the_package_loads_neither_numpy_nor_pillow_nor_a_back_end() -
     assert [name for name in loaded if name.startswith("convexport.runtime.")] == []
 
 
+def test_a_version_that_no_metadata_states_ends_no_program() -> None:
+    program = (
+        f"import sys; bare = [place for place in sys.path if 'site-packages' not in place]\n"
+        f"sys.path[:] = {PORTIONS.split(':')} + bare\n"
+        "from convexport.runtime import __version__; print(__version__)\n"
+        "from convexport.cli.start import classify; sys.argv = ['classify', '--version']; classify()"
+    )
+    done = subprocess.run([sys.executable, "-S", "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0+unknown\nclassify 0+unknown\n", "")
+
+
 def test_a_name_is_there_when_it_is_first_asked_for() -> None:
     assert python("from convexport.runtime import Classifier; print(Classifier.__module__)") == (
         "convexport.runtime.classifier\n"

@@ -125,16 +125,12 @@ def _is_number(text: str) -> bool:
 
 
 class _Version(argparse.Action):
-    """Prints the version and ends. Only this reads the package's metadata."""
+    """Prints the version and ends."""
 
     def __call__(self, parser: argparse.ArgumentParser, *words: Any) -> NoReturn:
-        from importlib.metadata import PackageNotFoundError, version
+        from convexport.runtime import __version__
 
-        try:
-            found = version("convexport")
-        except PackageNotFoundError:
-            found = "(not installed)"
-        sys.stdout.write(f"{parser.prog} {found}\n")
+        sys.stdout.write(f"{parser.prog} {__version__}\n")
         _end()
 
 

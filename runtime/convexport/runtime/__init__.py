@@ -96,9 +96,12 @@ if not TYPE_CHECKING:  # a type checker that sees it would take any name for one
 
     def __getattr__(name: str) -> object:
         if name == "__version__":
-            from importlib.metadata import version
+            from importlib import metadata
 
-            found = version("convexport")
+            try:
+                found = metadata.version("convexport")
+            except metadata.PackageNotFoundError:  # frozen without its metadata, or on the path without an installation
+                found = "0+unknown"
         elif name in __all__:
             found = getattr(import_module(f"{__name__}.{_HOME.get(name, 'errors')}"), name)
         else:
