@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from convexport.export import own_transform
 from convexport.runtime.manifest import Accuracy, Manifest, Verification
 from convexport.runtime.precision import PRECISIONS
 from convexport.runtime.text import markdown, printable
@@ -136,11 +137,21 @@ def recorded(accuracy: Accuracy) -> str:
     return f"{accuracy.test:.2%} on {accuracy.test_images:,} test images, measured at training, not at export"
 
 
+def _own_transform(manifest: Manifest) -> str:
+    """How the framing compares with the origin's own transform."""
+    found = manifest.own_transform
+    if found is None:
+        return ""
+    text = own_transform.line(found)
+    return f" {text[0].upper()}{text[1:]}."
+
+
 def _input(manifest: Manifest) -> str:
     size = manifest.input
     color = "RGB" if size.channels == 3 else "gray"
     return (
         f"An image of any size. It is resized to {size.width} x {size.height} {color} pixels: {FRAMING[size.framing]}."
         + (INK if size.ink == "light-on-dark" else "")
+        + _own_transform(manifest)
         + " Scaling, mean and standard deviation are inside the network's file."
     )

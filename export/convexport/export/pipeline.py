@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from convexport.export import gate, golden, measures, precisions, verifying, writer
+from convexport.export import gate, golden, measures, own_transform, precisions, verifying, writer
 from convexport.export.card import card
 from convexport.export.engines import build_engines
 from convexport.export.keeping import Goal
@@ -63,6 +63,9 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
     sample, dataset = verifying.sample(network, dataset, options, progress)
     expected = measures.reference(network, sample)
     verifying.check_labels(network, expected, options, progress)
+    own = own_transform.compare(network, options)
+    if own is not None:
+        progress(f"framing     {own_transform.line(own)}")
     images = golden.golden_images(network, expected, verifying.own_golden_images(network, sample, options))
 
     def calibration_images(count: int) -> tuple[NDArray[np.uint8], str]:
@@ -82,7 +85,7 @@ def export_bundle(options: ExportOptions, progress: Progress = lambda line: None
             max_loss=options.max_loss,
         )
         built = _build(material, options, progress)
-        manifest = _draft(draft, target.name, network, built, images)
+        manifest = msgspec.structs.replace(_draft(draft, target.name, network, built, images), own_transform=own)
         types = {file: found.types for file, found in _files(built).items()}
         batch = images_at_once(onnx.load_from_string(built[BASE].data), measures.MAX_BATCH, gate.VALUES_AT_ONCE)
         del built  # the files are written, and the gate needs the memory

@@ -225,6 +225,16 @@ class Golden(Part, frozen=True, kw_only=True):
     probabilities: tuple[float, ...]
 
 
+class OwnTransform(Part, frozen=True, kw_only=True):
+    """How our framing and normalization compare with the origin's own transform: on how many of some whole images the
+    origin answers with another label, and the mean |Δp| of all its probabilities."""
+
+    images: Count
+    images_kind: str
+    labels_differ: Annotated[int, msgspec.Meta(ge=0)]
+    mean_abs_difference: float
+
+
 class File(Part, frozen=True, kw_only=True):
     """Size and SHA-256 of one file of the bundle."""
 
@@ -269,6 +279,7 @@ class Manifest(Part, frozen=True, kw_only=True):
 
     `activation` is what the graph ends in: `softmax`, whose probabilities sum to 1, or `sigmoid`, where an image may
     have several labels: each whose probability reaches its one of `thresholds`, which are 0.5 where there are none.
+    `own_transform` is None if the origin has no transform of its own, or if other facts were stated (since 3.2).
     `batch` is the one size of batch that every graph takes, if it is fixed: smaller ones are padded to it (since 3.2).
     """
 
@@ -285,6 +296,7 @@ class Manifest(Part, frozen=True, kw_only=True):
     engines: tuple[Engine, ...] = ()
     golden: tuple[Golden, ...]
     golden_source: str = ""
+    own_transform: OwnTransform | None = None
     provenance: Provenance
     files: dict[str, File]
 

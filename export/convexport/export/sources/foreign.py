@@ -12,7 +12,7 @@ from torch import nn
 from convexport.export.sources import stated as facts_stated
 from convexport.export.sources.network import Facts
 from convexport.export.sources.stated import Foreign, Known
-from convexport.export.sources.torch_module import OneAnswer, TorchNetwork, answers_of, classes_of
+from convexport.export.sources.torch_module import OneAnswer, TorchNetwork, Transform, answers_of, classes_of
 from convexport.runtime.errors import CheckpointError
 from convexport.runtime.manifest import Accuracy, Dataset
 from convexport.training import models
@@ -30,6 +30,7 @@ class Origin:
         provenance: Where its weights come from, in a sentence.
         sha256: Of the file of its weights; empty if it had none.
         remarks: Remarks from reading it.
+        transform: Its own way from an image to its input, if its library has one.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Origin:
     provenance: str
     sha256: str = ""
     remarks: tuple[str, ...] = ()
+    transform: Transform | None = None
 
 
 def network_of(module: nn.Module, origin: Origin, stated: Foreign, known: Known) -> TorchNetwork:
@@ -70,7 +72,7 @@ def network_of(module: nn.Module, origin: Origin, stated: Foreign, known: Known)
         accuracy=Accuracy(),
         sha256=origin.sha256 or sha256_of(module),
     )
-    return TorchNetwork(whole, facts, origin.remarks)
+    return TorchNetwork(whole, facts, origin.remarks, None if stated.prepares else origin.transform)
 
 
 def data_of(provenance: str) -> Dataset:

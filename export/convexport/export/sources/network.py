@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from convexport.runtime.manifest import Accuracy, Activation, Dataset, Input, Normalization
 from convexport.training import evaluate
@@ -94,6 +96,22 @@ class Network(ABC):
         Returns:
             Probabilities float32 [N, K].
         """
+
+    @property
+    def has_transform(self) -> bool:
+        """Whether the origin has a transform of its own, which nothing that was stated contradicts."""
+        return False
+
+    def transformed(self, images: Sequence[Image]) -> NDArray[np.float32]:
+        """The origin's own probabilities, through its own transform instead of our framing and normalization.
+
+        Args:
+            images: Of any size, RGB or gray as the network takes them.
+
+        Returns:
+            Probabilities float32 [N, K].
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def core(self) -> onnx.ModelProto:

@@ -53,6 +53,12 @@ class Foreign:
     thresholds: tuple[float, ...] = ()
 
     @property
+    def prepares(self) -> bool:
+        """Whether it says anything about how an image becomes the network's input."""
+        own = (self.mean, self.std, self.size, self.crop, self.filter, self.framing, self.pixels, self.channels)
+        return any(one is not None for one in own)
+
+    @property
     def bgr(self) -> bool:
         """Whether the network takes blue first."""
         return self.channels == "bgr"

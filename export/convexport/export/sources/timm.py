@@ -14,6 +14,7 @@ from convexport.export.sources.network import Network
 from convexport.export.sources.outside import library, read_from_network
 from convexport.export.sources.state_dict import StateDict, load_into, read_state
 from convexport.export.sources.stated import Foreign, Known
+from convexport.export.sources.torch_module import Transform
 from convexport.runtime.errors import UsageError
 from convexport.runtime.manifest import Framing
 
@@ -59,7 +60,8 @@ def _with_file(what: str, weights: StateDict, stated: Foreign) -> Network:
     if stated.mean is None and stated.pixels is None:
         remarks = ("framing and normalization are taken to be those of timm's own weights", *remarks)
     provenance = f"timm's {what.removeprefix(PREFIX)}, weights of {weights.path.name}"
-    origin = Origin(what, name_of(what, weights.path), provenance, weights.sha256, (*weights.remarks, *remarks))
+    remarks = (*weights.remarks, *remarks)
+    origin = Origin(what, name_of(what, weights.path), provenance, weights.sha256, remarks, _transform(module))
     return network_of(module, origin, stated, known)
 
 
@@ -68,7 +70,7 @@ def _with_own(what: str, stated: Foreign) -> Network:
     with read_from_network(f"timm's weights of {name}"):
         module = timm.create_model(name, pretrained=True)
     known, remarks = _known(module, labels=True)
-    origin = Origin(what, name_of(what, None), f"timm's own weights of {name}", remarks=remarks)
+    origin = Origin(what, name_of(what, None), f"timm's own weights of {name}", "", remarks, _transform(module))
     return network_of(module, origin, stated, known)
 
 
@@ -95,6 +97,13 @@ def _known(module: Any, *, labels: bool) -> tuple[Known, tuple[str, ...]]:
         framing=framing,
         channels=1 if channels == 1 else 3,
     ), tuple(remarks)
+
+
+def _transform(module: Any) -> Transform:
+    """timm's own, for evaluation."""
+    data = library("timm.data")
+    made: Transform = data.create_transform(**data.resolve_data_config(module.pretrained_cfg, model=module))
+    return made
 
 
 def _labels(module: Any) -> tuple[str, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from convexport.export.sources.network import Answers, Facts, Network, probabilities_of
@@ -23,18 +25,35 @@ VALUES_AT_ONCE = 64 * 3 * 224 * 224
 MOST_AT_ONCE = 500
 
 
+# The origin's own: an image -> normalized float32 [C, H, W], red first.
+Transform = Callable[[Image], Tensor]
+
+
 class TorchNetwork(Network):
     """A `Network` whose origin is a torch module from normalized float32 [N, C, H, W] to float32 [N, K]."""
 
-    def __init__(self, module: nn.Module, facts: Facts, remarks: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, module: nn.Module, facts: Facts, remarks: tuple[str, ...] = (), transform: Transform | None = None
+    ) -> None:
         self.module = module.eval()
         self.facts = facts
         self.remarks = remarks
+        self._transform = transform
 
     def reference(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         size, normalization = self.facts.input, self.facts.normalization
         batch = max(1, min(MOST_AT_ONCE, VALUES_AT_ONCE // (size.height * size.width * size.channels)))
         return probabilities_of(evaluate.predict(self.module, images, normalization, batch=batch), self.facts)
+
+    @property
+    def has_transform(self) -> bool:
+        return self._transform is not None
+
+    def transformed(self, images: Sequence[Image]) -> NDArray[np.float32]:
+        assert self._transform is not None
+        with torch.no_grad():
+            rows = [self.module(self._transform(image)[None].float()) for image in images]
+        return probabilities_of(torch.cat(rows).numpy(), self.facts)
 
     def core(self) -> onnx.ModelProto:
         return trace(self.module, self.facts.input)

@@ -83,7 +83,7 @@ def with_file(what: str, weights: StateDict, stated: Foreign, classes: int | Non
     if stated.mean is None and stated.pixels is None:
         remarks += (f"framing and normalization are assumed to be those of torchvision's {default}",)
     provenance = f"torchvision's {name}, weights of {weights.path.name}"
-    origin = Origin(what, name_of(what, weights.path), provenance, weights.sha256, remarks)
+    origin = Origin(what, name_of(what, weights.path), provenance, weights.sha256, remarks, default.transforms())
     return network_of(module, origin, stated, known)
 
 
@@ -98,7 +98,8 @@ def _with_own(what: str, chosen: Any, stated: Foreign) -> Network:
             f"weights {chosen} cannot be downloaded ({first_line(OSError(str(reason)))})",
             f"download {chosen.url} elsewhere and name the file with --weights",
         ) from error
-    origin = Origin(what, name_of(what, None), f"torchvision's weights {chosen}")
+    provenance = f"torchvision's weights {chosen}"
+    origin = Origin(what, name_of(what, None), provenance, transform=chosen.transforms())
     return network_of(module, origin, stated, _known(chosen, labels=True))
 
 

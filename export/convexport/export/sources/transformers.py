@@ -8,10 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from PIL.Image import Image
+from torch import Tensor
+
 from convexport.export.sources.foreign import Origin, name_of, network_of
 from convexport.export.sources.network import Network
 from convexport.export.sources.outside import library
 from convexport.export.sources.stated import Foreign, Known
+from convexport.export.sources.torch_module import Transform
 from convexport.runtime.errors import CheckpointError, first_line
 from convexport.runtime.manifest import Filter
 
@@ -57,26 +61,42 @@ def open_transformers(what: str, stated: Foreign) -> Network:
             f"{where}: its weights lack {missing[0]}{more}, as those of a network that was not trained to classify do",
             "train it to classify, and save it again",
         )
-    known, remarks = _known(module.config, _preprocessor(transformers, folder))
+    processor = _processor(transformers, folder)
+    known, remarks = _known(module.config, {} if processor is None else json.loads(processor.to_json_string()))
     files = sorted(folder.glob("*.safetensors"))
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
     name = name_of(folder.absolute().name.replace(":", "-"), None)
-    origin = Origin(f"transformers:{type(module).__name__}", name, f"folder {name}", digest, remarks)
+    origin = Origin(
+        f"transformers:{type(module).__name__}",
+        name,
+        f"folder {name}",
+        digest,
+        remarks,
+        _transform(processor, bgr=known.bgr),
+    )
     return network_of(module, origin, stated, known)
 
 
-def _preprocessor(transformers: Any, folder: Path) -> dict[str, Any]:
-    """What the folder's preprocessor is set to, with its class's defaults; empty where the folder has none."""
+def _processor(transformers: Any, folder: Path) -> Any:
+    """The folder's preprocessor, with its class's defaults; None where the folder has none."""
     if not (folder / PREPROCESSOR).is_file():
-        return {}
+        return None
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        )
+        return transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise CheckpointError(f"{folder / PREPROCESSOR} describes no preprocessor ({first_line(error)})") from error
-    found: dict[str, Any] = json.loads(processor.to_json_string())
-    return found
+
+
+def _transform(processor: Any, *, bgr: bool) -> Transform | None:
+    """The preprocessor's own way from an image to pixels, red first."""
+    if processor is None:
+        return None
+
+    def transform(image: Image) -> Tensor:
+        pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
+        return pixels.flip(0) if bgr else pixels
+
+    return transform
 
 
 def _known(config: Any, found: Mapping[str, Any]) -> tuple[Known, tuple[str, ...]]:
