@@ -260,3 +260,13 @@ def test_any_folder_of_pictures_gives_witnesses_with_the_origins_answers(place: 
     assert found.manifest.golden_source.startswith("20 sure and unsure ones of these: 20 images of b, without labels")
     with pytest.raises(DatasetError, match="nowhere: no such file"):
         export_bundle(ExportOptions(source, witnesses=place / "nowhere", out=tmp_path))
+
+
+def test_without_labeled_images_a_number_of_them_is_that_of_the_photographs(tmp_path: Path) -> None:
+    (tmp_path / "colors.py").write_text(COLORS)
+    source = Source(
+        f"module:{tmp_path / 'colors.py'}:Colors", foreign=Foreign(classes=tuple(FOLDERS), pixels="0..1", size=(8, 8))
+    )
+    result = export_bundle(ExportOptions(source, verify_images=7, require_labels=True, out=tmp_path))
+    found = result.manifest.variants["fp32"].verification
+    assert (found.images, found.images_kind) == (7, "7 crops of scikit-learn's sample photographs, without labels")

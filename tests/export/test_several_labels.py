@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
@@ -39,6 +41,25 @@ class Bright(nn.Module):
 
     def forward(self, pixels):
         return self.head(self.last(pixels).mean((2, 3)))
+
+def small():
+    '''Logits that lie between 0 and 1, as of weights that are all alike.'''
+    found = Bright()
+    with torch.no_grad():
+        found.last.weight.fill_(0.01)
+        found.last.bias.fill_(0.5)
+    return found
+
+def average():
+    '''The average of two networks that each end in a softmax.'''
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = softmax(), softmax()
+
+        def forward(self, pixels):
+            return torch.stack([self.one(pixels), self.other(pixels)]).mean(0)
+    return Two()
 
 def sigmoid():
     return Bright(nn.Sigmoid())
@@ -165,3 +186,31 @@ def test_thresholds_fit_the_labels(place: Path, thresholds: tuple[float, ...], m
     with pytest.raises(UsageError) as caught:
         open_network(options(place, place, "Bright", activation="sigmoid", thresholds=thresholds).source)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "answers", "activation"),
+    [
+        ("small", "logits", "softmax"),
+        ("sigmoid", "probabilities", "sigmoid"),
+        ("softmax", "probabilities", "softmax"),
+        ("average", "probabilities", "softmax"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["py", "onnx"])
+def test_what_the_answers_are_is_judged_by_the_graph_not_by_values_that_happen_to_lie_between_0_and_1(
+    place: Path, tmp_path: Path, name: str, answers: str, activation: str, suffix: str
+) -> None:
+    stated = Foreign(classes=NAMES, pixels="0..1", size=(8, 8))
+    what = f"module:{place / 'bright.py'}:{name}"
+    if suffix == "onnx":
+        module = open_network(Source(what, foreign=stated)).module  # type: ignore[attr-defined]
+        what, stated = str(tmp_path / "net.onnx"), Foreign(classes=NAMES, pixels="0..1")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's exporter calls parts of torch that torch has deprecated
+            torch.onnx.export(module, (torch.zeros(1, 3, 8, 8),), what, dynamo=True, external_data=False)
+    facts = open_network(Source(what, foreign=stated)).facts
+    assert (facts.answers, facts.activation) == (
+        "logits" if suffix == "onnx" and name == "softmax" else answers,  # its softmax is the shell's now
+        activation,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -51,9 +52,10 @@ def sample(
         else:
             progress(f"images      {found.kind}")
             return found, dataset
-    if options.require_labels:
+    if options.require_labels and dataset is not None:
         raise DatasetError(reason, "leave out --verify-images to compare on photographs without labels")
-    found = samples.from_photographs(facts.input)
+    asked = options.verify_images if options.verify_images not in (None, sys.maxsize) else None  # "all" is not a number
+    found = samples.from_photographs(facts.input, asked)
     progress(f"images      {found.kind}; accuracy is not measured: {reason}")
     return found, None
 

@@ -22,7 +22,7 @@ from convexport.export.sources.foreign import data_of, name_of
 from convexport.export.sources.network import Facts, Network, probabilities_of
 from convexport.export.sources.state_dict import not_weights
 from convexport.export.sources.stated import Foreign, Known
-from convexport.export.sources.torch_module import kind_of_answers
+from convexport.export.sources.torch_module import kind_of_answers, last_operator
 from convexport.runtime.devices import import_library
 from convexport.runtime.errors import CheckpointError, UsageError, first_line
 from convexport.runtime.manifest import Input
@@ -157,7 +157,7 @@ def network_of_graph(model: onnx.ModelProto, path: Path, sha256: str, stated: Fo
         ) from error
     if answers.shape[1] < 2:
         raise CheckpointError(f"{where}: it returns one number for each image", "export a network with two classes")
-    kind, activation = kind_of_answers(answers, stated.activation, where)
+    kind, activation = kind_of_answers(answers, stated.activation, where, last_operator(model.graph, signature.output))
     core = _proved_core(
         model, run, size, noise, where, ends_in_softmax=(kind, activation) == ("probabilities", "softmax")
     )

@@ -111,18 +111,47 @@ def answers_of(module: nn.Module, size: Input, stated: Activation | None, where:
     pixels = torch.randn(4, size.channels, size.height, size.width, generator=generator)
     with torch.no_grad():
         found = module.eval()(pixels).float().numpy()
-    return kind_of_answers(found, stated, where)
+    if found.min() < 0 or found.max() > 1:
+        return "logits", stated or "softmax"
+    graph = trace(module, size).graph
+    return kind_of_answers(found, stated, where, last_operator(graph, graph.output[0].name))
 
 
-def kind_of_answers(found: NDArray[np.float32], stated: Activation | None, where: str) -> tuple[Answers, Activation]:
+# What a network computes last where its answers have no bounds, whatever those to some images are.
+_UNBOUNDED = ("Conv", "Gemm", "MatMul", "Add", "Sub", "Relu")
+# An average is bounded as its values are.
+_BETWEEN = (
+    *("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Cast", "Transpose", "Dropout"),
+    *("GlobalAveragePool", "AveragePool", "ReduceMean"),
+)
+
+
+def last_operator(graph: onnx.GraphProto, output: str) -> str:
+    """The kind of the last node that computes something for an output; empty if there is none."""
+    made_by = {name: node for node in graph.node for name in node.output}
+    while output in made_by and made_by[output].op_type in _BETWEEN:
+        output = made_by[output].input[0]
+    return made_by[output].op_type if output in made_by else ""
+
+
+def kind_of_answers(
+    found: NDArray[np.float32], stated: Activation | None, where: str, last: str
+) -> tuple[Answers, Activation]:
     """What rows [N, K] are: logits, or the probabilities of a softmax, which sum to 1, or of a sigmoid.
+
+    Args:
+        found: The answers to some images.
+        stated: The activation as a person states it.
+        where: The network's name in errors.
+        last: The last operator of its graph. Weights that are all alike give answers between 0 and 1 as well.
 
     Raises:
         UsageError: They show another activation than is stated.
     """
-    if found.min() < 0 or found.max() > 1:
+    sums_to_1 = np.allclose(found.sum(axis=1), 1, atol=1e-3)
+    if found.min() < 0 or found.max() > 1 or (last in _UNBOUNDED and not sums_to_1):
         return "logits", stated or "softmax"
-    seen: Activation = "softmax" if np.allclose(found.sum(axis=1), 1, atol=1e-3) else "sigmoid"
+    seen: Activation = "softmax" if sums_to_1 else "sigmoid"
     if stated not in (None, seen):
         sums = "sum to 1, as behind a softmax" if seen == "softmax" else "do not sum to 1, as behind a sigmoid"
         raise UsageError(
