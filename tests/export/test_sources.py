@@ -115,15 +115,17 @@ def test_a_network_that_ends_in_a_softmax_gets_no_second_one(code: Path) -> None
 
 
 @pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("dynamo", [True, False])
 def test_a_static_onnx_file_becomes_dynamic_and_answers_as_torch_does(
-    code: Path, tmp_path: Path, softmax: bool
+    code: Path, tmp_path: Path, softmax: bool, dynamo: bool
 ) -> None:
     module = network(code, softmax=softmax)
     path = tmp_path / "net.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter calls parts of torch that torch has deprecated
-        torch.onnx.export(module, (torch.zeros(1, 3, 24, 20),), str(path), dynamo=True, external_data=False)
+        torch.onnx.export(module, (torch.zeros(1, 3, 24, 20),), str(path), dynamo=dynamo, external_data=False)
     found = open_network(Source(str(path), foreign=Foreign(**STATED)))
+    assert found.facts.batch is None
     right = by_torch(module, softmax=not softmax)
     assert (found.facts.input.height, found.facts.input.width) == (24, 20)
     np.testing.assert_allclose(found.reference(IMAGES), right, atol=1e-5)

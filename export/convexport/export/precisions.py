@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from convexport.export import element_types, graph, keeping
@@ -154,7 +155,10 @@ def limits_of(precision: Precision, max_loss: float | None) -> Limits:
 
 def _quantized(base: bytes, images: NDArray[np.uint8], options: Int8Options, form: Form, **details: Any) -> Built:
     data = quantize.quantize(base, images, options, form)
-    return _built(data, options.exclude, **details, reduce_range=form.reduce_range)
+    products = () if form.products else quantize.products_of(onnx.load_from_string(base))
+    if products:
+        details["products_in_float"] = len(products)
+    return _built(data, (*options.exclude, *products), **details, reduce_range=form.reduce_range)
 
 
 def _built(data: bytes, kept: Collection[str] = (), **details: Any) -> Built:

@@ -27,6 +27,10 @@ def make_batch_dynamic(model: onnx.ModelProto) -> None:
     if size is None:
         return
     constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:  # as torch's older exporter writes them
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            node.attribute[0].t.name = node.output[0]
+            constants[node.output[0]] = node.attribute[0].t
     for node in graph.node:
         if node.op_type != "Reshape" or node.input[1] not in constants:
             continue

@@ -10,7 +10,7 @@ import io
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,23 +57,40 @@ class Form:
         operators: The kinds of node whose inputs and outputs are quantized.
         reduce_range: Whether weights have 7 bits instead of 8.
         activations: The element type of activations; None leaves it to `Int8Options`.
+        products: Whether matrix products of two activations are quantized, as well as those with weights.
         extra: More options of onnxruntime's quantizer.
     """
 
     operators: tuple[str, ...]
     reduce_range: bool
     activations: ActivationType | None = None
+    products: bool = True
     extra: dict[str, Any] = field(default_factory=dict)
 
 
 # The operators for which onnxruntime's CPU provider has 8-bit kernels; those of the front shell (Sub, Mul) have none.
 # 7 bits: on CPUs without VNNI the sum of two products of uint8 and int8 is kept in 16 bits and saturates. It cannot
 # with weights up to 64: 2 * 255 * 64 < 2^15.
+# Attention multiplies activations: neither of them has a scale per channel, and most of their values are near 0.
 # A Clip (ReLU6) determines the range of the convolution before it: without it EfficientNet-Lite0 lost 7 points of
 # accuracy.
 FOR_CPU = Form(
-    ("Conv", "Gemm", "MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Relu", "Clip", "Add", "Tanh", "Selu"),
+    (
+        "Conv",
+        "Gemm",
+        "MatMul",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "Reshape",
+        "Relu",
+        "Clip",
+        "Add",
+        "Tanh",
+        "Selu",
+    ),
     reduce_range=True,
+    products=False,
 )
 # TensorRT's parser takes zero points of 0 and float biases only. Only what the products read is quantized: TensorRT
 # computes bias, activation and pooling with the product that they follow, and a quantization in between would separate
@@ -111,7 +128,8 @@ def quantize(fp32: bytes, images: NDArray[np.uint8], options: Int8Options, form:
         source, target = folder / "fp32.onnx", folder / "int8.onnx"
         onnx.save(model, source)
         parts = list(batches(images, images_at_once(model, CALIBRATION_BATCH), static_batch(model)))
-        _quantize_file(source, target, _reader(parts), options, form)
+        kept = () if form.products else products_of(model)
+        _quantize_file(source, target, _reader(parts), replace(options, exclude=(*options.exclude, *kept)), form)
         quantized = onnx.load(target)
     set_properties(quantized, {**properties, "convexport.precision": "int8"})
     quantized.producer_name, quantized.producer_version = model.producer_name, model.producer_version
@@ -119,6 +137,12 @@ def quantize(fp32: bytes, images: NDArray[np.uint8], options: Int8Options, form:
     onnx.checker.check_model(quantized)
     data: bytes = quantized.SerializeToString(deterministic=True)
     return data
+
+
+def products_of(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The names of matrix products of two activations, which the graph for CPUs computes in float."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return tuple(node.name for node in model.graph.node if node.op_type == "MatMul" and not weights & {*node.input})
 
 
 def _quantize_file(source: Path, target: Path, reader: Any, options: Int8Options, form: Form) -> None:

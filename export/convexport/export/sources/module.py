@@ -15,6 +15,7 @@ from convexport.export.sources.network import Network
 from convexport.export.sources.state_dict import load_into, read_state
 from convexport.export.sources.stated import Foreign, Known
 from convexport.runtime.errors import UsageError, first_line
+from convexport.training.datasets import torchvision_datasets
 
 PREFIX = "module:"
 _EXPECTED = "name it as module:package.module:function, or module:path/to/file.py:function"
@@ -35,6 +36,7 @@ def open_module(what: str, path: Path | None, stated: Foreign) -> Network:
     place, _, function = what.removeprefix(PREFIX).rpartition(":")
     if not place or not function:
         raise UsageError(f"--model {what} names no function", _EXPECTED)
+    torchvision_datasets()  # code may import torchvision, and a CPU build of torch lacks two of its operators
     found: Any = _imported(place, what)
     for name in function.split("."):
         if not hasattr(found, name):

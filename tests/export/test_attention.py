@@ -1,0 +1,55 @@
+"""INT8 of a network with attention: products with weights have 8 bits, and the products of attention stay float."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from convexport.export.pipeline import ExportOptions, export_bundle
+from convexport.export.sources.checkpoint import Source
+from convexport.export.sources.stated import Foreign
+
+CODE = """
+import torch
+from torch import nn
+
+
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(3, 16, 8, 8)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, pixels):
+        return 3 * self.head(self.layer(self.patches(pixels).flatten(2).transpose(1, 2)).mean(1))
+"""
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> Path:
+    random = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for number in range(16):
+        small = Image.fromarray(random.integers(0, 256, (3, 3, 3), np.uint8))
+        small.resize((24, 24), Image.Resampling.BICUBIC).save(tmp_path / f"images/{number}.png")
+    return tmp_path / "images"
+
+
+def test_int8_of_attention_passes_the_gate_with_its_products_of_activations_in_float(
+    tmp_path: Path, calibration: Path
+) -> None:
+    (tmp_path / "attending.py").write_text(CODE)
+    stated = Foreign(classes=tuple("abcd"), pixels="0..1", size=(24, 24))
+    source = Source(f"module:{tmp_path / 'attending.py'}:Attending", foreign=stated)
+    options = ExportOptions(
+        source, precisions=("int8",), calibration_data=calibration, verify_images=32, out=tmp_path / "out"
+    )
+    details = export_bundle(options).manifest.variants["int8"].details
+    assert details["products_in_float"] == 2
+    assert details["element_types"]["compute"] == {"FLOAT": 2, "INT8": 6}
+    assert details["element_types"]["kept"] == 2
