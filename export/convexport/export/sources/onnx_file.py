@@ -236,7 +236,10 @@ def _signature(model: onnx.ModelProto, stated: Foreign, where: str) -> Signature
     shapes = {value.name: _shape(value) for value in inputs}
     if len(inputs) != 1:
         names = ", ".join(f"{name} {_words(shape)}" for name, shape in shapes.items()) or "none"
-        raise CheckpointError(f"{where}: it has {len(inputs)} inputs ({names}), expected one, of images")
+        raise CheckpointError(
+            f"{where}: it has {len(inputs)} inputs ({names}), expected one, of images",
+            "export a network that takes images alone",
+        )
     (value,) = inputs
     shape, kind = shapes[value.name], value.type.tensor_type.elem_type
     if len(shape) != 4 or kind not in _TYPES:
@@ -248,7 +251,8 @@ def _signature(model: onnx.ModelProto, stated: Foreign, where: str) -> Signature
     layout, channels = ("NCHW", shape[1]) if shape[1] in (1, 3) else ("NHWC", shape[3])
     if channels not in (1, 3):
         raise CheckpointError(
-            f"{where}: its input {_words(shape)} has neither 1 nor 3 channels, as second or last dimension"
+            f"{where}: its input {_words(shape)} has neither 1 nor 3 channels, as second or last dimension",
+            "export a network that takes RGB or gray images",
         )
     size = (shape[2], shape[3]) if layout == "NCHW" else (shape[1], shape[2])
     fixed = (int(size[0]), int(size[1])) if all(isinstance(side, int) for side in size) else None

@@ -1,0 +1,190 @@
+"""Every error that a person can make with a network of their own: one line that says what, where and how to fix it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from convexport.export.sources.checkpoint import Source
+from convexport.export.sources.opening import open_network
+from convexport.export.sources.stated import Foreign
+from convexport.runtime.errors import ConvexportError
+
+FIVE = tuple("abcde")
+Shape = list[int | str]
+
+
+def graph(inputs: dict[str, tuple[int, Shape]], outputs: dict[str, Shape]) -> bytes:
+    """Mean colors and a dense layer, with any inputs and outputs around it."""
+    weight = np.random.default_rng(0).normal(0, 5, (3, 5)).astype(np.float32)
+    first = next(iter(inputs))
+    nodes = [
+        helper.make_node("Cast", [first], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["cast", "axes"], ["colors"], keepdims=0),
+        *(helper.make_node("Gemm", ["colors", "weight"], [name]) for name in outputs),
+    ]
+    made = helper.make_graph(
+        nodes,
+        "net",
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
+        [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.array([2, 3], np.int64), "axes")],
+    )
+    model = helper.make_model(made, ir_version=10, opset_imports=[helper.make_opsetid("", 20)])
+    return bytes(model.SerializeToString())
+
+
+def large(path: Path) -> None:
+    """A file of 3 GB that takes no place on the disk."""
+    path.touch()
+    os.truncate(path, 3 << 30)
+
+
+FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
+IMAGES: tuple[int, Shape] = (FLOAT, ["N", 3, 16, 16])
+CLASSIFIER = graph({"pixels": IMAGES}, {"logits": ["N", 5]})
+PIXELS = {"classes": FIVE, "pixels": "0..1"}
+FILES: dict[str, bytes | Callable[[Path], None]] = {
+    "net.onnx": CLASSIFIER,
+    "detector.onnx": graph({"pixels": IMAGES}, {"boxes": [1, 84, 8400]}),
+    "heads.onnx": graph({"pixels": IMAGES}, {"boxes": ["N", 5], "scores": ["N", 5]}),
+    "text.onnx": graph({"input_ids": (INT64, ["N", "tokens"])}, {"logits": ["N", 5]}),
+    "two.onnx": graph({"pixels": IMAGES, "mask": IMAGES}, {"logits": ["N", 5]}),
+    "any_size.onnx": graph({"pixels": (FLOAT, ["N", 3, "H", "W"])}, {"logits": ["N", 5]}),
+    "planes.onnx": graph({"pixels": (FLOAT, ["N", 4, 16, 16])}, {"logits": ["N", 5]}),
+    "cut.onnx": CLASSIFIER[:200],
+    "empty.onnx": b"",
+    "lfs.onnx": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+    "page.onnx": b"<!DOCTYPE html><html><body>404</body></html>",
+    "large.onnx": large,
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "stated", "expected"),
+    [
+        (
+            "net.onnx",
+            {"classes": FIVE[:3], "pixels": "0..1"},
+            "2: --classes has 3 labels, but net.onnx has 5 classes; give one label for each of its outputs",
+        ),
+        (
+            "net.onnx",
+            {"classes": FIVE},
+            (
+                "2: net.onnx does not say how its pixels are normalized; give --mean and --std, or --pixels "
+                "0..1, 0..255 or -1..1 if only the range matters"
+            ),
+        ),
+        (
+            "net.onnx",
+            {"pixels": "0..1"},
+            "2: net.onnx has 5 classes and does not name them; name them with --classes FILE, one label on each line",
+        ),
+        (
+            "net.onnx",
+            {"classes": FIVE, "mean": (0.5, 0.5), "std": (0.5, 0.5)},
+            "2: net.onnx: mean [0.5, 0.5], std [0.5, 0.5], channels 3; expected as many numbers as channels, 1 or 3",
+        ),
+        (
+            "net.onnx",
+            {"classes": FIVE, "mean": (0.5,) * 3, "std": (0.0,) * 3},
+            "2: --mean 0.5 0.5 0.5 --std 0 0 0: expected numbers, std above 0",
+        ),
+        (
+            "net.onnx",
+            {"classes": FIVE, "mean": (123.675, 116.28, 103.53), "std": (0.2,) * 3},
+            (
+                "2: --mean 123.7 116.3 103.5 --std 0.2 0.2 0.2: pixels are from 0 to 1 here, and these are "
+                "outside; if the network takes pixels from 0 to 255, add --pixels 0..255; if from 0 to 1, "
+                "give --mean 0.485 0.456 0.406 --std 0.0007843 0.0007843 0.0007843"
+            ),
+        ),
+        ("net.onnx", {**PIXELS, "size": (32, 32)}, "2: --size 32 32: net.onnx expects 16 x 16; leave it out"),
+        (
+            "net.onnx",
+            {**PIXELS, "crop": 1.5},
+            "2: --crop 1.5: expected a share of the shorter side, above 0 and at most 1",
+        ),
+        ("net.onnx", {**PIXELS, "output": "other"}, "2: output 'other' is not known; known: logits"),
+        (
+            "detector.onnx",
+            PIXELS,
+            (
+                "4: detector.onnx: its output boxes is [1, 84, 8400], expected [batch, classes]; a detector "
+                "returns boxes; export a network that classifies images"
+            ),
+        ),
+        (
+            "heads.onnx",
+            PIXELS,
+            "2: heads.onnx: it has 2 outputs (boxes [N, 5], scores [N, 5]); choose one with --output",
+        ),
+        (
+            "text.onnx",
+            PIXELS,
+            (
+                "4: text.onnx: its input input_ids is int64 [N, tokens], expected images: float32, float16 "
+                "or uint8 [batch, channels, height, width] or [batch, height, width, channels]; export a "
+                "network that classifies images"
+            ),
+        ),
+        (
+            "two.onnx",
+            PIXELS,
+            (
+                "4: two.onnx: it has 2 inputs (pixels [N, 3, 16, 16], mask [N, 3, 16, 16]), expected one, of "
+                "images; export a network that takes images alone"
+            ),
+        ),
+        (
+            "any_size.onnx",
+            PIXELS,
+            "2: any_size.onnx does not say how large its images are; give it with --size, as in --size 224",
+        ),
+        (
+            "planes.onnx",
+            PIXELS,
+            (
+                "4: planes.onnx: its input [N, 4, 16, 16] has neither 1 nor 3 channels, as second or last "
+                "dimension; export a network that takes RGB or gray images"
+            ),
+        ),
+        ("cut.onnx", PIXELS, "4: cut.onnx is not an ONNX file, or is damaged; download or copy it again"),
+        ("empty.onnx", PIXELS, "4: empty.onnx: the file is empty; download or copy it again"),
+        (
+            "lfs.onnx",
+            PIXELS,
+            "4: lfs.onnx: it is a Git LFS pointer, and the file itself was not downloaded; run git lfs pull",
+        ),
+        (
+            "page.onnx",
+            PIXELS,
+            "4: page.onnx: it is an HTML page, such as a login page in place of the download; download the file itself",
+        ),
+        (
+            "large.onnx",
+            PIXELS,
+            "4: large.onnx has 3,221,225,472 bytes, and an ONNX file 2,147,483,648 at most; use one with external data",
+        ),
+        ("missing.onnx", PIXELS, "4: missing.onnx cannot be read (No such file or directory); check the path"),
+    ],
+)
+def test_one_line_says_what_is_wrong_and_how_to_fix_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, stated: dict[str, object], expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = FILES.get(file)
+    if callable(content):
+        content(Path(file))
+    elif content is not None:
+        Path(file).write_bytes(content)
+    with pytest.raises(ConvexportError) as caught:
+        open_network(Source(file, foreign=Foreign(**stated)))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    assert f"{caught.value.exit_code}: {caught.value}" == expected
