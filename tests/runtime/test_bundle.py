@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import struct
+import threading
 import tracemalloc
 import zipfile
 from contextlib import suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from convexport.runtime import bundle
 from convexport.runtime.bundle import default_bundle, find_bundles, open_bundle
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.devices import Device
@@ -369,3 +371,32 @@ def test_where_there_are_several_or_none_it_says_which(tmp_path: Path, monkeypat
     for asked in ("bundles/vgg19-cifar-fp16", "vgg19-cifar-fp16"):
         near = "did you mean bundles/vgg19-cifar10-fp16?"
         assert refusal(Path(asked)) == f"{asked}: no such bundle; {near} {holds}"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_large_graph_that_is_read_while_a_library_is_imported_is_compared_as_well(
+    folder: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "_LARGE", 1)
+    with open_bundle(zipped(folder) if packed else folder) as opened:
+        assert opened.read_ahead("model.fp32.onnx")() == (folder / "model.fp32.onnx").read_bytes()
+    data = bytearray((folder / "model.fp32.onnx").read_bytes())
+    data[100] ^= 1
+    (folder / "model.fp32.onnx").write_bytes(data)
+    place = zipped(folder) if packed else folder
+    with open_bundle(place) as opened:
+        waited = opened.read_ahead("model.fp32.onnx")
+        with pytest.raises(BundleError, match=r"model\.fp32\.onnx: SHA-256 .* the file is damaged"):
+            waited()
+    with pytest.raises(BundleError, match=r"model\.fp32\.onnx: SHA-256"):
+        Classifier(place, device="cpu", backend="onnxruntime")
+
+
+def test_a_large_graph_is_read_where_the_system_gives_no_thread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(bundle, "_LARGE", 1)
+    monkeypatch.setattr(threading.Thread, "start", none)
+    with open_bundle(folder) as opened:
+        assert opened.read_ahead("model.fp32.onnx")() == (folder / "model.fp32.onnx").read_bytes()

@@ -61,6 +61,11 @@ def code(number: int) -> int:
     return 128 + number
 
 
+def is_owned() -> bool:
+    """Whether the process belongs to a command, from its first line to its last."""
+    return _State.owned
+
+
 def own(program: str, command: Callable[[], int]) -> int:
     """Runs a whole process: handlers before the first import, a silent end after the last line."""
     _State.owned = True

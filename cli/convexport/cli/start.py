@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
+import os
 import sys
+from contextlib import suppress
+from typing import NoReturn
 
 from convexport.cli import signals
 
@@ -45,7 +50,21 @@ def dispatch() -> int:
 
 
 def _run(name: str) -> int:
+    if name == "classify":
+        # A single image takes less than the search for garbage while libraries are imported, and less than Python's
+        # own cleanup at the end. `opening` switches the search on again.
+        gc.disable()
+        _leave(signals.own(name, lambda: _main(name)))
     return signals.own(name, lambda: _main(name))
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process: what was registered for the end is done, memory is left to the system."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _main(name: str) -> int:

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from difflib import get_close_matches
 from typing import IO, Any, NoReturn
 
 from convexport.cli import environment, installing, signals, streams
@@ -130,28 +129,27 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *words: Any) -> NoReturn:
         from convexport.runtime import __version__
 
-        sys.stdout.write(f"{parser.prog} {__version__}\n")
-        _end()
+        _end(f"{parser.prog} {__version__}\n")
 
 
 class _Completion(argparse.Action):
     """Prints a shell's completion script and ends."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: object, values: Any, option: Any = None) -> NoReturn:
-        sys.stdout.write(f"{completion(parser, values)}\n")
-        _end()
+        _end(f"{completion(parser, values)}\n")
 
 
 class _Help(argparse.Action):
     """Prints the help and ends."""
 
     def __call__(self, parser: argparse.ArgumentParser, *words: Any) -> NoReturn:
-        sys.stdout.write(parser.format_help())
-        _end()
+        _end(parser.format_help())
 
 
-def _end() -> NoReturn:
-    """Ends a command after its output on stdout."""
+def _end(text: str) -> NoReturn:
+    """Writes `text` to stdout, and ends the command."""
+    with streams.writing("standard output"):  # at once, where Python does not buffer
+        sys.stdout.write(text)
     streams.flush_stdout()
     raise SystemExit(0)
 
@@ -192,6 +190,8 @@ class Parser(argparse.ArgumentParser):
         unknown = next((word for word in rest if word.startswith("-")), rest[0] if rest else None)
         if unknown is not None:
             name = unknown.split("=")[0]
+            from difflib import get_close_matches
+
             near = get_close_matches(name, self._option_string_actions, n=1)
             hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
             if os.path.lexists(unknown):

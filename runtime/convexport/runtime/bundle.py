@@ -7,10 +7,12 @@ opened.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import stat
+import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ __all__ = ["Bundle", "default_bundle", "find_bundles", "open_bundle"]
 LABELS = "labels.txt"
 MAX_MANIFEST_BYTES = 16 << 20
 _CHUNK = 1 << 20
+_LARGE = 1 << 22  # bytes of a file that take longer to read than a thread to start
 
 
 class Bundle:
@@ -58,6 +61,34 @@ class Bundle:
         data = self._files.read(name, listed.bytes)
         self._check(name, len(data), hashlib.sha256(data).hexdigest())
         return data
+
+    def read_ahead(self, name: str) -> Callable[[], bytes]:
+        """Reads a large file in a thread of its own, while this one imports a library -> `read`, which waits for it."""
+        if self._listed(name).bytes < _LARGE:
+            return partial(self.read, name)
+        found: list[bytes | BundleError] = []
+
+        def work() -> None:
+            try:
+                found.append(self.read(name))
+            except BundleError as error:
+                found.append(error)
+
+        thread = threading.Thread(target=work, name="convexport-read", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system gives no thread
+            return partial(self.read, name)
+
+        def waited() -> bytes:
+            thread.join()
+            if not found:  # an error of another kind, and not of the file: here it is raised to the caller
+                return self.read(name)
+            if isinstance(found[0], BundleError):
+                raise found[0]
+            return found[0]
+
+        return waited
 
     def sha256(self, name: str) -> str:
         """The SHA-256 of a listed file, as the manifest has it."""
@@ -220,6 +251,8 @@ def _which(root: Path, name: str) -> str:
     where = root if find_bundles(root) else Path("bundles")
     if not names:
         return f"there is no bundle under {where}/; make one with: convexport --model lenet5"
+    import difflib
+
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {where / near[0]}? " if near else ""
     return f"{hint}{where}/ contains {', '.join(names)}; name one of them"

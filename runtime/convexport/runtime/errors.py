@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from difflib import get_close_matches
 from typing import Any, ClassVar
 
 __all__ = [
@@ -99,6 +98,8 @@ class UsageError(ConvexportError):
     @classmethod
     def unknown(cls, kind: str, name: str, known: Collection[str]) -> UsageError:
         """The error for a name that is not in `known`, with the nearest one or all of them. `kind` is "recipe"."""
+        from difflib import get_close_matches
+
         near = get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
         return cls(f"{kind} {name!r} is not known", hint)

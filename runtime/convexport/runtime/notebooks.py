@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 
 
 def html_table(title: str, facts: Mapping[str, object]) -> str:
     """A heading and two columns. Text from files, such as labels and titles, is escaped."""
+    from html import escape
+
     rows = "".join(
         f"<tr><th style='text-align: left'>{escape(name.replace('_', ' '))}</th>"
         f"<td style='text-align: left'>{escape(_shown(value))}</td></tr>"

@@ -13,7 +13,6 @@ For programs, `to_dict` returns the object of the JSON line and `to_table` colum
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Literal
@@ -218,5 +217,7 @@ def _plain(record: Record) -> dict[str, Any]:
 def _csv_line(cells: list[object] | list[str]) -> bytes:
     line = io.StringIO()
     # The writer quotes only its own line ending: with \n alone, a \r would stay unquoted and end the row for readers.
+    import csv
+
     csv.writer(line, lineterminator="\r\n").writerow(cells)
     return line.getvalue().removesuffix("\r\n").encode() + b"\n"

@@ -26,13 +26,14 @@ AT_MOST = 100
 
 def classify_images(options: argparse.Namespace) -> int:
     """Classifies the inputs and writes their records -> exit code."""
-    from convexport.cli.classify.profile_text import show_profile
     from convexport.runtime.profiling import OFF, Profile
 
     profile = Profile() if options.profile else None
     with signals.working():
         total, failed = _classified(options, profile or OFF)
     if profile:
+        from convexport.cli.classify.profile_text import show_profile
+
         show_profile(profile, total, options.profile_json)
     if not total:
         remark("standard input named no image")
@@ -99,19 +100,19 @@ def _counted(
 
 
 def _keeper(options: argparse.Namespace) -> Keeper | None:
-    from convexport.runtime.keeping import Keeper
-
     if options.keep_unsure is None:
         return None
+    from convexport.runtime.keeping import Keeper
+
     return Keeper(options.keep_unsure, options.at_most or AT_MOST, tuple(options.inputs))
 
 
 def _names(options: argparse.Namespace, idle: Callable[[], None]) -> Iterator[str | Pause]:
     """The inputs, with `-` replaced by the names on standard input. `idle` is called before each wait for a name."""
-    from convexport.cli.classify.names import names_on_stdin
-
     for name in options.inputs:
         if name == "-":
+            from convexport.cli.classify.names import names_on_stdin
+
             yield from names_on_stdin(null=options.null, idle=idle)
         else:
             yield name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,7 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from convexport.cli import environment, streams, terminal
+from convexport.cli import environment, signals, streams, terminal
 from convexport.cli.classify.arguments import PROGRAM
 from convexport.runtime import atomic
 from convexport.runtime.errors import BundleError
@@ -29,6 +30,7 @@ def open_classifier(options: argparse.Namespace, *, prove: bool = True, profile:
     wanted = options_asked_for(options, prove=prove, profile=profile)
     with _bundle(options) as path:
         classifier = Classifier(path, wanted)
+    _collect_again()
     for text in classifier.bundle.remarks:
         remark(text)
     return classifier
@@ -55,6 +57,7 @@ def bundle_asked_for(options: argparse.Namespace, *, verify: bool = False) -> Bu
 
     with _bundle(options) as path:
         bundle = open_bundle(path, verify=verify)
+    _collect_again()
     for text in bundle.remarks:
         remark(text)
     return bundle
@@ -71,6 +74,13 @@ def device_asked_for(options: argparse.Namespace) -> str:
         with environment.blamed_on("CONVEXPORT_DEVICE"):
             Device.parse(named)
     return named
+
+
+def _collect_again() -> None:
+    """Ends what `start` began. What is there now stays to the end, and need not be looked at again."""
+    if signals.is_owned() and not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 def _field_names(kind: type) -> list[str]:

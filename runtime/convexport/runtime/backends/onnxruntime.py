@@ -321,9 +321,10 @@ def load_onnxruntime(device: Device) -> Any:
 
 def open_backend(bundle: Bundle, device: Device, precision: str, options: Options) -> Opened:
     """The back end for one variant of a bundle."""
-    load_onnxruntime(device)  # missing libraries are reported before a large file is read
+    model = bundle.read_ahead(bundle.manifest.variants[precision].file)
+    load_onnxruntime(device)
     backend = OnnxRuntimeBackend(
-        bundle.read(bundle.manifest.variants[precision].file),
+        model(),
         device=device,
         precision=precision,
         max_batch=options.batch or BATCHES[device.kind],

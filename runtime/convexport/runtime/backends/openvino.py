@@ -148,10 +148,10 @@ def load_openvino() -> Any:
 
 def open_backend(bundle: Bundle, device: Device, precision: str, options: Options) -> Opened:
     """The back end for one variant of a bundle."""
-    load_openvino()  # missing libraries are reported before a large file is read
+    model = bundle.read_ahead(bundle.manifest.variants[precision].file)
+    load_openvino()
     batch = options.batch or BATCHES[device.kind]
-    model = bundle.read(bundle.manifest.variants[precision].file)
-    return Opened(OpenVINOBackend(model, precision=precision, threads=options.threads, max_batch=batch))
+    return Opened(OpenVINOBackend(model(), precision=precision, threads=options.threads, max_batch=batch))
 
 
 def against(facts: Facts, kind: DeviceKind) -> Obstacle | None:

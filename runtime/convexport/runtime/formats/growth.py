@@ -122,7 +122,8 @@ def _unknown(value: Any, kind: inspect.Type, path: str) -> Iterator[str]:
             yield from _unknown(inner, kind.value_type, f"{path}.*")
     elif isinstance(kind, inspect.VarTupleType) and isinstance(value, list):
         for inner in value:
-            yield from _unknown(inner, kind.item_type, f"{path}[*]")
+            if isinstance(inner, dict | list):  # of thousands of numbers, none has a key
+                yield from _unknown(inner, kind.item_type, f"{path}[*]")
 
 
 def _shown(key: str) -> str:
