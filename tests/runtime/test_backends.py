@@ -213,6 +213,21 @@ def test_memory_that_does_not_suffice_is_a_device_error() -> None:
     assert all(str(error).endswith("on cpu ran out of memory; use a smaller batch than 512") for error in errors)
 
 
+def test_a_thread_that_the_system_does_not_give_is_no_fault_of_the_bundle() -> None:
+    refused = RuntimeError(
+        "/onnxruntime_src/onnxruntime/core/platform/posix/env.cc:327 PosixThread::PosixThread(const char*, int) "
+        "pthread_create failed, error code: 11 error msg: Resource temporarily unavailable"
+    )
+    with OnnxRuntimeBackend(make_graph(INPUT), device=CPU, precision="fp32", threads=3) as backend:
+        error = backend._translated(refused, "cannot load the graph", loading=True)
+        version = backend.version
+    assert isinstance(error, DeviceError)
+    assert str(error) == (
+        f"ONNX Runtime {version} on cpu cannot start 3 threads, because the limit of processes or of memory is "
+        "reached; raise it (ulimit -u, ulimit -v), or use fewer threads"
+    )
+
+
 class FakeSession:
     """As much of a session on a GPU as the back end touches; `lead` is the provider that really leads."""
 

@@ -285,12 +285,15 @@ def _failure(name: str, *, slow: bool) -> Failure:
 
 def _start() -> subprocess.Popen[bytes]:
     """One process. It inherits blocked signals, so that none of the terminal reaches it before it ignores them."""
+    if getattr(sys, "frozen", False):  # its executable would run the program once more
+        raise OSError("a frozen program contains no Python to start")
     if not sys.executable:
         raise OSError("this program does not know its Python")
     command = [sys.executable, "-c", _PROGRAM.format(path=_path())]
     with _signals_wait():
         # The path is replaced first; from Python 3.11 on the current folder is not on it even before that.
-        environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+        # Nothing is multiplied there: OpenBLAS would start a thread for each core, and complain where it cannot.
+        environment = {**os.environ, "PYTHONSAFEPATH": "1", "OPENBLAS_NUM_THREADS": "1"}
         return subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
 
 

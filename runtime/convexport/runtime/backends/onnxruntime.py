@@ -257,6 +257,11 @@ class OnnxRuntimeBackend(Backend):
         telling = any(words in reason.lower() for words in ("allocate memory", "out of memory", "bad_alloc"))
         if telling or isinstance(error, MemoryError):
             return DeviceError(f"{where} ran out of memory", f"use a smaller batch than {self.max_batch}")
+        if "pthread_create" in reason or "PosixThread" in reason:
+            return DeviceError(
+                f"{where} cannot start {self._threads} threads, because the limit of processes or of memory is reached",
+                "raise it (ulimit -u, ulimit -v), or use fewer threads",
+            )
         if "cudnn is unavailable" in reason.lower():
             return BackendError(f"{where} {what}: cuDNN cannot be loaded", "pip install 'convexport[gpu]'")
         if "IR version" in reason or "opset" in reason.lower():

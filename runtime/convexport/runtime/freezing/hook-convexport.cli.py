@@ -1,0 +1,3 @@
+"""PyInstaller's hook for `convexport.cli`: `classify` is imported by its name."""
+
+hiddenimports = ["convexport.cli.classify"]
