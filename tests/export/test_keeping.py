@@ -13,10 +13,11 @@ from PIL import Image
 from convexport.export import keeping
 from convexport.export.element_types import element_types
 from convexport.export.gate import Refusal
-from convexport.export.keeping import expected_loss, fewest, resemblance, smallest
+from convexport.export.keeping import Goal, expected_loss, fewest, resemblance, smallest
 from convexport.export.options import ExportOptions
 from convexport.export.passes.quantize import Int8Options, quantize
 from convexport.export.pipeline import ExportResult, export_bundle
+from convexport.export.precisions import EXPORTS
 from convexport.export.sources.checkpoint import Source
 from convexport.export.sources.stated import Foreign
 from convexport.training import datasets
@@ -116,3 +117,13 @@ def test_layers_of_an_int8_graph_computed_in_float_again_answer_as_the_float_gra
     mixed = keeping.dequantized(quantized, fp32, layers)
     assert element_types(mixed).compute == {"FLOAT": 5}
     assert np.abs(keeping.answers(mixed, digits_images) - keeping.answers(fp32, digits_images)).max() < 0.05
+
+
+def test_answers_that_lose_nothing_but_differ_more_than_the_gate_allows_are_not_within_the_limits() -> None:
+    limits = EXPORTS["int8"].limits
+    sure = np.tile(np.array([[0.98, 0.02]], np.float32), (4, 1))
+    goal = Goal(np.zeros((4, 1, 1, 1), np.uint8), sure, None, limits)
+    unsure = np.tile(np.array([[0.9, 0.1]], np.float32), (4, 1))
+    assert goal.loss(unsure) <= goal.allowed
+    assert not goal.holds(unsure)
+    assert goal.holds(sure)

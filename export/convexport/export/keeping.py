@@ -58,6 +58,13 @@ class Goal:
         right = (self.probabilities.argmax(axis=1) == self.truth).mean()
         return max(lost, float(right - (np.nan_to_num(found, nan=-1).argmax(axis=1) == self.truth).mean()))
 
+    def holds(self, found: Probabilities) -> bool:
+        """Whether answers are within the limits: the loss, and the differences that the gate allows."""
+        differences = np.abs(np.nan_to_num(found, nan=-1) - self.probabilities)
+        limits = self.limits
+        near = differences.max() <= limits.max_difference and differences.mean() <= limits.mean_difference
+        return bool(near and self.loss(found) <= self.allowed)
+
     @property
     def allowed(self) -> float:
         """What `loss` may be; one image always."""
@@ -192,7 +199,7 @@ def int8_nodes(base: bytes, quantized: bytes, goal: Goal) -> tuple[str, ...]:
         costs[layer] = _divergence(found, few.probabilities)
 
     def passes(keep: Collection[str]) -> bool:
-        return goal.loss(answers(dequantized(quantized, base, keep), goal.images)) <= goal.allowed
+        return goal.holds(answers(dequantized(quantized, base, keep), goal.images))
 
     return fewest(sorted(layers, key=lambda layer: -costs[layer]), passes)
 

@@ -133,8 +133,9 @@ def _kept_float(
 ) -> tuple[Int8Options, dict[str, Any]]:
     """The options with the layers that have to stay float for the loss to be allowed, and what that costs."""
     whole = quantize.quantize(base, images, options)
-    loss = goal.loss(keeping.answers(whole, goal.images))
-    if loss <= goal.allowed:
+    found_whole = keeping.answers(whole, goal.images)
+    loss = goal.loss(found_whole)
+    if goal.holds(found_whole):
         return options, {}
     keep = keeping.int8_nodes(base, whole, goal)
     mixed = keeping.dequantized(whole, base, keep)
