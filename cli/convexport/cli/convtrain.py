@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from convexport.training.datasets import Dataset
     from convexport.training.loop import Progress, TrainResult
     from convexport.training.plan import TrainOptions
+    from convexport.training.recipes import Recipe
 
 # What the extra `train` installs.
 NEEDED = {"torch", "torchvision", "safetensors", "sklearn", "jinja2", "filelock"}
@@ -159,16 +160,35 @@ def _prepare(options: argparse.Namespace) -> tuple[Dataset, TrainOptions]:
     arguments: dict[str, Any] = {"classes": len(dataset.classes["en"]), "channels": entry.channels}
     if options.activation:
         arguments["activation"] = options.activation
+    recipe = replace(recipe, **changes)
     return dataset, TrainOptions(
         model=options.model,
-        recipe=replace(recipe, **changes),
+        recipe=recipe,
         state=Path(options.out) / f"{options.model}-{dataset.name}.state.safetensors",
         arguments=arguments,
         seed=options.seed,
         device=_device(options),
         note=terminal.remark,
         half=options.half,
+        teachers=tuple(_teacher(name, options, dataset, recipe) for name in recipe.teachers),
     )
+
+
+def _teacher(name: str, options: argparse.Namespace, dataset: Dataset, recipe: Recipe) -> Checkpoint:
+    """The trained network `name` that the recipe learns from: in `--out`, where it was trained, or a shipped one."""
+    from convexport.training import checkpoint, teachers
+
+    file = f"{name}-{dataset.name}.safetensors"
+    found = [place for folder in (options.out, "checkpoints") if (place := Path(folder) / file).is_file()]
+    if not found:
+        missing = Path(options.out) / file
+        raise CheckpointError(
+            f"recipe {options.recipe} of {options.model} learns from {name}, and {missing} is not there",
+            f"train it first: {shlex.join(['convtrain', '--model', name, '--recipe', options.recipe])}",
+        )
+    made = checkpoint.load(found[0])
+    teachers.check(made, dataset, recipe.validation)
+    return made
 
 
 def _device(options: argparse.Namespace) -> str:

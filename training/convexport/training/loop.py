@@ -25,6 +25,8 @@ from convexport.training.datasets import Dataset, Split
 from convexport.training.evaluate import EpochRecord
 from convexport.training.plan import TrainOptions
 from convexport.training.recipes import Recipe
+from convexport.training.recording import Recorded
+from convexport.training.teachers import Teachers
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class _Run:
         self.images = torch.from_numpy(train_split.images).permute(0, 3, 1, 2).contiguous().to(device)
         self.labels = torch.from_numpy(train_split.labels).to(device)
         self._build()
+        self.teachers = Teachers(options.teachers, self.acceleration) if options.teachers else None
         self.epoch = self.step = 0
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)
         self.seconds = self.epoch_seconds = 0.0
@@ -131,7 +134,12 @@ class _Run:
         self.runner: nn.Module = distributed.wrap(self.network, self.group, self.device)
         if self.acceleration.compile:
             self.runner = torch.compile(self.runner)  # type: ignore[assignment]
-        self.optimizer = optimizers.Optimizer(self.network, self.recipe)
+        # A recording cannot hold what processes say to each other.
+        recorded = (
+            self.device.type == "cuda" and self.group.world == 1 and self.recipe.optimizer in optimizers.RECORDABLE
+        )
+        self.optimizer = optimizers.Optimizer(self.network, self.recipe, recorded=recorded)
+        self.update = Recorded(self._update, self.device if recorded else None)
 
     def finish_epoch(self) -> Generator[Progress | EpochRecord, None, None]:
         """The steps that are left of this epoch, then its validation."""
@@ -173,28 +181,35 @@ class _Run:
         images, partner, kept = self._cutmix(images)
         if self.acceleration.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        with self._autocast():
-            logits = models.logits(self.runner, images, self.mean, self.std).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
-        if kept < 1:
-            other = F.cross_entropy(logits, labels[partner], label_smoothing=recipe.label_smoothing)
-            loss = kept * loss + (1 - kept) * other
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        self.update(images, labels, labels[partner], torch.full((), kept, device=self.device))
         if self.averaged is not None:
             done = self.epoch * self.steps + self.step
             optimizers.average_into(self.averaged, self.network, min(recipe.average, (1 + done) / (10 + done)))
+
+    def _update(self, images: Tensor, labels: Tensor, others: Tensor, kept: Tensor) -> None:
+        """One update of the weights by a batch whose images are `kept` of one label and the rest of another."""
+        smoothing = self.recipe.label_smoothing
+        with self._autocast():
+            logits = models.logits(self.runner, images, self.mean, self.std).float()
+        loss = kept * F.cross_entropy(logits, labels, label_smoothing=smoothing)
+        loss = loss + (1 - kept) * F.cross_entropy(logits, others, label_smoothing=smoothing)
+        if self.teachers is not None:
+            with self._autocast():
+                taught = self.teachers(images)
+            share = self.recipe.teaching
+            loss = (1 - share) * loss + share * F.cross_entropy(logits, taught)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
         right = (logits.argmax(1) == labels).sum()
-        count = torch.full_like(
-            right, len(rows)
-        )  # on the device: a tensor from the CPU would not stack with the others
-        self.sums += torch.stack([loss.detach() * len(rows), right, count]).to(self.sums)
+        # On the device: a tensor from the CPU would not stack with the others.
+        count = torch.full_like(right, len(labels))
+        self.sums += torch.stack([loss.detach() * len(labels), right, count]).to(self.sums)
 
     def _cutmix(self, images: Tensor) -> tuple[Tensor, Tensor, float]:
         share = self.recipe.augmentation.cutmix
         if not share:
-            return images, torch.empty(0), 1.0
+            return images, torch.arange(len(images), device=self.device), 1.0
         return augment.cutmix(images, share, seed=self.options.seed, epoch=self.epoch, step=self.step)
 
     def _autocast(self) -> torch.autocast:

@@ -17,16 +17,19 @@ if TYPE_CHECKING:
     from convexport.training.recipes import Recipe
 
 OPTIMIZERS = ("sgd", "adagrad", "adam", "muon")
+# Those whose steps can be part of a CUDA graph.
+RECORDABLE = ("sgd", "muon")
 
 
 class Optimizer:
-    """One or two of torch's optimizers behind one `step`; `scale` sets every learning rate to a share of its peak.
+    """One or two optimizers behind one `step`; `scale` sets every learning rate to a share of its peak.
 
-    `muon` (Jordan et al. 2024, "Muon: an optimizer for hidden layers") orthogonalizes the updates of the inner
-    convolutions, each taken as a matrix [filters, inputs * 9]; the rest goes through SGD at `side_rate`.
+    `muon` trains the inner convolutions with `Muon`, each taken as a matrix [filters, inputs * 9]; the rest goes
+    through SGD at `side_rate`. With `recorded`, a step can be part of a CUDA graph: its learning rates are then tensors
+    on the network's device, because a graph repeats the values of Python's numbers.
     """
 
-    def __init__(self, network: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, network: nn.Module, recipe: Recipe, *, recorded: bool = False) -> None:
         if recipe.optimizer not in OPTIMIZERS:
             raise UsageError.unknown("optimizer", recipe.optimizer, OPTIMIZERS)
         inner = _inner_convolutions(network) if recipe.optimizer == "muon" else []
@@ -36,25 +39,26 @@ class Optimizer:
             )
         taken = {id(parameter) for parameter in inner}
         rest = [parameter for parameter in network.parameters() if id(parameter) not in taken]
-        # torch's Muon takes matrices: each shares its memory with the convolution's weight.
+        # Muon takes matrices: each shares its memory with the convolution's weight.
         self._pairs = [(parameter, nn.Parameter(_matrix(parameter.data))) for parameter in inner]
-        self._parts = [_plain(rest, recipe)]
+        self._parts = [_plain(rest, recipe, recorded=recorded)]
         if inner:
-            self._parts.append(
-                torch.optim.Muon(
-                    [matrix for _, matrix in self._pairs],
-                    lr=recipe.learning_rate,
-                    momentum=recipe.momentum,
-                    weight_decay=recipe.muon_decay,
-                )
-            )
-        self._peaks = [[group["lr"] for group in part.param_groups] for part in self._parts]
+            matrices = [matrix for _, matrix in self._pairs]
+            self._parts.append(Muon(matrices, recipe.learning_rate, recipe.momentum, recipe.muon_decay))
+        self._peaks = [[float(group["lr"]) for group in part.param_groups] for part in self._parts]
+        if recorded:
+            for part in self._parts:
+                for group in part.param_groups:
+                    group["lr"] = torch.tensor(group["lr"], device=rest[0].device)
 
     def scale(self, share: float) -> None:
         """Sets every learning rate to `share` of its peak."""
         for part, peaks in zip(self._parts, self._peaks, strict=True):
             for group, peak in zip(part.param_groups, peaks, strict=True):
-                group["lr"] = peak * share
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(peak * share)
+                else:
+                    group["lr"] = peak * share
 
     def zero_grad(self) -> None:
         """Drops the gradients."""
@@ -89,6 +93,54 @@ class Optimizer:
             states[int(number)].setdefault(int(index), {})[key] = value
         for part, state in zip(self._parts, states, strict=True):
             part.load_state_dict({"state": state, "param_groups": part.state_dict()["param_groups"]})
+
+
+class Muon(torch.optim.Optimizer):
+    """SGD whose updates are orthogonalized (Jordan et al. 2024, "Muon: an optimizer for hidden layers").
+
+    It computes what `torch.optim.Muon` computes with its defaults, but takes all matrices of one shape through one
+    batched product, and its learning rate can be a tensor. torch's reads the rate on the host and launches some twenty
+    kernels for each matrix, for which a GPU waits (docs/experiments.md).
+    """
+
+    def __init__(self, matrices: list[nn.Parameter], rate: float, momentum: float, decay: float) -> None:
+        shapes: dict[torch.Size, list[nn.Parameter]] = {}
+        for matrix in matrices:
+            shapes.setdefault(matrix.shape, []).append(matrix)
+        groups = [{"params": alike} for alike in shapes.values()]
+        super().__init__(groups, {"lr": rate, "momentum": momentum, "weight_decay": decay})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """One update of every matrix; all of them must have gradients."""
+        for group in self.param_groups:
+            matrices, momentum = group["params"], group["momentum"]
+            gradients = torch.stack([matrix.grad for matrix in matrices])
+            state = self.state[matrices[0]]  # of the whole group
+            if "momentum" not in state:
+                state["momentum"] = torch.zeros_like(gradients)
+            state["momentum"].lerp_(gradients, 1 - momentum)
+            height, width = gradients.shape[1:]
+            rate = group["lr"] * max(1.0, height / width) ** 0.5
+            updates = orthogonalized(gradients.lerp(state["momentum"], momentum)) * rate
+            for matrix, update in zip(matrices, updates.unbind(), strict=True):
+                matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update)
+
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """float32 [N, rows, columns] -> the same with singular values near 1, by five Newton-Schulz iterations in bfloat16.
+
+    The coefficients are those of Jordan et al. 2024: they rise fastest at 0, and leave singular values between 0.7
+    and 1.2.
+    """
+    found = matrices.bfloat16()
+    tall = found.shape[1] > found.shape[2]
+    found = found.mT if tall else found
+    found = found / found.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = found @ found.mT
+        found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315), found, beta=3.4445)
+    return (found.mT if tall else found).float()
 
 
 def cycle(recipe: Recipe, step: int, steps: int) -> float:
@@ -129,7 +181,7 @@ def _matrix(weight: Tensor) -> Tensor:
     return weight.flatten(1) if weight.is_contiguous() else weight.permute(0, 2, 3, 1).flatten(1)
 
 
-def _plain(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+def _plain(parameters: list[nn.Parameter], recipe: Recipe, *, recorded: bool) -> torch.optim.Optimizer:
     """SGD, Adagrad or Adam; biases and batch norm's gains are not decayed."""
     decayed = [parameter for parameter in parameters if parameter.dim() > 1]
     free = [parameter for parameter in parameters if parameter.dim() <= 1]
@@ -139,4 +191,6 @@ def _plain(parameters: list[nn.Parameter], recipe: Recipe) -> torch.optim.Optimi
     if recipe.optimizer == "adam":
         return torch.optim.Adam(groups, lr=recipe.learning_rate)
     rate = recipe.side_rate if recipe.optimizer == "muon" else recipe.learning_rate
-    return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+    return torch.optim.SGD(
+        groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=recorded or None
+    )

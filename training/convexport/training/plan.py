@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 
 from convexport.runtime.errors import UsageError
-from convexport.training.checkpoint import Header
+from convexport.training.checkpoint import Checkpoint, Header
 from convexport.training.datasets import Dataset, Split, held_out, holdout
 from convexport.training.recipes import Recipe, with_current_keys
 
 VALIDATION_SEED = 0
 # Keys of a header's recipe that are not part of the recipe itself.
-_OUTCOMES = {"ran", "best_epoch"}
+_OUTCOMES = {"ran", "best_epoch", "taught_by"}
 
 
 def _never() -> bool:
@@ -34,7 +34,7 @@ class TrainOptions:
     A state is written when `stop` says so, every `state_seconds`, at the end of an epoch where writing takes at most a
     tenth of the time (a GPU's epochs can be as short as the writing), and at the end of the last one. `half` rounds the
     weights through half precision before they are measured, for a checkpoint that stores them like this. `note`
-    receives remarks.
+    receives remarks. `teachers` are the checkpoints that the recipe's `teachers` name, in their order.
     """
 
     model: str
@@ -48,6 +48,7 @@ class TrainOptions:
     stop: Callable[[], bool] = _never
     note: Callable[[str], None] = _silent
     half: bool = False
+    teachers: tuple[Checkpoint, ...] = ()
 
 
 def splits(recipe: Recipe, dataset: Dataset) -> tuple[Split, Split]:
@@ -79,6 +80,7 @@ def describe(options: TrainOptions, dataset: Dataset) -> dict[str, Any]:
             "dataset": dataset.train.sha256,
             "recipe": _deciding(options.recipe.describe()),
         }
+        | _teachers([teacher.sha256 for teacher in options.teachers])
     )
 
 
@@ -97,6 +99,8 @@ def difference(header: Header, options: TrainOptions, dataset: Dataset) -> str:
     for key in ("model", "arguments", "seed"):
         if found[key] != wanted[key]:
             return f"{key} {found[key]}, asked for {wanted[key]}"
+    if found["recipe"] == wanted["recipe"]:
+        return "it had other teachers"
     recipes = found["recipe"], wanted["recipe"]
     key = next(
         key for key in sorted(recipes[0].keys() | recipes[1].keys()) if recipes[0].get(key) != recipes[1].get(key)
@@ -114,11 +118,17 @@ def _origin(header: Header) -> dict[str, Any]:
             "dataset": header.dataset.sha256,
             "recipe": _deciding(with_current_keys(header.recipe)),
         }
+        | _teachers(header.recipe.get("taught_by", []))
     )
 
 
 def _deciding(recipe: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in recipe.items() if key != "source" and key not in _OUTCOMES}
+
+
+def _teachers(hashes: list[str]) -> dict[str, Any]:
+    # Without teachers, no word of them: a state of an earlier version describes the same run.
+    return {"teachers": hashes} if hashes else {}
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

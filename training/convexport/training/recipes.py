@@ -22,6 +22,8 @@ class Recipe:
     an exponential moving average of the weights, 0 for none; the average is what is evaluated and kept.
     `validation` is the share of every class of the training set that chooses the best epoch and the temperature.
     `identity` starts same-width convolutions near the identity (dirac; Jordan 2024, airbench).
+    `teachers` are networks, trained on the same data before, whose mean probabilities are `teaching` of the target; the
+    label is the rest of it (Hinton, Vinyals and Dean 2015, at temperature 1).
     `source` names where it comes from, `measured` the result with n, machine and date, for those in `RECIPES`.
     """
 
@@ -42,12 +44,16 @@ class Recipe:
     identity: bool = False
     validation: float = 0.05
     augmentation: Augmentation = field(default_factory=Augmentation)
+    teachers: tuple[str, ...] = ()
+    teaching: float = 0.0
     source: str = ""
     measured: str = ""
 
     def describe(self) -> dict[str, Any]:
         """The recipe as plain values, for the checkpoint's header."""
-        return {key: value for key, value in asdict(self).items() if key != "measured"}
+        # Without teachers, no word of them: the run is the same as before recipes could name any.
+        silent = {"measured"} if self.teachers else {"measured", "teachers", "teaching"}
+        return {key: value for key, value in asdict(self).items() if key not in silent}
 
 
 def with_current_keys(described: dict[str, Any]) -> dict[str, Any]:

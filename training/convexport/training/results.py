@@ -6,6 +6,7 @@ import platform
 import subprocess
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -39,7 +40,7 @@ def make_checkpoint(options: TrainOptions, dataset: Dataset, result: TrainResult
         dataset=DatasetFacts(
             name=dataset.name, title=dataset.title, provenance=dataset.provenance, sha256=dataset.train.sha256
         ),
-        recipe=result.recipe.describe() | {"ran": result.acceleration, "best_epoch": result.best_epoch},
+        recipe=result.recipe.describe() | _outcomes(options, result),
         accuracy=_accuracy(dataset, result, temperature),
         seed=options.seed,
         versions={"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()},
@@ -49,6 +50,14 @@ def make_checkpoint(options: TrainOptions, dataset: Dataset, result: TrainResult
         witnesses=witnesses.describe(chosen, dataset.classes, source),
     )
     return Checkpoint(header, dict(result.network.state_dict()), witnesses=chosen)
+
+
+def _outcomes(options: TrainOptions, result: TrainResult) -> dict[str, Any]:
+    """What became of the recipe: how it ran, its best epoch, and the hashes of the teachers' files."""
+    found: dict[str, Any] = {"ran": result.acceleration, "best_epoch": result.best_epoch}
+    if options.teachers:
+        found["taught_by"] = [teacher.sha256 for teacher in options.teachers]
+    return found
 
 
 def _accuracy(dataset: Dataset, result: TrainResult, temperature: float) -> Accuracy:
