@@ -94,8 +94,8 @@ def test_muon_moves_matrices_as_torchs_own_does() -> None:
         moving.step()
         reference.step()
     for mine, other in zip(ours, theirs, strict=True):
-        # Both round to bfloat16 inside; an update of another kind differs by 0.1.
-        torch.testing.assert_close(mine, other, rtol=0, atol=2e-3)
+        # torch's rounds to bfloat16 inside; an update of another kind differs by 0.1.
+        torch.testing.assert_close(mine, other, rtol=0, atol=5e-3)
 
 
 def test_a_recorded_optimizer_takes_its_rates_from_tensors() -> None:

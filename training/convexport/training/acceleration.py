@@ -89,7 +89,7 @@ def choose(device: torch.device, network: nn.Module) -> Acceleration:
         fast = heavy and capability >= (8, 0)
         compiled = heavy and capability >= (7, 0) and _can_compile()
         return Acceleration(device, torch.bfloat16 if fast else None, fast, False, compiled)
-    amx = heavy and _has_amx()
+    amx = heavy and has_amx()
     return Acceleration(device, torch.bfloat16 if amx else None, amx, amx, False)
 
 
@@ -100,7 +100,8 @@ def _can_compile() -> bool:
     return find_spec("triton") is not None and compiler is not None and headers.is_file()
 
 
-def _has_amx() -> bool:
+def has_amx() -> bool:
+    """Whether this CPU has tiles for products in bfloat16."""
     supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(supported and supported())
 

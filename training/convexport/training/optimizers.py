@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from convexport.runtime.errors import UsageError
+from convexport.training import acceleration
 
 if TYPE_CHECKING:
     from convexport.training.recipes import Recipe
@@ -128,12 +129,13 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """float32 [N, rows, columns] -> the same with singular values near 1, by five Newton-Schulz iterations in bfloat16.
+    """float32 [N, rows, columns] -> the same with singular values near 1, by five Newton-Schulz iterations.
 
     The coefficients are those of Jordan et al. 2024: they rise fastest at 0, and leave singular values between 0.7
-    and 1.2.
+    and 1.2. In bfloat16, which suffices, where the device computes it; a CPU without AMX emulates it a hundred times
+    slower than float32.
     """
-    found = matrices.bfloat16()
+    found = matrices.bfloat16() if matrices.is_cuda or acceleration.has_amx() else matrices
     tall = found.shape[1] > found.shape[2]
     found = found.mT if tall else found
     found = found / found.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
