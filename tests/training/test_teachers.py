@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 
 from convexport.cli import convtrain
 from convexport.runtime.errors import UsageError
-from convexport.training import checkpoint, evaluate, plan, recipes, teachers
+from convexport.training import checkpoint, evaluate, plan, teachers
 from convexport.training.acceleration import Acceleration
 from convexport.training.checkpoint import Checkpoint
 from convexport.training.plan import TrainOptions
@@ -79,22 +78,19 @@ def test_a_teacher_that_knows_the_images_held_out_is_refused(teacher: Checkpoint
         )
 
 
-def test_convtrain_takes_the_teachers_of_a_recipe_from_its_folder_and_says_which_are_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_convtrain_takes_named_teachers_from_its_folder_and_says_which_are_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(
-        recipes.RECIPES,
-        ("mlp", "digits"),
-        {"quick": replace(recipe(teachers=("lenet5",), teaching=0.5), validation=0.1)},
-    )
     words = ["--dataset", "digits", "--out", str(tmp_path), "--epochs", "1"]
-    assert convtrain.main(["--model", "mlp", *words]) == 4
+    assert convtrain.main(["--model", "softmax", "--teachers", "lenet5", *words]) == 4
     assert capsys.readouterr().err == (
-        f"convtrain: recipe quick of mlp learns from lenet5, and {tmp_path}/lenet5-digits.safetensors is not there; "
+        f"convtrain: teacher lenet5 is not trained yet: {tmp_path}/lenet5-digits.safetensors does not exist; "
         "train it first: convtrain --model lenet5 --recipe quick\n"
     )
     assert convtrain.main(["--model", "lenet5", *words]) == 0
-    assert convtrain.main(["--model", "mlp", *words]) == 0
-    made = checkpoint.load(tmp_path / "mlp-digits.safetensors")
-    assert made.header.recipe["taught_by"] == [checkpoint.load(tmp_path / "lenet5-digits.safetensors").sha256]
-    assert json.dumps(made.header.recipe["teachers"]) == '["lenet5"]'
+    target = tmp_path / "lenet5-digits.safetensors"
+    first = checkpoint.load(target)
+    assert convtrain.main(["--model", "lenet5", "--teachers", "lenet5", "--force", *words]) == 0
+    made = checkpoint.load(target)
+    assert (made.header.recipe["teachers"], made.header.recipe["teaching"]) == (["lenet5"], 0.7)
+    assert made.header.recipe["taught_by"] == [first.sha256]

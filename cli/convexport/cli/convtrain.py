@@ -58,9 +58,12 @@ def parser() -> terminal.Parser:
     add("--optimizer", metavar="NAME", help="sgd, adagrad, adam or muon; replaces the recipe's")
     add("--optimiser", dest="optimizer", help=argparse.SUPPRESS)  # as version 0.1 spelled it
     add("--learning-rate", type=rate, metavar="X", help="peak learning rate; replaces the recipe's")
+    words = "networks trained on the same images before, whose answers it learns from beside the labels"
+    add("--teachers", nargs="+", metavar="NAME", help=words)
     add("--activation", metavar="NAME", help="relu or selu, only for the VGGs")
     add("--seed", type=seed, default=0, metavar="N", help="0")
     add("--device", metavar="cpu|cuda", help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one (auto)")
+    add("--record", action="store_true", help="on a GPU, repeat a recorded step; written, and not run on one yet")
     words = "continue an interrupted run, with the same result; auto: or start a new run"
     add("--resume", nargs="?", type=resume, const=True, metavar=AUTO, help=words)
     add("--data", metavar="DIR", help="folder of the data sets ($CONVEXPORT_DATA, else data)")
@@ -160,6 +163,8 @@ def _prepare(options: argparse.Namespace) -> tuple[Dataset, TrainOptions]:
     arguments: dict[str, Any] = {"classes": len(dataset.classes["en"]), "channels": entry.channels}
     if options.activation:
         arguments["activation"] = options.activation
+    if options.teachers:
+        changes |= {"teachers": tuple(options.teachers), "teaching": recipe.teaching or recipes.TEACHING}
     recipe = replace(recipe, **changes)
     return dataset, TrainOptions(
         model=options.model,
@@ -170,6 +175,7 @@ def _prepare(options: argparse.Namespace) -> tuple[Dataset, TrainOptions]:
         device=_device(options),
         note=terminal.remark,
         half=options.half,
+        record=options.record,
         teachers=tuple(_teacher(name, options, dataset, recipe) for name in recipe.teachers),
     )
 
@@ -183,7 +189,7 @@ def _teacher(name: str, options: argparse.Namespace, dataset: Dataset, recipe: R
     if not found:
         missing = Path(options.out) / file
         raise CheckpointError(
-            f"recipe {options.recipe} of {options.model} learns from {name}, and {missing} is not there",
+            f"teacher {name} is not trained yet: {missing} does not exist",
             f"train it first: {shlex.join(['convtrain', '--model', name, '--recipe', options.recipe])}",
         )
     made = checkpoint.load(found[0])

@@ -135,9 +135,8 @@ class _Run:
         if self.acceleration.compile:
             self.runner = torch.compile(self.runner)  # type: ignore[assignment]
         # A recording cannot hold what processes say to each other.
-        recorded = (
-            self.device.type == "cuda" and self.group.world == 1 and self.recipe.optimizer in optimizers.RECORDABLE
-        )
+        alone = self.device.type == "cuda" and self.group.world == 1
+        recorded = self.options.record and alone and self.recipe.optimizer in optimizers.RECORDABLE
         self.optimizer = optimizers.Optimizer(self.network, self.recipe, recorded=recorded)
         self.update = Recorded(self._update, self.device if recorded else None)
 

@@ -61,6 +61,9 @@ def with_current_keys(described: dict[str, Any]) -> dict[str, Any]:
     return {"optimizer" if key == "optimiser" else key: value for key, value in described.items()}
 
 
+# The share of the target that teachers have where a user names them. It was not tuned.
+TEACHING = 0.7
+
 # Peaks for optimizers that a user names in place of a recipe's own.
 ADAPTIVE_RATES = {"adam": 1e-3, "adagrad": 1e-2}
 
