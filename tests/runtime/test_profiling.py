@@ -101,3 +101,7 @@ def test_a_classifier_with_a_profile_can_be_pickled_and_its_receiver_measures_it
         options = pickle.loads(pickle.dumps(classifier.options))
     assert isinstance(options.profile, Profile)
     assert set(options.profile.own()) == {"start"}
+
+
+def test_options_without_a_profile_are_equal_after_pickling() -> None:
+    assert pickle.loads(pickle.dumps(profiling.OFF)) is profiling.OFF

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["OFF", "STAGES", "Off", "Profile"]
 
@@ -48,6 +48,10 @@ class Off:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__}>"
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        # The name of the one that there is: options that were pickled are equal to what they were.
+        return "OFF"
 
 
 OFF = Off()
