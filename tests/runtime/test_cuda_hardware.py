@@ -81,6 +81,6 @@ def test_a_recording_that_breaks_off_leaves_the_stream_usable(cuda: Cuda, buffer
 def test_memory_that_does_not_suffice_is_told_and_hurts_nothing_after_it(
     cuda: Cuda, buffers: tuple[int, int, int, int]
 ) -> None:
-    with pytest.raises(OutOfDeviceMemory, match=r"^CUDA: cannot have \d+ bytes of GPU memory: out of memory"):
+    with pytest.raises(OutOfDeviceMemory, match=r"^CUDA: cannot allocate \d+ bytes of GPU memory: out of memory"):
         cuda.malloc(1 << 50)
     test_bytes_go_to_the_gpu_and_come_back(cuda, buffers)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an 
 @pytest.mark.parametrize("optimizer", optimizers.RECORDABLE)
 def test_a_recorded_run_follows_the_losses_of_one_that_is_not(optimizer: str, tmp_path: Path) -> None:
     settings = recipe(optimizer=optimizer, average=0.9, augmentation=Augmentation(translate=1, cutmix=0.5))
-    options = TrainOptions("lenet5", settings, tmp_path / "state.safetensors", device="cuda:0", record=True)
+    options = TrainOptions("lenet5", settings, tmp_path / "state.safetensors", device="cuda:0")
     recorded = finish(options, digits()).records
     plain = finish(replace(options, record=False), digits()).records
     assert [epoch.train_loss for epoch in recorded] == pytest.approx([epoch.train_loss for epoch in plain], rel=1e-3)

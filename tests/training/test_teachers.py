@@ -60,7 +60,7 @@ def test_a_network_that_learns_from_its_teacher_alone_comes_nearer_to_its_answer
 def test_a_checkpoint_names_the_files_of_its_teachers(teacher: Checkpoint, tmp_path: Path) -> None:
     options = taught(teacher, tmp_path, 0.5)
     made = make_checkpoint(options, digits(), finish(options, digits()).result)
-    assert made.header.recipe["teachers"] == ("lenet5",)
+    assert made.header.recipe["teachers"] == ["lenet5"]
     assert made.header.recipe["taught_by"] == [teacher.sha256]
     assert plan.made_by(made.header, options, digits())
     other = replace(options, teachers=(replace(teacher, sha256="0" * 64),))

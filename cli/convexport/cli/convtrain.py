@@ -30,7 +30,7 @@ AUTO = "auto"
 
 EXAMPLES = """\
   convtrain --model lenet5                               MNIST -> runs/lenet5-mnist.safetensors, in minutes
-  convtrain --model vgg19 --recipe long --device cuda    CIFAR-10, two minutes on an H200
+  convtrain --model vgg11 --recipe long --device cuda    CIFAR-10, under two minutes on an H200
   convtrain --model vgg19 --recipe full --resume         continue after Ctrl-C, a crash or a kill
   convtrain --model cnn-mnist --optimizer adam --learning-rate 0.001
   convtrain --model vgg11 --dataset photos/              a folder of class folders
@@ -63,7 +63,8 @@ def parser() -> terminal.Parser:
     add("--activation", metavar="NAME", help="relu or selu, only for the VGGs")
     add("--seed", type=seed, default=0, metavar="N", help="0")
     add("--device", metavar="cpu|cuda", help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one (auto)")
-    add("--record", action="store_true", help="on a GPU, repeat a recorded step; written, and not run on one yet")
+    words = "on a GPU, launch the parts of each step one by one, which is slower, instead of repeating a recorded step"
+    add("--no-record", action="store_false", dest="record", help=words)
     words = "continue an interrupted run, with the same result; auto: or start a new run"
     add("--resume", nargs="?", type=resume, const=True, metavar=AUTO, help=words)
     add("--data", metavar="DIR", help="folder of the data sets ($CONVEXPORT_DATA, else data)")

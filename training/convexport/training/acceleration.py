@@ -28,21 +28,19 @@ GEMM_PIXELS = 16
 
 @dataclass(frozen=True)
 class Acceleration:
-    """How a network is run: `dtype` None means float32 throughout."""
+    """How a network is run: `dtype` None means float32 throughout; `record` repeats a recorded step (recording.py)."""
 
     device: torch.device
     dtype: torch.dtype | None
     channels_last: bool
     gemm: bool
     compile: bool
+    record: bool = False
 
     def __str__(self) -> str:
         names = [str(self.dtype).removeprefix("torch.") if self.dtype else "float32"]
-        names += [
-            name
-            for name, used in (("channels-last", self.channels_last), ("gemm", self.gemm), ("compiled", self.compile))
-            if used
-        ]
+        marks = ("channels-last", self.channels_last), ("gemm", self.gemm), ("compiled", self.compile)
+        names += [name for name, used in (*marks, ("recorded", self.record)) if used]
         return f"{self.device} ({', '.join(names)})"
 
 

@@ -128,15 +128,15 @@ class _Run:
         network = models.build(self.options.model, self.options.arguments)
         if self.recipe.identity:
             models.start_near_identity(network)
-        self.acceleration = acceleration.choose(self.device, network)
+        # A recording cannot hold what processes say to each other.
+        alone = self.device.type == "cuda" and self.group.world == 1
+        recorded = self.options.record and alone and self.recipe.optimizer in optimizers.RECORDABLE
+        self.acceleration = replace(acceleration.choose(self.device, network), record=recorded)
         self.network = acceleration.prepare(network, self.acceleration)
         self.averaged = deepcopy(self.network) if self.recipe.average else None
         self.runner: nn.Module = distributed.wrap(self.network, self.group, self.device)
         if self.acceleration.compile:
             self.runner = torch.compile(self.runner)  # type: ignore[assignment]
-        # A recording cannot hold what processes say to each other.
-        alone = self.device.type == "cuda" and self.group.world == 1
-        recorded = self.options.record and alone and self.recipe.optimizer in optimizers.RECORDABLE
         self.optimizer = optimizers.Optimizer(self.network, self.recipe, recorded=recorded)
         self.update = Recorded(self._update, self.device if recorded else None)
 

@@ -35,7 +35,8 @@ class TrainOptions:
     tenth of the time (a GPU's epochs can be as short as the writing), and at the end of the last one. `half` rounds the
     weights through half precision before they are measured, for a checkpoint that stores them like this. `note`
     receives remarks. `teachers` are the checkpoints that the recipe's `teachers` name, in their order.
-    `record` repeats a recorded step on a GPU, where the run is one process and its optimizer's steps can be recorded.
+    `record` repeats a recorded step on a GPU, where the run is one process and its optimizer's steps can be recorded
+    (docs/experiments.md has what that gains).
     """
 
     model: str
@@ -50,7 +51,7 @@ class TrainOptions:
     note: Callable[[str], None] = _silent
     half: bool = False
     teachers: tuple[Checkpoint, ...] = ()
-    record: bool = False
+    record: bool = True
 
 
 def splits(recipe: Recipe, dataset: Dataset) -> tuple[Split, Split]:
