@@ -122,7 +122,7 @@ def with_unknown_keys(folder: Path, version: str) -> None:
     change_manifest(folder, **values | {"format": version})
 
 
-@pytest.mark.parametrize(("version", "why"), [("3.2", ""), ("3.3", "format 3.3 is newer than this convexport's 3.2; ")])
+@pytest.mark.parametrize(("version", "why"), [("3.3", ""), ("3.4", "format 3.4 is newer than this convexport's 3.3; ")])
 def test_unknown_keys_at_every_level_are_ignored_with_one_remark(bundle: Path, version: str, why: str) -> None:
     with_unknown_keys(bundle, version)
     with open_bundle(bundle, verify=True) as opened:
@@ -132,16 +132,31 @@ def test_unknown_keys_at_every_level_are_ignored_with_one_remark(bundle: Path, v
 
 
 def test_classify_prints_the_remark_and_answers(bundle: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    change_manifest(bundle, format="3.3", license="MIT")
-    expected = f"classify: {bundle}/bundle.json: format 3.3 is newer than this convexport's 3.2; ignored unknown keys: "
+    change_manifest(bundle, format="3.4", license="MIT")
+    expected = f"classify: {bundle}/bundle.json: format 3.4 is newer than this convexport's 3.3; ignored unknown keys: "
     for arguments in ([str(bundle / "golden/0.png")], ["--self-test"], ["--info"], ["--verify"]):
         assert classify.main([*arguments, "--bundle", str(bundle)]) == 0
         lines = capfdbinary.readouterr().err.decode().splitlines()
         assert lines.count(expected + "$.license") == 1
 
 
+def test_a_manifest_without_a_digest_is_read_and_what_was_not_compared_is_said(
+    bundle: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    expected = (
+        f"classify: {bundle}: its manifest (format 3.2) has no digest; "
+        "of its contents, only the English labels were compared with the export's"
+    )
+    for version, times in ((None, 0), ("3.2", 1)):
+        if version:
+            change_manifest(bundle, format=version)
+        for arguments in (["--self-test"], ["--info"], ["--verify"]):
+            assert classify.main([*arguments, "--bundle", str(bundle)]) == 0
+            assert capfdbinary.readouterr().err.decode().splitlines().count(expected) == times
+
+
 def test_a_newer_minor_version_without_unknown_keys_needs_no_remark(bundle: Path) -> None:
-    change_manifest(bundle, format="3.3")
+    change_manifest(bundle, format="3.4")
     with open_bundle(bundle) as opened:
         assert opened.remarks == ()
 
@@ -153,7 +168,7 @@ def test_another_major_version_is_refused(bundle: Path, version: str | int, fix:
     change_manifest(bundle, format=version)
     with pytest.raises(BundleError) as caught:
         open_bundle(bundle)
-    expected = f"{bundle}/bundle.json: format {version}, but this convexport reads 2, 3.2"
+    expected = f"{bundle}/bundle.json: format {version}, but this convexport reads 2, 3.3"
     assert (caught.value.message, caught.value.fix) == (expected, fix)
 
 
@@ -177,7 +192,8 @@ def test_a_key_that_is_named_twice_is_refused(where: str) -> None:
 
 def test_the_reserved_activation_is_read() -> None:
     sigmoid = msgspec.structs.replace(smallest_manifest(), activation="sigmoid")
-    assert manifests.decode(manifests.encode(sigmoid)) == (sigmoid, ())
+    found, remarks = manifests.decode(manifests.encode(sigmoid))
+    assert (msgspec.structs.replace(found, digest=None), remarks) == (sigmoid, ())
 
 
 def test_many_unknown_keys_make_a_short_remark() -> None:

@@ -21,12 +21,16 @@ async function fetched(address) {
   return answer;
 }
 
-// A file that the manifest lists. Browsers give `crypto.subtle` to pages of https and of this machine alone.
+// Browsers give `crypto.subtle` to pages of https and of this machine alone.
+async function sha256(bytes) {
+  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+// A file that the manifest lists.
 async function read(manifest, name) {
   const bytes = await (await fetched(new URL(name, folder))).arrayBuffer();
-  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
-  const found = Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("");
-  if (found !== manifest.files[name]?.sha256) throw new Error(`${name} is damaged: its SHA-256 is not the manifest's`);
+  if ((await sha256(bytes)) !== manifest.files[name]?.sha256) throw new Error(`${name} is damaged: its SHA-256 is not the manifest's`);
   return bytes;
 }
 
@@ -67,9 +71,13 @@ async function replay(manifest, answer) {
 }
 
 async function start() {
-  const manifest = await (await fetched(new URL("bundle.json", folder))).json();
+  const text = await (await fetched(new URL("bundle.json", folder))).text();
+  const manifest = JSON.parse(text);
   if (!/^3\./.test(manifest.format)) throw new Error(`bundle.json has format ${manifest.format}, this reads 3`);
   if ((manifest.activation ?? "softmax") !== "softmax") throw new Error("several labels for one image are not read here");
+  const { digest } = manifest; // of the manifest itself, with zeros in its place; older ones have none
+  const zeroed = new TextEncoder().encode(text.replaceAll(digest, "0".repeat(64)));
+  if (digest && (await sha256(zeroed)) !== digest) throw new Error("bundle.json is damaged: its SHA-256 is another");
   const answer = await classifier(manifest);
   const proof = await replay(manifest, answer);
   out.textContent = JSON.stringify(proof) + "\n";

@@ -13,15 +13,21 @@ import ort from "onnxruntime-node";
 import sharp from "sharp";
 import { frame } from "../framing.mjs";
 
+const sha256 = (bytes) => createHash("sha256").update(bytes).digest("hex");
+
 // A bundle's folder -> its manifest, and a function that reads the files which the manifest lists.
 function openBundle(folder) {
-  const manifest = JSON.parse(readFileSync(join(folder, "bundle.json"), "utf8"));
+  const text = readFileSync(join(folder, "bundle.json"), "utf8");
+  const manifest = JSON.parse(text);
   if (!/^3\./.test(manifest.format)) throw new Error(`bundle.json has format ${manifest.format}, this reads 3`);
   if ((manifest.activation ?? "softmax") !== "softmax") throw new Error("several labels for one image are not read here");
+  const { digest } = manifest; // of the manifest itself, with zeros in its place; older ones have none
+  if (digest && sha256(text.replaceAll(digest, "0".repeat(64))) !== digest) {
+    throw new Error("bundle.json is damaged: its SHA-256 is another");
+  };
   const read = (name) => {
     const bytes = readFileSync(join(folder, name));
-    const found = createHash("sha256").update(bytes).digest("hex");
-    if (found !== manifest.files[name]?.sha256) throw new Error(`${name} is damaged: its SHA-256 is not the manifest's`);
+    if (sha256(bytes) !== manifest.files[name]?.sha256) throw new Error(`${name} is damaged: its SHA-256 is not the manifest's`);
     return bytes;
   };
   return { manifest, read };

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from convexport.cli.classify import main
+from convexport.cli.classify.benchmark_text import benchmark_output
+from convexport.runtime.benchmark import Benchmark
 from helpers.bundles import make_bundle, pictures, png
 
 
@@ -32,6 +34,12 @@ def test_the_table_ends_with_options_that_classify_takes(place: Path, capfd: pyt
         assert line.startswith(words)
         (place / "a.png").write_bytes(png(pictures(1, _input())[0]))
         assert main(["a.png", *line.removeprefix(words).split()]) == 0
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(0.04, "0.04 s"), (0.4567, "0.46 s"), (9.4, "9.4 s"), (12.6, "13 s")])
+def test_a_short_measurement_is_not_said_to_have_taken_no_time(seconds: float, shown: str) -> None:
+    text = benchmark_output(Benchmark("tiny", seconds, None, [], None, None), "text")
+    assert text.decode() == f"tiny, the back ends alone, in turns, {shown}\n"
 
 
 def test_as_json_every_number_has_its_name_and_unit(capfd: pytest.CaptureFixture[str]) -> None:

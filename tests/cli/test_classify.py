@@ -312,7 +312,7 @@ def test_a_manifest_of_format_99_is_refused_in_clear_words(classify, place: Path
     change_manifest(place / "bundles/tiny-noise-fp32", format=99)
     said = classify("images")
     where = "bundles/tiny-noise-fp32/bundle.json"
-    expected = f"classify: {where}: format 99, but this convexport reads 2, 3.2; update convexport"
+    expected = f"classify: {where}: format 99, but this convexport reads 2, 3.3; update convexport"
     assert (said.code, said.last) == (4, expected)
 
 

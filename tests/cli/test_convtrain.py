@@ -179,7 +179,7 @@ def test_a_report_that_cannot_be_written_leaves_the_state_and_resuming_writes_it
     assert (found.returncode, found.stdout) == (4, "")
     assert found.stderr.splitlines()[-1] == (
         "convtrain: runs/softmax-digits/report.html cannot be written (Is a directory); "
-        "free some disk space, and continue with --resume"
+        "make that place writable, and continue with --resume"
     )
     page.rmdir()
     found = run(*words, "--resume", cwd=tmp_path)
@@ -237,7 +237,7 @@ MISTAKES = [
         4,
         (
             "/proc/out/lenet5-digits.safetensors: cannot be written (No such file or directory); "
-            "free some disk space, or choose another folder with --out"
+            "choose another folder with --out"
         ),
     ),
     (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from convexport.cli import classify, convexport, convtrain
+from convexport.export.web import runtime
 from convexport.runtime.manifest import Input
 from convexport.training import checkpoint
 from helpers.bundles import make_bundle, pictures, png
@@ -27,6 +29,9 @@ CLASSIFY: list[list[str]] = [
     ["images/0.png", "--lang", "fr", "--quiet"],
     ["images", "--output", "out.txt"],
     ["--verify"],
+    ["--self-test"],
+    ["--info"],
+    ["--check", "labeled"],
     ["--version"],
     [],
     ["--tpo", "3"],
@@ -63,6 +68,9 @@ CONVEXPORT: list[list[str]] = [
     ["--version"],
     EXPORT,
     [*EXPORT, "--quiet"],
+    [*DIGITS, "--int8", "--no-tensorrt", "--verify-images", "50"],
+    [*DIGITS, "--no-tensorrt", "--verify-images", "50", "--web", "--web-runtime", "npm"],
+    [*DIGITS, "--diagnose"],
     ["--checkpoint", "other/softmax-digits.safetensors", *EXPORT],
     [*EXPORT, "--web-precision", "int8"],
     ["--model", "mlp", "--dataset", "digits", "--no-tensorrt"],
@@ -83,11 +91,12 @@ CONVEXPORT: list[list[str]] = [
 @pytest.fixture(autouse=True)
 def _workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_bundle(tmp_path / "bundles" / "tiny-noise-fp32", INPUT)
-    for name in ("images", "empty"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "empty").mkdir()
     (tmp_path / "letter.png").write_text("Dear Sir")
-    for number, picture in enumerate(pictures(3, INPUT)):
-        (tmp_path / "images" / f"{number}.png").write_bytes(png(picture))
+    for number, (label, picture) in enumerate(zip(("cat", "truck", "cat"), pictures(3, INPUT), strict=True)):
+        for folder in (tmp_path / "images", tmp_path / "labeled" / label):
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{number}.png").write_bytes(png(picture))
     for name in ("CONVEXPORT_BUNDLE", "CONVEXPORT_DEVICE", "CONVEXPORT_THREADS", "CONVEXPORT_DATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -111,12 +120,23 @@ def test_convtrain(capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_convexport(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "FILES", _web_files(Path("npm")))
     for name in ("tensorrt", "tensorrt_rtx"):
         monkeypatch.setitem(sys.modules, name, None)
     for words in (TRAIN, [*TRAIN, "--seed", "1", "--out", "other"]):
         convtrain.main(words)
     _exchange_labels(Path("runs/softmax-digits.safetensors"), Path("exchanged"))
     compare("convexport", [answer(convexport.main, words, "convexport", capfd) for words in CONVEXPORT])
+
+
+def _web_files(folder: Path) -> dict[str, tuple[str, str]]:
+    """Stands in for an unpacked onnxruntime-web: its files by their names in a page, with their hashes."""
+    folder.mkdir()
+    found = {}
+    for name, (file, _) in runtime.FILES.items():
+        (folder / file).write_text(name)
+        found[name] = (file, hashlib.sha256(name.encode()).hexdigest())
+    return found
 
 
 def _exchange_labels(file: Path, folder: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -132,24 +133,6 @@ print(found[0] == found[1] == found[2])
     assert run("-c", code, bundle, *sorted(images.iterdir())) == "True\n"
 
 
-def test_fastapi_with_its_pool_of_threads(bundle: Path, images: Path, expected: dict[str, str]) -> None:
-    needs("fastapi", "httpx")
-    program = """
-import json, sys
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from fastapi.testclient import TestClient
-import server_fastapi
-def post(path):
-    answer = client.post("/", content=Path(path).read_bytes(), headers={"Content-Type": "application/octet-stream"})
-    return answer.status_code, answer.json().get("label", "")
-with TestClient(server_fastapi.app) as client, ThreadPoolExecutor(16) as pool:
-    print(json.dumps(list(pool.map(post, sys.argv[1:] * 4))))
-"""
-    found = json.loads(run("-W", "ignore", "-c", program, *expected, bundle=bundle))
-    assert found == [[200 if label else 422, label] for label in expected.values()] * 4
-
-
 class UnixConnection(http.client.HTTPConnection):
     """HTTP to a server that listens on a socket in the file system."""
 
@@ -158,22 +141,19 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self.host)
 
 
-def test_gunicorn_that_forks_after_the_classifier_was_opened(
-    bundle: Path, images: Path, expected: dict[str, str], tmp_path: Path
-) -> None:
-    needs("gunicorn")
-    place = tmp_path / "s"
-    command = ["-m", "gunicorn", "--preload", "--workers", "2", "--bind", f"unix:{place}", "server_wsgi:app"]
-    environment = {**os.environ, "CONVEXPORT_BUNDLE": str(bundle)}
+def served(command: list[str], place: Path, bundle: Path, paths: list[str]) -> tuple[list[tuple[int, str]], int, str]:
+    """Each file sent to a server by one of eight clients -> status and label; the server's exit code and stderr."""
 
     def post(path: str) -> tuple[int, str]:
-        connection = UnixConnection(str(place), timeout=60)
-        connection.request("POST", "/", Path(path).read_bytes())
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read()).get("label", "")
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}  # as `curl --data-binary` sends it
+        with closing(UnixConnection(str(place), timeout=60)) as connection:
+            connection.request("POST", "/", Path(path).read_bytes(), headers)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read()).get("label", "")
 
+    environment = {**os.environ, "CONVEXPORT_BUNDLE": str(bundle)}
     with subprocess.Popen(
-        [sys.executable, *command], cwd=PROGRAMS, env=environment, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", *command], cwd=PROGRAMS, env=environment, stderr=subprocess.PIPE, text=True
     ) as server:
         try:
             deadline = time.monotonic() + 60
@@ -182,12 +162,30 @@ def test_gunicorn_that_forks_after_the_classifier_was_opened(
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
             with ThreadPoolExecutor(8) as pool:
-                found = list(pool.map(post, [*expected] * 4))
+                found = list(pool.map(post, paths))
         finally:
             server.terminate()
             said = server.communicate(timeout=60)[1]
+    return found, server.returncode, said
+
+
+def test_fastapi_with_its_pool_of_threads(bundle: Path, images: Path, expected: dict[str, str], tmp_path: Path) -> None:
+    needs("fastapi", "uvicorn")
+    command = ["uvicorn", "--uds", str(tmp_path / "s"), "--log-level", "warning", "server_fastapi:app"]
+    found, _, said = served(command, tmp_path / "s", bundle, [*expected] * 4)
     assert found == [(200 if label else 422, label) for label in expected.values()] * 4
-    assert server.returncode == 0, said
+    assert [line for line in said.splitlines() if not line.startswith("classify: ")] == []
+
+
+@pytest.mark.parametrize("more", [[], ["--threads", "4"], ["--max-requests", "5"]], ids=" ".join)
+def test_gunicorn_that_forks_after_the_classifier_was_opened(
+    bundle: Path, images: Path, expected: dict[str, str], tmp_path: Path, more: list[str]
+) -> None:
+    needs("gunicorn")
+    command = ["gunicorn", "--preload", "--workers", "2", *more, "--bind", f"unix:{tmp_path / 's'}", "server_wsgi:app"]
+    found, code, said = served(command, tmp_path / "s", bundle, [*expected] * 4)
+    assert found == [(200 if label else 422, label) for label in expected.values()] * 4
+    assert code == 0, said
     assert [line for line in said.splitlines() if "ERROR" in line or "WARNING" in line] == []
 
 

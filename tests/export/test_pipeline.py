@@ -65,7 +65,7 @@ def test_what_the_bundle_says_is_what_the_export_gave(lenet5: Checkpoint, tmp_pa
     path = save_in(tmp_path, lenet5)
     result = export_bundle(ExportOptions(Source(path=path), precisions=("fp16",), out=tmp_path))
     with open_bundle(tmp_path / "lenet5-digits-fp16") as bundle:
-        assert bundle.manifest == result.manifest
+        assert msgspec.structs.replace(bundle.manifest, digest=None) == result.manifest
         assert bundle.read("labels.txt").decode().split() == list("0123456789")
         assert set(bundle.manifest.files) == {
             "README.md",

@@ -147,6 +147,6 @@ def test_a_temporary_folder_without_room_is_one_line(fp32: bytes) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(caught.value) == (
-        "int8 is made in the temporary folder, which cannot be written (File too large); free some disk "
-        "space, or name another folder with TMPDIR"
+        "int8 is made in the temporary folder, which cannot be written (File too large); raise the limit of "
+        "file sizes (ulimit -f), or name another folder with TMPDIR"
     )

@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from convexport.export.writer import drafting
@@ -18,7 +19,7 @@ from convexport.runtime.errors import StorageError, UsageError
 from convexport.runtime.manifest import Manifest, decode, encode
 from helpers.smallest_manifest import fill, smallest_manifest
 
-ELSEWHERE = "free some disk space, or choose another folder with --out"
+ELSEWHERE = "choose another folder with --out"
 
 
 def fail_in(place: Path) -> None:
@@ -265,4 +266,5 @@ def test_a_lock_whose_holder_ends_at_that_moment_is_waited_for(tmp_path: Path) -
 
 def test_a_manifest_survives_the_round_trip() -> None:
     manifest: Manifest = smallest_manifest()
-    assert decode(encode(manifest)) == (manifest, ())
+    found, remarks = decode(encode(manifest))
+    assert (msgspec.structs.replace(found, digest=None), remarks) == (manifest, ())

@@ -29,6 +29,9 @@ _CHANGING = (
     (re.compile(r"SHA-256 [0-9a-f]{12}|this one [0-9a-f]{12}"), "SHA-256 HASH"),
     (re.compile(r"[\d,]+ bytes, (verified|each)"), r"SIZE bytes, \1"),
     (re.compile(r"flips .*"), "flips FLIPS"),
+    (re.compile(r" +\d\.\de-\d\d(?= +\d\.\de-\d\d +PERCENT| +1\.0e-04 +\d+%)"), "  DIFFERENCE"),
+    (re.compile(r"^(web page .*), [\d,]+ bytes$", re.MULTILINE), r"\1, SIZE bytes"),
+    (re.compile(r"PERCENT +\d+ of \d+ +\d\.\d+ +\+\d+ -\d+ +[\d.e-]+"), "PERCENT RIGHT LOSS AGAINST P"),
     # A refusal's measurements: what is measured, against what kind of limit, and whether it passed.
     (re.compile(r" +\S+  ([<>=]=) \S+ +(passed|FAILED)$", re.MULTILINE), r"  VALUE \1 LIMIT  \2"),
     (re.compile(r"is \d\S*, expected ([<>=]=) \d\S*"), r"is VALUE, expected \1 LIMIT"),

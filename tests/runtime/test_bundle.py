@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -109,6 +110,35 @@ def test_exchanged_labels_in_the_manifest_are_found_although_every_file_is_as_li
     )
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"avion",\n      "automobile"', '"automobile",\n      "avion"'),  # exchanged in one language alone
+        ('"framing": "crop"', '"framing": "stretch"'),
+        ('"ink": "any"', '"ink": "light-on-dark"'),
+        ('"golden_tolerance": 0.0001', '"golden_tolerance": 1.0'),
+        ('"accuracy": 0.9871', '"accuracy": 0.9999'),
+        ('{\n  "format"', '{\n\n  "format"'),
+    ],
+)
+def test_a_manifest_that_is_not_as_it_was_exported_is_refused(folder: Path, old: str, new: str) -> None:
+    """The golden images prove none of these facts, and they are in no other file."""
+    file = folder / "bundle.json"
+    text = file.read_text(encoding="utf-8")
+    assert old in text
+    file.write_text(text.replace(old, new), encoding="utf-8")
+    said, expected = refusal(folder), json.loads(text)["digest"][:12]
+    assert said.startswith(f"{file}: SHA-256 ")
+    assert said.endswith(f"…, expected {expected}…; the file is damaged; copy or export the bundle again")
+
+
+def test_the_digest_can_be_computed_without_convexport(folder: Path) -> None:
+    """As docs/format.md says it: the bytes of the file, with zeros in the place of the digest."""
+    data = (folder / "bundle.json").read_bytes()
+    digest = json.loads(data)["digest"]
+    assert hashlib.sha256(data.replace(digest.encode(), b"0" * 64)).hexdigest() == digest
+
+
 def test_a_file_that_changes_after_opening_is_not_read(folder: Path) -> None:
     with open_bundle(folder) as bundle:
         (folder / "labels.txt").write_bytes(b"\0" * bundle.manifest.files["labels.txt"].bytes)
@@ -118,7 +148,7 @@ def test_a_file_that_changes_after_opening_is_not_read(folder: Path) -> None:
 
 def test_a_manifest_of_another_format_is_refused_in_clear_words(folder: Path) -> None:
     change_manifest(folder, format=99)
-    expected = f"{folder}/bundle.json: format 99, but this convexport reads 2, 3.2; update convexport"
+    expected = f"{folder}/bundle.json: format 99, but this convexport reads 2, 3.3; update convexport"
     assert refusal(folder) == expected
 
 
@@ -190,7 +220,7 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(folder: Pat
 def test_a_manifest_that_lists_a_path_outside_the_bundle_is_refused(folder: Path, path: str) -> None:
     values = json.loads((folder / "bundle.json").read_bytes())
     values["files"][path] = {"bytes": 1, "sha256": "0" * 64}
-    (folder / "bundle.json").write_text(json.dumps(values))
+    change_manifest(folder, **values)
     assert refusal(folder).startswith(f"{folder}/bundle.json: `$.files` is the path {path!r}, ")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
 
 import pytest
 
-from convexport.runtime.errors import ConvexportError, InputError, UsageError, first_line
+from convexport.runtime.errors import ConvexportError, InputError, StorageError, UsageError, first_line
 
 
 def test_an_error_reads_as_its_message_and_its_fix_on_one_line() -> None:
@@ -18,6 +19,22 @@ def test_an_error_reads_as_its_message_and_its_fix_on_one_line() -> None:
 
 def test_an_error_without_a_fix_reads_as_its_message() -> None:
     assert str(UsageError("batch 0: expected 1 or more")) == "batch 0: expected 1 or more"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.ENOSPC, "No space left on device); free some disk space, or name another place"),
+        (errno.EDQUOT, "Disk quota exceeded); free some disk space, or name another place"),
+        (errno.EFBIG, "File too large); raise the limit of file sizes (ulimit -f), or name another place"),
+        (errno.ENOENT, "No such file or directory); name another place"),
+        (errno.EROFS, "Read-only file system); name another place"),
+        (errno.EACCES, "Permission denied); name another place"),
+    ],
+)
+def test_disk_space_is_to_be_freed_only_where_there_is_none(number: int, said: str) -> None:
+    error = StorageError.unwritable("out.txt:", OSError(number, os.strerror(number)), "name another place")
+    assert str(error) == f"out.txt: cannot be written ({said}"
 
 
 def test_an_error_travels_between_processes_with_all_that_it_says() -> None:

@@ -85,7 +85,7 @@ def test_convtrain_takes_named_teachers_from_its_folder_and_says_which_are_missi
     assert convtrain.main(["--model", "softmax", "--teachers", "lenet5", *words]) == 4
     assert capsys.readouterr().err == (
         f"convtrain: teacher lenet5 is not trained yet: {tmp_path}/lenet5-digits.safetensors does not exist; "
-        "train it first: convtrain --model lenet5 --recipe quick\n"
+        f"train it first: convtrain --model lenet5 --dataset digits --recipe quick --out {tmp_path}\n"
     )
     assert convtrain.main(["--model", "lenet5", *words]) == 0
     target = tmp_path / "lenet5-digits.safetensors"

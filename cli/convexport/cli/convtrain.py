@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # What the extra `train` installs.
 NEEDED = {"torch", "torchvision", "safetensors", "sklearn", "jinja2", "filelock"}
 AUTO = "auto"
+OUT = "runs"
 
 EXAMPLES = """\
   convtrain --model lenet5                               MNIST -> runs/lenet5-mnist.safetensors, in minutes
@@ -68,7 +69,7 @@ def parser() -> terminal.Parser:
     words = "continue an interrupted run, with the same result; auto: or start a new run"
     add("--resume", nargs="?", type=resume, const=True, metavar=AUTO, help=words)
     add("--data", metavar="DIR", help="folder of the data sets ($CONVEXPORT_DATA, else data)")
-    add("--out", default="runs", metavar="DIR", help="folder for the checkpoint and report (runs)")
+    add("--out", default=OUT, metavar="DIR", help="folder for the checkpoint and report (runs)")
     add("--force", action="store_true", help="replace a checkpoint of another run: other data, recipe or seed")
     add("--half", action="store_true", help="store the weights in half precision, which halves the file")
     return found
@@ -119,12 +120,10 @@ def run(options: argparse.Namespace) -> int:
     except Interrupted as error:
         raise Interrupted(error.message, "continue with --resume") from error
     except StorageError as error:
+        remedy = error.remedy or "make that place writable"
+        elsewhere = f"{error.remedy}, or choose" if error.remedy else "choose"
         begun = settings.state.is_file()
-        fix = (
-            "free some disk space, and continue with --resume"
-            if begun
-            else "free some disk space, or choose another folder with --out"
-        )
+        fix = f"{remedy}, and continue with --resume" if begun else f"{elsewhere} another folder with --out"
         raise StorageError(error.message, fix) from error
 
 
@@ -183,18 +182,24 @@ def _prepare(options: argparse.Namespace) -> tuple[Dataset, TrainOptions]:
 
 def _teacher(name: str, options: argparse.Namespace, dataset: Dataset, recipe: Recipe) -> Checkpoint:
     """The trained network `name` that the recipe learns from: in `--out`, where it was trained, or a shipped one."""
-    from convexport.training import checkpoint, teachers
+    from convexport.training import checkpoint, models, teachers
 
     file = f"{name}-{dataset.name}.safetensors"
+    data = options.dataset or models.entry(options.model).dataset
+    words = ["convtrain", "--model", name, "--dataset", data, "--recipe", options.recipe]
+    words += ["--data", options.data] if options.data else []
+    words += ["--out", options.out] if options.out != OUT else []
     found = [place for folder in (options.out, "checkpoints") if (place := Path(folder) / file).is_file()]
     if not found:
         missing = Path(options.out) / file
         raise CheckpointError(
-            f"teacher {name} is not trained yet: {missing} does not exist",
-            f"train it first: {shlex.join(['convtrain', '--model', name, '--recipe', options.recipe])}",
+            f"teacher {name} is not trained yet: {missing} does not exist", f"train it first: {shlex.join(words)}"
         )
     made = checkpoint.load(found[0])
-    teachers.check(made, dataset, recipe.validation)
+    try:
+        teachers.check(made, dataset, recipe.validation)
+    except UsageError as error:
+        raise UsageError(error.message, f"train it on them: {shlex.join(words)}") from error
     return made
 
 

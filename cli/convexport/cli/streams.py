@@ -44,9 +44,7 @@ def writing(where: str) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EBADF:
             raise UsageError(f"{where}: cannot be written (it is closed)", "name another place") from error
-        raise StorageError(
-            f"{where}: cannot be written ({first_line(error)})", "free some disk space, or name another place"
-        ) from error
+        raise StorageError.unwritable(f"{where}:", error, "name another place") from error
 
 
 def say(line: str) -> None:

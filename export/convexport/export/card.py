@@ -11,6 +11,7 @@ from convexport.runtime.text import markdown, printable
 
 INK = " Images of dark ink on light paper are inverted, and the record says so."
 CLASSES_SHOWN = 20
+FIRST_READER = "0.2"  # the first version that reads manifest 3
 FRAMING = {
     "crop": "the shorter side is scaled and the middle is cut out",
     "pad": "the longer side is scaled and the rest is black",
@@ -40,7 +41,7 @@ def card(manifest: Manifest) -> str:
             "## How to run it",
             "",
             "```sh",
-            "pip install 'convexport[cpu]'",
+            *_install(manifest),
             f"classify --bundle {bundle} photo.png",
             f"classify --bundle {bundle} --self-test   # this device against the golden images",
             "```",
@@ -63,6 +64,21 @@ def card(manifest: Manifest) -> str:
             "",
         ]
     )
+
+
+def _install(manifest: Manifest) -> list[str]:
+    """The commands that install what runs this bundle, in the form that fits the convexport that wrote it."""
+    extras = {"cpu": "a device with a CPU"}
+    if "fp16" in manifest.variants or manifest.engines:
+        extras["gpu"] = "or a machine with an NVIDIA GPU"
+    for flavor in dict.fromkeys(engine.key.flavor for engine in manifest.engines):
+        extras[f"gpu,{flavor.replace('_', '-')}"] = "or such a machine with this bundle's TensorRT engines"
+    released = ".dev" not in manifest.provenance.versions.get("export.convexport", "")
+    form = f"pip install 'convexport[{{}}]>={FIRST_READER}'" if released else "pip install '.[{}]'"
+    commands = {form.format(extra): what for extra, what in extras.items()}
+    width = max(map(len, commands))
+    unreleased = "# this version is on no package index: install it in a clone of convexport's repository"
+    return [*([] if released else [unreleased]), *(f"{line:<{width}}   # {what}" for line, what in commands.items())]
 
 
 def _answers(manifest: Manifest) -> str:

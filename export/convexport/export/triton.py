@@ -19,7 +19,7 @@ from pathlib import Path
 
 from convexport.export.precisions import EXPORTS
 from convexport.runtime.bundle import Bundle, open_bundle
-from convexport.runtime.errors import BundleError, StorageError, UsageError, first_line
+from convexport.runtime.errors import BundleError, StorageError, UsageError
 from convexport.runtime.manifest import Engine, Manifest
 
 MAX_BATCH = 256
@@ -64,9 +64,7 @@ def write_repository(bundle: Path, directory: Path) -> Repository:
             for model in models:
                 _write(opened, model, directory)
         except OSError as error:
-            raise StorageError(
-                f"{directory}: cannot be written ({first_line(error)})", "name another folder"
-            ) from error
+            raise StorageError.unwritable(f"{directory}:", error, "name another folder") from error
     return Repository(tuple(model.name for model in models), notes)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from convexport.runtime.atomic import sync_file, sync_folder
 from convexport.runtime.bundle_files import MANIFEST, OLD_MANIFEST
-from convexport.runtime.errors import StorageError, UsageError, first_line
+from convexport.runtime.errors import StorageError, UsageError
 from convexport.runtime.manifest import File, Manifest, encode
 from convexport.training.locking import alone
 
@@ -63,7 +63,7 @@ def drafting(target: Path) -> Iterator[Draft]:
                     )
                 draft = work / _DRAFT
                 draft.mkdir(parents=True)
-            with _translated(target, "fix that and export again"):
+            with _translated(target, "choose another folder with --out"):
                 yield Draft(draft)
                 _sync_tree(draft)
                 _place(draft, target, work / _OLD)
@@ -77,7 +77,7 @@ def _translated(target: Path, fix: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{target}: cannot be written ({first_line(error)})", fix) from error
+        raise StorageError.unwritable(f"{target}:", error, fix) from error
 
 
 def _free(target: Path) -> bool:

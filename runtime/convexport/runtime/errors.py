@@ -21,6 +21,7 @@ attribute, `fix`, which the commands print after the message.
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Collection
 from typing import Any, ClassVar
@@ -133,8 +134,30 @@ class DatasetError(ArtifactError):
     """A data set is missing or damaged."""
 
 
+_REMEDIES = {
+    errno.ENOSPC: "free some disk space",
+    errno.EDQUOT: "free some disk space",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+}
+
+
 class StorageError(ArtifactError):
-    """A file or folder cannot be written: the disk is full, a quota is used up, or permission is denied."""
+    """A file or folder cannot be written: the disk is full, a quota is used up, or permission is denied.
+
+    Attributes:
+        remedy: What makes the same place writable, if the system's error says so.
+    """
+
+    remedy: str | None = None
+
+    @classmethod
+    def unwritable(cls, what: str, error: OSError, elsewhere: str) -> StorageError:
+        """The error for `what`, "FILE:" in most messages. `elsewhere` is the fix: "choose another folder"."""
+        remedy = _REMEDIES.get(error.errno or 0)
+        fix = f"{remedy}, or {elsewhere}" if remedy else elsewhere
+        found = cls(f"{what} cannot be written ({first_line(error)})", fix)
+        found.remedy = remedy
+        return found
 
 
 class UnavailableError(ConvexportError):

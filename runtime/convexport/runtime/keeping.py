@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import BinaryIO
 
-from convexport.runtime.errors import StorageError, UsageError, first_line
+from convexport.runtime.errors import StorageError, UsageError
 from convexport.runtime.records import Prediction
 
 TABLE = "unsure.csv"
@@ -123,6 +123,4 @@ class Keeper:
                 )
 
     def _unwritable(self, error: OSError) -> StorageError:
-        return StorageError(
-            f"{self.folder}: cannot be written ({first_line(error)})", "name another folder, or free some disk space"
-        )
+        return StorageError.unwritable(f"{self.folder}:", error, "name another folder")

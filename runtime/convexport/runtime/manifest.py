@@ -6,16 +6,18 @@ describes the format with an example, and how it grows.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from convexport.runtime.bundle_files import DAMAGED
 from convexport.runtime.errors import BundleError
 from convexport.runtime.formats import manifest_2, manifest_checks
 from convexport.runtime.formats.growth import Format
 from convexport.runtime.precision import Precision
 
-FORMAT = "3.2"
+FORMAT = "3.3"
 
 Framing = Literal["crop", "pad", "stretch"]
 Ink = Literal["any", "light-on-dark"]
@@ -277,6 +279,8 @@ class Provenance(Part, frozen=True, kw_only=True):
 class Manifest(Part, frozen=True, kw_only=True):
     """A whole bundle. `files` lists every file except the manifest; keys are paths with forward slashes.
 
+    `digest` is the SHA-256 of the manifest's own bytes with 64 zeros in the place of `digest`. `encode` writes it, and
+    `decode` refuses a manifest that differs. It is None in older manifests, which have none (since 3.3).
     `activation` is what the graph ends in: `softmax`, whose probabilities sum to 1, or `sigmoid`, where an image may
     have several labels: each whose probability reaches its one of `thresholds`, which are 0.5 where there are none.
     `own_transform` is None if the origin has no transform of its own, or if other facts were stated (since 3.2).
@@ -284,6 +288,7 @@ class Manifest(Part, frozen=True, kw_only=True):
     """
 
     format: Annotated[str, msgspec.Meta(pattern=r"^3\.[0-9]+$")]
+    digest: Sha256 | None = None
     name: str
     model: Model
     input: Input
@@ -321,6 +326,7 @@ class Manifest(Part, frozen=True, kw_only=True):
         return found
 
 
+_NO_DIGEST = "0" * 64
 _FORMAT = Format("manifest", FORMAT, Manifest, BundleError, "export the bundle again", {2: manifest_2.upgraded})
 
 
@@ -330,6 +336,10 @@ def decode(data: bytes, where: str = "bundle.json") -> tuple[Manifest, tuple[str
     Raises `BundleError` with `where`, the key's path and the fix.
     """
     manifest, remarks = _FORMAT.decode(data, where)
+    if manifest.digest is not None:
+        found = hashlib.sha256(data.replace(manifest.digest.encode(), _NO_DIGEST.encode())).hexdigest()
+        if found != manifest.digest:
+            raise BundleError(f"{where}: SHA-256 {found[:12]}…, expected {manifest.digest[:12]}…", DAMAGED)
     try:
         manifest_checks.check(manifest)
     except ValueError as error:
@@ -338,5 +348,10 @@ def decode(data: bytes, where: str = "bundle.json") -> tuple[Manifest, tuple[str
 
 
 def encode(manifest: Manifest) -> bytes:
-    """`Manifest` -> indented JSON bytes with a final newline; the same manifest always gives the same bytes."""
-    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=2) + b"\n"
+    """`Manifest` -> indented JSON bytes with a final newline; the same manifest always gives the same bytes.
+
+    Its digest is written anew, whatever it was.
+    """
+    without = msgspec.structs.replace(manifest, digest=_NO_DIGEST)
+    data = msgspec.json.format(msgspec.json.encode(without, order="deterministic"), indent=2) + b"\n"
+    return data.replace(_NO_DIGEST.encode(), hashlib.sha256(data).hexdigest().encode(), 1)

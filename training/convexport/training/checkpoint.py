@@ -144,9 +144,7 @@ def write(path: Path, data: bytes) -> None:
     try:
         atomic.write(path, data)
     except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written ({first_line(error)})", "free some disk space, or choose another folder"
-        ) from error
+        raise StorageError.unwritable(str(path), error, "choose another folder") from error
 
 
 def load(path: Path) -> Checkpoint:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from convexport.runtime.errors import StorageError, UsageError, first_line
+from convexport.runtime.errors import StorageError, UsageError
 
 
 @contextmanager
@@ -34,10 +34,7 @@ def alone(target: Path, busy: str, *, seconds: float = 0.0) -> Iterator[None]:
     except Timeout:
         raise UsageError(busy, "wait until it has ended, or choose another folder with --out") from None
     except OSError as error:
-        raise StorageError(
-            f"{target}: cannot be written ({first_line(error)})",
-            "free some disk space, or choose another folder with --out",
-        ) from error
+        raise StorageError.unwritable(f"{target}:", error, "choose another folder with --out") from error
     try:
         yield
     finally:

@@ -24,7 +24,7 @@ def benchmark_output(found: Benchmark, form: str) -> bytes:
 def _lines(found: Benchmark) -> list[str]:
     header = ("back end", "device", "precision", "batch", "images/s", "p50 ms", "p99 ms", "batches")
     measured = [speed for speed in found.speeds if speed.error is None]
-    lines = [f"{found.bundle}, the back ends alone, in turns, {found.seconds:.0f} s"]
+    lines = [f"{found.bundle}, the back ends alone, in turns, {_seconds(found.seconds)}"]
     lines += table(header, [_row(speed) for speed in measured]) if measured else []
     for speed in found.speeds:
         if speed.error is not None:
@@ -35,6 +35,10 @@ def _lines(found: Benchmark) -> list[str]:
     if found.one_image is not None:
         lines.append(f"for one image at a time: {' '.join(_options(found.one_image, found.threads))}")
     return lines
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def _row(speed: Speed) -> tuple[str, ...]:

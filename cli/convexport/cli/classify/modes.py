@@ -16,6 +16,7 @@ from convexport.cli.classify.opening import (
     remark,
     sink,
 )
+from convexport.runtime.bundle import Bundle
 from convexport.runtime.errors import BackendError, BundleError, GateRefused, UsageError
 
 
@@ -50,6 +51,7 @@ def self_test(options: argparse.Namespace) -> int:
     # A back end that fails must be shown, not replaced.
     with signals.working(), open_classifier(options, prove=False) as classifier, sink(options.output) as out:
         classifier.bundle.verify()
+        _remark_no_digest(classifier.bundle)
         remark(classifier.description)
         place, results = classifier.bundle.path, classifier.self_test()
         if not results:
@@ -93,6 +95,7 @@ def info(options: argparse.Namespace) -> int:
             out.write(msgspec.json.encode(bundle.manifest, order="deterministic") + b"\n")
         else:
             out.writelines(f"{line}\n".encode() for line in describe(bundle))
+        _remark_no_digest(bundle)
         remark(f"every file is as exported; next: {PROGRAM} --bundle {bundle.path} --self-test")
     return 0
 
@@ -103,7 +106,15 @@ def verify(options: argparse.Namespace) -> int:
         files = bundle.manifest.files.values()
         size = sum(file.bytes for file in files)
         out.write(f"{bundle.path}: {len(files)} files, {size:,} bytes, each as exported\n".encode())
+        _remark_no_digest(bundle)
     return 0
+
+
+def _remark_no_digest(bundle: Bundle) -> None:
+    """Says what could not be compared in a bundle that was written before format 3.3, or changed since."""
+    if bundle.manifest.digest is None:
+        found = f"{bundle.path}: its manifest (format {bundle.manifest.format}) has no digest"
+        remark(f"{found}; of its contents, only the English labels were compared with the export's")
 
 
 def build_engine(options: argparse.Namespace) -> int:

@@ -107,7 +107,7 @@ def print_diagnosis(diagnosis: Diagnosis, *, in_json: bool) -> None:
             f"{row.log_loss:.3f}",
             f"+{row.better} -{row.worse}",
             f"{row.p_value:.2g}",
-            "" if row.told_apart else "not told from the first",
+            "" if row.told_apart else "not distinguishable from the first",
         )
         for row in diagnosis.rows
     ]

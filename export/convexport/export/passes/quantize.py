@@ -23,7 +23,7 @@ from convexport.export.passes.at_once import batches, images_at_once
 from convexport.export.passes.describe import INPUT, properties_of, set_properties
 from convexport.export.passes.dynamic_batch import static_batch
 from convexport.runtime.devices import import_library
-from convexport.runtime.errors import StorageError, UsageError, first_line
+from convexport.runtime.errors import StorageError, UsageError
 
 CalibrationMethod = Literal["minmax", "percentile", "entropy"]
 ActivationType = Literal["uint8", "int8"]
@@ -182,10 +182,8 @@ def _temporary_folder() -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="convexport-") as folder:
             yield Path(folder)
     except OSError as error:
-        raise StorageError(
-            f"int8 is made in the temporary folder, which cannot be written ({first_line(error)})",
-            "free some disk space, or name another folder with TMPDIR",
-        ) from error
+        what, elsewhere = "int8 is made in the temporary folder, which", "name another folder with TMPDIR"
+        raise StorageError.unwritable(what, error, elsewhere) from error
 
 
 def _reader(parts: list[NDArray[np.uint8]]) -> Any:

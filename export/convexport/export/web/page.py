@@ -20,7 +20,7 @@ from markupsafe import Markup
 from convexport.export.web.runtime import LICENSE, VERSION, WebRuntime, notices
 from convexport.runtime import atomic
 from convexport.runtime.bundle import Bundle, open_bundle
-from convexport.runtime.errors import StorageError, UsageError, first_line
+from convexport.runtime.errors import StorageError, UsageError
 from convexport.runtime.manifest import Input, Manifest
 from convexport.runtime.precision import Precision
 
@@ -99,7 +99,7 @@ def write_page(bundle: Path, out: Path, runtime: WebRuntime, precision: Precisio
         files["index.html"] = _html(manifest, chosen, {}).encode()
         return _write_folder(out / f"{manifest.name}-web", files, chosen, len(text))
     except OSError as error:
-        raise StorageError(f"{out}: the page cannot be written ({first_line(error)})", "name another folder") from error
+        raise StorageError.unwritable(f"{out}: the page", error, "name another folder") from error
 
 
 def _write_folder(folder: Path, files: dict[str, bytes], precision: Precision, as_one: int) -> WebPage:
