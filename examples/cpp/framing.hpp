@@ -133,6 +133,16 @@ inline Picture to_size(const Picture& p, const Input& input, uint8_t fill) {
     return resize(p, width, height, std::max(left, 0.0), std::max(top, 0.0), std::min<double>(p.width - left, p.width),
                   std::min<double>(p.height - top, p.height));
   }
+  if (input.framing == "resize-crop") {
+    const bool limited = int64_t(p.width) * height <= int64_t(p.height) * width;  // whether the width limits the scale
+    const int kept = limited ? width : height, side = limited ? p.width : p.height, other = limited ? p.height : p.width;
+    const int one = std::max(kept, int(std::nearbyint(kept / input.crop)));
+    const int two = std::max(limited ? height : width, int(double(int64_t(one) * other) / side));
+    const double w = limited ? one : two, h = limited ? two : one;
+    const double x = std::nearbyint((w - width) / 2), y = std::nearbyint((h - height) / 2);
+    return resize(p, width, height, x * p.width / w, y * p.height / h, (x + width) * p.width / w,
+                  (y + height) * p.height / h);
+  }
   const double scale = std::min(double(width) / p.width, double(height) / p.height);
   const int w = std::max(1, int(std::nearbyint(p.width * scale))), h = std::max(1, int(std::nearbyint(p.height * scale)));
   const Picture small = resize(p, w, h, 0, 0, p.width, p.height);

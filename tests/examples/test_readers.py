@@ -31,6 +31,7 @@ COUNTS = {"lenet5": 100, "vgg19": 20}
 MISSING = {"node": readers.node_missing(), "browser": readers.browser_missing(), "cpp": readers.cpp_missing()}
 INPUTS = {
     "crop": Input(height=12, width=16, channels=3),
+    "resize-crop": Input(height=14, width=11, channels=3, framing="resize-crop", crop=0.8),
     "pad": Input(height=16, width=12, channels=3, framing="pad"),
     "stretch": Input(height=14, width=14, channels=3, framing="stretch"),
     "ink": Input(height=14, width=14, channels=1, framing="pad", ink="light-on-dark"),

@@ -7,17 +7,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from convexport.export import own_transform
 from convexport.export.pipeline import ExportOptions, export_bundle
+from convexport.export.sources import stated
 from convexport.export.sources import timm as timm_source
 from convexport.export.sources import torchvision as torchvision_source
 from convexport.export.sources.checkpoint import Source
 from convexport.export.sources.network import Network
 from convexport.export.sources.opening import open_network
-from convexport.export.sources.stated import Foreign
+from convexport.export.sources.stated import Foreign, Known
+from convexport.runtime.images import load_image
+from convexport.runtime.manifest import Filter
+from convexport.training.datasets import torchvision_datasets
 
 
 def weights_of(what: str, folder: Path) -> Path:
@@ -88,3 +94,17 @@ def test_the_export_says_what_differs_and_the_manifest_and_the_card_keep_it(tmp_
     )
     assert own_transform.line(found) == expected
     assert f"{expected[0].upper()}{expected[1:]}." in (result.path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("size", [(341, 256), (255, 400), (500, 333), (224, 224), (90, 61)])
+@pytest.mark.parametrize("filter", ["bilinear", "bicubic"])
+def test_our_crop_keeps_the_pixels_that_torchvision_keeps(size: tuple[int, int], filter: Filter) -> None:
+    torchvision_datasets()
+    from torchvision.transforms.v2 import CenterCrop, Compose, InterpolationMode, Resize
+
+    theirs = Compose([Resize(73, InterpolationMode(filter)), CenterCrop(64)])
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8))
+    wanted = stated.input_of(Foreign(size=(64, 64), crop=64 / 73, filter=filter, channels="rgb"), Known(), "it")
+    difference = np.abs(load_image(image, wanted)[0].astype(int) - np.asarray(theirs(image)).astype(int))
+    # Both round in fixed point, ours from a box in 32 bits.
+    assert difference.max() <= 2

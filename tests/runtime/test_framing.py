@@ -81,3 +81,26 @@ def test_gray_is_framed_as_each_color_is() -> None:
     three = np.asarray(frame(Image.fromarray(np.stack([gray] * 3, axis=2)), wanted, fill=7))
     assert np.array_equal(np.stack([one] * 3, axis=2), three)
     assert one[-1].tolist() == [7] * 30  # 30 x 19 pixels of image, and a row of ground
+
+
+@pytest.mark.parametrize(
+    ("size", "target", "crop", "box"),
+    [
+        # 256 of 341 x 256: torchvision resizes nothing and cuts 224 pixels at round(58.5) = 58 and 16.
+        ((341, 256), (224, 224), 0.875, (58, 16, 282, 240)),
+        ((256, 341), (224, 224), 0.875, (16, 58, 240, 282)),
+        # Twice the size: 256 x 341 pixels of two each; 341 of 341.5 remain.
+        ((512, 683), (224, 224), 0.875, (32, 58 * 683 / 341, 480, 282 * 683 / 341)),
+        # A wide network: the height limits the scale, 20 of 40, and 101 * 20 / 40 = 50.5 becomes 50 pixels.
+        ((101, 40), (30, 20), 1.0, (10 * 101 / 50, 0, 40 * 101 / 50, 40)),
+        # An image smaller than the network is enlarged.
+        ((10, 7), (28, 28), 1.0, (6 * 10 / 40, 0, 34 * 10 / 40, 7)),
+    ],
+)
+def test_resize_crop_cuts_at_whole_pixels_of_the_resized_image(
+    size: tuple[int, int], target: tuple[int, int], crop: float, box: tuple[float, ...]
+) -> None:
+    pixels = picture(*size).astype(np.uint8)
+    wanted = Input(height=target[1], width=target[0], channels=3, framing="resize-crop", crop=crop)
+    found = np.asarray(frame(Image.fromarray(pixels), wanted, fill=0))
+    assert np.array_equal(found, fixed_point.resize(pixels, target, box))

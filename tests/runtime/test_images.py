@@ -9,6 +9,7 @@ import sys
 import zlib
 from io import BytesIO
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from convexport.runtime.encoded import unread
 from convexport.runtime.errors import InputError
 from convexport.runtime.images import INVERTED, load_image
 from convexport.runtime.inputs import Plain
-from convexport.runtime.manifest import Input
+from convexport.runtime.manifest import Framing, Input
 
 GOLDEN = Path(__file__).parent / "golden"
 GRAY = Input(height=14, width=14, channels=1)
@@ -94,7 +95,7 @@ def test_a_lossless_picture_of_the_models_size_passes_bit_for_bit(kind: str) -> 
     assert notes == ()
 
 
-@pytest.mark.parametrize("framing", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("framing", get_args(Framing))
 def test_an_array_of_the_models_size_passes_bit_for_bit_whatever_the_framing(framing: str) -> None:
     pixels = noise(12, 16)
     wanted = Input(height=12, width=16, channels=3, framing=framing)
@@ -276,13 +277,13 @@ def test_stretching_shows_everything_and_pads_nothing() -> None:
 def test_shrinking_is_antialiased() -> None:
     stripes = np.zeros((64, 64), np.uint8)
     stripes[:, ::2] = 255
-    for framing in ("crop", "pad", "stretch"):
+    for framing in get_args(Framing):
         pixels, _ = load_image(stripes, Input(height=8, width=8, channels=1, framing=framing))
         assert np.abs(pixels.astype(int) - 127).max() <= 2
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (13, 17), (33, 32)])
-@pytest.mark.parametrize("framing", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("framing", get_args(Framing))
 def test_extreme_shapes_are_framed_too(size: tuple[int, int], framing: str) -> None:
     pixels, _ = load_image(Image.new("RGB", size, "white"), Input(height=12, width=16, channels=3, framing=framing))
     assert pixels.max() == 255
@@ -508,7 +509,7 @@ def test_mutilated_files_give_a_picture_or_an_input_error(seed: bytes, data: st.
 @given(
     mode=st.sampled_from(MODES + WIDE),
     size=st.tuples(st.integers(1, 40), st.integers(1, 40)),
-    framing=st.sampled_from(["crop", "pad", "stretch"]),
+    framing=st.sampled_from(get_args(Framing)),
     ink=st.sampled_from(["any", "light-on-dark"]),
     channels=st.sampled_from([1, 3]),
 )
@@ -520,7 +521,7 @@ def test_any_mode_size_and_framing_gives_the_models_shape(
 
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
-@pytest.mark.parametrize("framing", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("framing", get_args(Framing))
 def test_an_image_without_pixels_is_refused(size: tuple[int, int], framing: str) -> None:
     found = error(Image.new("RGB", size), Input(height=12, width=16, channels=3, framing=framing))
     assert str(found) == f"image: {size[0]} x {size[1]} pixels, expected at least 1 x 1"

@@ -14,6 +14,7 @@ CLASSES_SHOWN = 20
 FIRST_READER = "0.2"  # the first version that reads manifest 3
 FRAMING = {
     "crop": "the shorter side is scaled and the middle is cut out",
+    "resize-crop": "the shorter side is scaled and the middle is cut out at whole pixels, as torchvision does",
     "pad": "the longer side is scaled and the rest is black",
     "stretch": "both sides are scaled",
 }

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convexport.export.sources.network import Facts
-from convexport.runtime.manifest import Filter, Framing, Input, Normalization
+from convexport.runtime.manifest import CROPS, Filter, Framing, Input, Normalization
 
 Colors = Literal["as stated", "reversed", "gray", "inverted"]
 # In units of pixels from 0 to 1, red first. One number stands for every channel.
@@ -142,10 +142,11 @@ def framings(base: Hypothesis) -> Iterator[Hypothesis]:
     """Other shares, framings and filters."""
     input = base.input
     other: Filter = "bilinear" if input.filter == "bicubic" else "bicubic"
+    cut: Framing = "crop" if input.framing == "crop" else "resize-crop"
     for share in _CROPS:
-        if input.framing != "crop" or abs(share - input.crop) > 0.004:
+        if input.framing not in CROPS or abs(share - input.crop) > 0.004:
             words = "the whole of the shorter side" if share == 1 else f"{share:g} of the shorter side"
-            changed = msgspec.structs.replace(input, framing="crop", crop=share)
+            changed = msgspec.structs.replace(input, framing=cut, crop=share)
             yield base.but(f"a crop of {words}", f"--crop {share:g}", input=changed)
     kinds: tuple[Framing, ...] = ("pad", "stretch")
     for framing in kinds:

@@ -4,7 +4,8 @@ Every step is exact and gives the same result with every supported version of Pi
 it, and examples/framing.mjs is the same code in JavaScript):
 
 1. A box of the image is chosen: `crop` takes the middle box of the target's shape that keeps
-   `Input.crop` of the shorter side, `pad` and `stretch` all.
+   `Input.crop` of the shorter side, `resize-crop` the same box at whole pixels of the resized image, `pad` and
+   `stretch` all.
 2. Where a side of the box has `2 * GAP` pixels or more for each one of the result, it is reduced by a whole factor that
    leaves at least `GAP`: the rounded mean of each cell.
 3. Bicubic or bilinear interpolation, widened with the scale (antialiasing), in Pillow's fixed point, in two passes:
@@ -40,6 +41,8 @@ def frame(image: Image.Image, input: Input, *, fill: int) -> Image.Image:
         return resize(image, target, whole, input.filter)
     if input.framing == "crop":
         return resize(image, target, _middle(image.size, target, input.crop), input.filter)
+    if input.framing == "resize-crop":
+        return resize(image, target, _whole_pixels(image.size, target, input.crop), input.filter)
     scale = min(input.width / width, input.height / height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     canvas = Image.new(image.mode, target, fill if image.mode == "L" else (fill, fill, fill))
@@ -73,6 +76,24 @@ def _middle(size: tuple[int, int], target: tuple[int, int], share: float) -> Box
     scale = share * min(width / target[0], height / target[1])
     left, top = (width - scale * target[0]) / 2, (height - scale * target[1]) / 2
     return max(left, 0.0), max(top, 0.0), min(width - left, width), min(height - top, height)
+
+
+def _whole_pixels(size: tuple[int, int], target: tuple[int, int], share: float) -> Box:
+    """The box that torchvision's `Resize` and `CenterCrop` keep, in pixels of the image as it was.
+
+    The side that limits the scale becomes `target / share` pixels. The other one becomes a whole number of pixels in
+    proportion, rounded down, and the cut begins at a whole pixel, half a pixel being rounded to the even one.
+    """
+    along = 0 if size[0] * target[1] <= size[1] * target[0] else 1
+    resized = [0, 0]
+    resized[along] = max(target[along], round(target[along] / share))
+    resized[1 - along] = max(target[1 - along], int(resized[along] * size[1 - along] / size[along]))
+    first = [round((whole - kept) / 2) for whole, kept in zip(resized, target, strict=True)]
+    (left, right), (top, bottom) = (
+        (first[axis] * size[axis] / resized[axis], (first[axis] + target[axis]) * size[axis] / resized[axis])
+        for axis in (0, 1)
+    )
+    return left, top, right, bottom
 
 
 def _reduced(image: Image.Image, size: tuple[int, int], box: Box) -> tuple[Image.Image, Box]:

@@ -19,7 +19,9 @@ from convexport.runtime.precision import Precision
 
 FORMAT = "3.3"
 
-Framing = Literal["crop", "pad", "stretch"]
+Framing = Literal["crop", "resize-crop", "pad", "stretch"]
+# The framings that cut, and keep a share of the shorter side.
+CROPS = ("crop", "resize-crop")
 Ink = Literal["any", "light-on-dark"]
 Filter = Literal["bilinear", "bicubic"]
 Activation = Literal["softmax", "sigmoid"]
@@ -38,10 +40,10 @@ class Part(msgspec.Struct, frozen=True):
 class Input(Part, frozen=True, kw_only=True):
     """The graph's input, uint8 [batch, height, width, channels], and how an image is resized to it.
 
-    `framing`: `crop` scales the shorter side and cuts the middle, `pad` scales the longer side and fills with black,
-    `stretch` scales both sides. `crop`: the share of the shorter side that the framing of this name keeps (224 of 256
-    is 0.875). `filter`: the interpolation. `ink`: `light-on-dark` inverts images of dark ink on light paper
-    (MNIST's digits are light on dark).
+    `framing`: `crop` scales the shorter side and cuts the middle, `resize-crop` (since 3.3) does so at whole pixels, as
+    torchvision's `Resize` and `CenterCrop` do, `pad` scales the longer side and fills with black, `stretch` scales both
+    sides. `crop`: the share of the shorter side that the first two keep (224 of 256 is 0.875). `filter`: the
+    interpolation. `ink`: `light-on-dark` inverts images of dark ink on light paper (MNIST's digits are light on dark).
     """
 
     height: Size

@@ -11,6 +11,7 @@ from convexport.runtime.text import printable
 
 _FRAMING = {
     "crop": "the middle of the image, scaled",
+    "resize-crop": "the middle of the image, scaled, cut at whole pixels",
     "pad": "the whole image, scaled, on black",
     "stretch": "the whole image, stretched",
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from convexport.runtime.errors import UsageError
-from convexport.runtime.manifest import Activation, Filter, Framing, Input, Normalization
+from convexport.runtime.manifest import CROPS, Activation, Filter, Framing, Input, Normalization
 
 Pixels = Literal["0..1", "0..255", "-1..1"]
 Channels = Literal["rgb", "bgr", "gray"]
@@ -93,14 +93,16 @@ def input_of(stated: Foreign, known: Known, where: str) -> Input:
     if not 0 < crop <= 1:
         raise UsageError(f"--crop {crop:g}: expected a share of the shorter side, above 0 and at most 1")
     framing = stated.framing or ("crop" if stated.crop is not None else known.framing)
-    if framing != "crop" and stated.crop is not None:
+    if framing not in CROPS and stated.crop is not None:
         raise UsageError(f"--crop {crop:g} has no effect with --framing {framing}", "leave one of them out")
+    # Other people's networks were trained on images that were cut at whole pixels.
+    cut = framing in CROPS
     return Input(
         height=size[0],
         width=size[1],
         channels=_channels(stated, known, where),
-        framing=framing,
-        crop=crop if framing == "crop" else 1.0,
+        framing="resize-crop" if cut else framing,
+        crop=crop if cut else 1.0,
         filter=stated.filter or known.filter,
     )
 

@@ -54,6 +54,17 @@ function toSize(image, { width, height, framing = "crop", crop = 1, filter = "bi
     const right = Math.min(image.width - left, image.width), bottom = Math.min(image.height - top, image.height);
     return resize(image, width, height, Math.max(left, 0), Math.max(top, 0), right, bottom);
   }
+  if (framing === "resize-crop") {
+    const limited = image.width * height <= image.height * width; // whether the width limits the scale
+    const [kept, side, other] = limited ? [width, image.width, image.height] : [height, image.height, image.width];
+    const one = Math.max(kept, halfToEven(kept / crop));
+    const two = Math.max(limited ? height : width, Math.trunc((one * other) / side));
+    const [w, h] = limited ? [one, two] : [two, one];
+    const x = halfToEven((w - width) / 2), y = halfToEven((h - height) / 2);
+    const [left, right] = [(x * image.width) / w, ((x + width) * image.width) / w];
+    const [top, bottom] = [(y * image.height) / h, ((y + height) * image.height) / h];
+    return resize(image, width, height, left, top, right, bottom);
+  }
   const scale = Math.min(width / image.width, height / image.height);
   const w = Math.max(1, halfToEven(image.width * scale)), h = Math.max(1, halfToEven(image.height * scale));
   const small = resize(image, w, h, 0, 0, image.width, image.height);
