@@ -141,7 +141,9 @@ def test_a_network_of_timm_is_framed_as_its_data_configuration_says(tmp_path: Pa
     stated = Foreign(classes=("cat", "dog", "owl"), size=(64, 64))
     found = open_network(Source("timm:lcnet_035", path=tmp_path / "w.pth", foreign=stated))
     config = timm.data.resolve_data_config(network.pretrained_cfg, model=network)
-    assert found.facts.input == Input(height=64, width=64, channels=3, framing="resize-crop", crop=224 / 256, filter="bilinear")
+    assert found.facts.input == Input(
+        height=64, width=64, channels=3, framing="resize-crop", crop=224 / 256, filter="bilinear"
+    )
     assert found.facts.normalization.mean == pytest.approx(config["mean"])
     with torch.no_grad():
         right = network(normalized(IMAGES, config["mean"], config["std"])).softmax(1).numpy()
