@@ -157,7 +157,7 @@ def _step(name: str, bundle: Path, precision: str, images: Path) -> float:
         work = {
             "decode": lambda part: decoder(part, rows[: len(part)]),
             "network": lambda part: classifier.backend.run(rows[: len(part)]),
-            "records": lambda part: json_lines(classifier._records(batch, answer)),
+            "records": lambda part: json_lines(classifier._answered(batch, answer, classifier.backend)),
         }[name]
         parts = [named[i : i + BATCH] for i in range(0, len(named), BATCH)]
         small = len(files) < BATCH or files[0].stat().st_size > 100_000

@@ -6,17 +6,19 @@ import io
 import time
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from convexport.runtime import pipeline
-from convexport.runtime.decoding import Batch, Picture
-from convexport.runtime.errors import InputError
+from convexport.runtime import crew, workers
+from convexport.runtime.decoding import Batch, Decoder, Picture
+from convexport.runtime.errors import DeviceError, InputError
 from convexport.runtime.images import load_image
+from convexport.runtime.inputs import PAUSE
 from convexport.runtime.manifest import Input
 from convexport.runtime.pipeline import Reading, read_batches
 from convexport.runtime.straight import Straight, small_file
@@ -104,9 +106,9 @@ def everything(batches: Iterator[Batch]) -> tuple[list[object], bytes]:
 def test_threads_processes_and_the_caller_give_the_same(
     files: list[str], monkeypatch: pytest.MonkeyPatch, seconds: float
 ) -> None:
-    monkeypatch.setattr(pipeline, "available_cores", lambda: 3)
-    monkeypatch.setattr(pipeline, "SMALL_SECONDS", seconds)  # so: three threads, and one
-    monkeypatch.setattr(pipeline, "PIECE_SECONDS", 1e-3)
+    monkeypatch.setattr(crew, "available_cores", lambda: 3)
+    monkeypatch.setattr(crew, "PYTHON_SECONDS", seconds)  # so: three threads, and one
+    monkeypatch.setattr(crew, "PIECE_SECONDS", 1e-3)
     started: list[int] = []
 
     class Pool(ThreadPoolExecutor):
@@ -125,7 +127,7 @@ def test_threads_processes_and_the_caller_give_the_same(
 
 
 def test_a_handful_needs_no_thread(files: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "available_cores", lambda: 3)
+    monkeypatch.setattr(crew, "available_cores", lambda: 3)
     monkeypatch.delattr("concurrent.futures.ThreadPoolExecutor")
     assert len(everything(read_batches(files[:16], Reading(GREY, 32)))[0]) == 16
 
@@ -138,10 +140,98 @@ def test_where_the_system_gives_no_thread_the_caller_decodes_and_says_so_once(
 
     said: list[str] = []
     expected = everything(read_batches(files, Reading(GREY, 32, workers=0)))
-    monkeypatch.setattr(pipeline, "available_cores", lambda: 3)
+    monkeypatch.setattr(crew, "available_cores", lambda: 3)
     monkeypatch.setattr("threading.Thread.start", no_thread)
     assert everything(read_batches(files, Reading(GREY, 32, note=said.append))) == expected
     assert said == ["no threads could be started to read images (can't start new thread); this process reads them"]
+
+
+class Fake:
+    """Processes that are ready at once, and decode here."""
+
+    size, chunk, ready = 2, 32, True
+    sent: ClassVar[list[int]] = []
+
+    def __init__(self, size: int, input: Input, profile: object) -> None:
+        self._decoder = Decoder(input)
+        Fake.sent = []
+
+    def __call__(self, named: list, rows: np.ndarray) -> Future:
+        Fake.sent.append(len(named))
+        future: Future = Future()
+        future.set_result(self._decoder(named, rows))
+        return future
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("start_seconds", "gain", "sent"),
+    [(1e9, 0.0, "nothing"), (0.0, 1e9, "some of it"), (0.0, 0.0, "the rest")],
+    ids=["threads suffice", "processes are slower", "processes are faster"],
+)
+def test_processes_take_over_where_the_back_end_waits_and_go_on_where_they_are_faster(
+    files: list[str], monkeypatch: pytest.MonkeyPatch, start_seconds: float, gain: float, sent: str
+) -> None:
+    monkeypatch.setattr(crew, "available_cores", lambda: 3)
+    monkeypatch.setattr(crew, "START_SECONDS", start_seconds)
+    monkeypatch.setattr(crew, "GAIN", gain)
+    monkeypatch.setattr(workers, "Workers", Fake)
+    Fake.sent = []
+    names = files * 4
+    expected = everything(read_batches(names, Reading(GREY, 8, workers=0)))
+    assert everything(read_batches(names, Reading(GREY, 8))) == expected
+    found = "nothing" if not Fake.sent else "the rest" if sum(Fake.sent) > len(names) - 100 else "some of it"
+    assert found == sent
+
+
+def test_a_source_that_pauses_behind_each_image_never_starts_processes(
+    files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "available_cores", lambda: 3)
+    monkeypatch.setattr(crew, "START_SECONDS", 0.0)
+    monkeypatch.delattr(workers, "Workers")
+    paused = [given for name in files for given in (name, PAUSE)]
+    assert sum(len(batch.entries) for batch in read_batches(paused, Reading(GREY, 8))) == len(files)
+
+
+@pytest.mark.parametrize("end", ["none can be started", "none begins", "they die", "this program is no Python"])
+def test_processes_that_nobody_asked_for_end_no_run_and_are_not_spoken_of(
+    files: list[str], monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    class Dying(Fake):
+        ready = end != "none begins"
+
+        def __init__(self, size: int, input: Input, profile: object) -> None:
+            if end == "none can be started":
+                raise OSError("no process")
+            assert end != "this program is no Python"
+            super().__init__(size, input, profile)
+
+        def __call__(self, named: list, rows: np.ndarray) -> Future:
+            Fake.sent.append(len(named))
+            future: Future = Future()
+            future.set_exception(DeviceError("a process that reads images died when it started"))
+            return future
+
+    monkeypatch.setattr(crew, "available_cores", lambda: 3)
+    monkeypatch.setattr(crew, "START_SECONDS", 0.0)
+    monkeypatch.setattr(workers, "Workers", Dying)
+    if end == "this program is no Python":
+        monkeypatch.setattr("sys.executable", "/usr/sbin/uwsgi")
+    Fake.sent = []
+    said: list[str] = []
+    expected = everything(read_batches(files, Reading(GREY, 8, workers=0)))
+    assert everything(read_batches(files, Reading(GREY, 8, note=said.append))) == expected
+    assert said == []
+    assert bool(Fake.sent) == (end == "they die")
+
+
+def test_there_are_as_many_threads_as_images_take_times_of_pythons_share() -> None:
+    taken = (0.00005, 0.00017, 0.0006, 0.1)
+    assert [crew.lanes(seconds, 16) for seconds in taken] == [1, 1, 4, 16]
+    assert [crew.processes(seconds, 16) for seconds in taken] == [3, 11, 16, 16]
+    assert [crew.processes(seconds, 2) for seconds in taken] == [2, 2, 2, 2]
 
 
 def test_what_the_source_raises_comes_behind_what_it_gave(files: list[str]) -> None:

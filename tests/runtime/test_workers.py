@@ -18,6 +18,7 @@ import pytest
 from convexport.runtime import workers
 from convexport.runtime.backends.fake import FakeBackend
 from convexport.runtime.classifier import Classifier
+from convexport.runtime.decoding import Picture
 from convexport.runtime.errors import DeviceError
 from convexport.runtime.inputs import PAUSE
 from convexport.runtime.manifest import Input
@@ -119,27 +120,25 @@ def test_a_decoder_that_dies_hangs_or_takes_all_memory_costs_its_image_and_no_ot
 
 
 def test_a_process_that_somebody_kills_is_replaced_and_no_image_is_lost(place: Path) -> None:
-    names = [f"{number % 3}.png" for number in range(600)]
-    pool = Workers(2, INPUT)
-    killed = 0
-    with pool:
-        futures = []
-        for start in range(0, 600, 30):
-            rows = np.zeros((30, 12, 12, 3), np.uint8)
-            futures.append(pool([(name, name) for name in names[start : start + 30]], rows))
-        for future in futures:
-            entries = future.result(timeout=60)
-            assert [entry.name for entry in entries] == names[:30]
-            if killed < 5:
-                os.kill(pool._processes[killed % 2].pid, signal.SIGKILL)
-                killed += 1
+    names = [f"{number % 3}.png" for number in range(30)]
+    with Workers(2, INPUT) as pool:
+        for _ in range(3):
+            futures = [pool([(name, name) for name in names], np.zeros((30, 12, 12, 3), np.uint8)) for _ in range(6)]
+            futures[0].result(timeout=60)
+            # Each once while these inputs wait: an image of which a process died twice would be a failure.
+            killed = [process.pid for process in pool._processes]
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+            for future in futures:
+                assert [entry.name for entry in future.result(timeout=60) if isinstance(entry, Picture)] == names
+    assert not {process for process in killed if Path(f"/proc/{process}").exists()}
 
 
 @pytest.mark.parametrize("refused", ["process", "thread"])
 def test_where_the_system_gives_none_this_process_reads_and_says_so_once(
     place: Path, monkeypatch: pytest.MonkeyPatch, refused: str
 ) -> None:
-    def no_process() -> None:
+    def no_process(shared: int) -> None:
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
     def no_thread(self: object) -> None:
@@ -174,7 +173,7 @@ def test_they_end_with_the_program_however_it_ends(place: Path, end: str) -> Non
         "from convexport.runtime.backends.fake import FakeBackend\n"
         "from convexport.runtime.classifier import Classifier\n"
         "begun, start = [], workers._start\n"
-        "workers._start = lambda: begun.append(start()) or begun[-1]\n"
+        "workers._start = lambda shared: begun.append(start(shared)) or begun[-1]\n"
         "classifier = Classifier('bundles/tiny', backend=FakeBackend(10), batch=1, workers=1)\n"
         "records = classifier.classify(['0.png'] * 1000)\n"
         "next(records)\n"
@@ -237,7 +236,7 @@ def test_remarks_that_nobody_hears_go_to_the_logger(
     logger, handler = logging.getLogger("convexport"), Kept()
     before = logger.level
     logger.setLevel(logging.INFO)
-    monkeypatch.setattr(workers, "_start", lambda: (_ for _ in ()).throw(OSError("none")))
+    monkeypatch.setattr(workers, "_start", lambda shared: (_ for _ in ()).throw(OSError("none")))
     logger.addHandler(handler)
     try:
         with Classifier("bundles/tiny", backend=FakeBackend(10), workers=1) as classifier:

@@ -44,8 +44,8 @@ class Options:
         precision: `auto`, or one that the bundle contains.
         batch: The largest number of images computed at once; None takes 64 on a CPU and 256 on a GPU.
         threads: Threads of the CPU; None takes one for each core that the process may use.
-        workers: Processes that decode images; 0 decodes in the thread that asks for records, None decodes in threads
-            where that pays.
+        workers: Processes that decode images; 0 decodes in the thread that asks for records, None decodes in threads,
+            and in processes after a while, where that pays.
         top: How many classes a record lists; at most as many as there are.
         language: Language of the labels.
         channels: Order of the channels in arrays: `rgb`, or `bgr` for OpenCV's. It does not affect files and Pillow

@@ -4,14 +4,17 @@ They are not forked, because a forked process would share the GPU and the thread
 multiprocessing, whose children run the program's main script again and import modules from the current folder: these
 import modules from the same places as this process, without the current folder, and only run `serve`.
 
-A request and its answer are each a pickle after its length; before its answer a process sends a byte for each input
-that it has decoded. So it is known which input one died of, or takes for ever: that input alone becomes a failure, the
-process is replaced, and the others are decoded again.
+A request and its answer are each a pickle after its length. The pixels, and how many inputs of a request are decoded,
+stand in memory that a process shares with this one; a pipe would carry each pixel through the system twice. So it is
+known which input one died of, or takes for ever: that input alone becomes a failure, the process is replaced, and the
+others are decoded again.
 """
 
 from __future__ import annotations
 
 import atexit
+import math
+import mmap
 import os
 import pickle
 import queue
@@ -20,7 +23,9 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -29,6 +34,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from convexport.runtime.decoding import Picture
 from convexport.runtime.errors import DeviceError, InputError
 from convexport.runtime.profiling import OFF, Off
 from convexport.runtime.records import Failure
@@ -38,6 +44,9 @@ if TYPE_CHECKING:
     from convexport.runtime.decoding import Entry, Named
     from convexport.runtime.manifest import Input
 
+CHUNK = 32
+"""Inputs of one request; fewer where an image is so large that `SHARED_BYTES` hold fewer."""
+SHARED_BYTES = 8 << 20
 LIMIT_SECONDS = 30.0
 """One input that takes longer is a failure, and its process is replaced."""
 LIMIT_BYTES = 4 << 30
@@ -46,7 +55,7 @@ BEGINNINGS = 3
 BEGIN_SECONDS = 120.0
 TRIES = 2  # of an input in whose turn a process died: somebody else may have killed it
 _LENGTH = struct.Struct("<Q")
-_STEP, _ANSWER = b".", b"!"
+_LOOKS = 8  # at how many inputs are decoded, within the time that one may take
 # The end of the path: Python's own modules come first, so that none of them is taken from there.
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from convexport.runtime.workers import serve; serve()"
 _Task = tuple["list[Named]", "Images", "Future[list[Entry]]"]
@@ -61,13 +70,14 @@ class _EndedError(Exception):
 
 
 class Workers:
-    """A pool of `size` processes. Called with inputs and rows for them, it gives the future of their entries.
+    """A pool of `size` processes. Called with up to `chunk` inputs and rows for them, it gives their entries' future.
 
-    Raises `OSError` if the system cannot start its processes or threads.
+    Raises `OSError` if the system cannot start its processes or threads, or has no memory for them to share.
     """
 
     def __init__(self, size: int, input: Input, profile: Off = OFF) -> None:
         self.size = size
+        self.chunk = _chunk(input)
         self._input = input
         self._profile = profile
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
@@ -75,6 +85,7 @@ class Workers:
         self._threads: list[threading.Thread] = []
         self._owner = os.getpid()
         self._closed = False
+        self._begun = 0
         # Whoever leaves its records half read closes nothing; at the very end threads can no longer be waited for.
         atexit.register(self.close)
         try:
@@ -89,6 +100,11 @@ class Workers:
             if isinstance(error, OSError):
                 raise
             raise OSError(str(error)) from error
+
+    @property
+    def ready(self) -> bool:
+        """Whether every process takes inputs."""
+        return self._begun == self.size
 
     def __call__(self, named: list[Named], rows: Images) -> Future[list[Entry]]:
         """Gives the inputs to the next process that is free; their pixels come to `rows`, uint8 [N, H, W, C]."""
@@ -120,6 +136,9 @@ class Workers:
 
     def _drive(self, place: int) -> None:
         """Sends tasks to the process at one place, one after the other."""
+        with suppress(OSError, EOFError):  # the next task is told
+            self._begin(place)
+            self._begun += 1
         while (task := self._tasks.get()) is not None:
             named, rows, future = task
             try:
@@ -173,7 +192,12 @@ class _Process:
         self._input = input
         self._profile = profile
         self._begun = False
-        self._popen = _start()
+        self._shared = _Shared(input)
+        try:
+            self._popen = _start(self._shared.descriptor)
+        except OSError:
+            self._shared.close()
+            raise
         assert self._popen.stdin is not None
         assert self._popen.stdout is not None
         self._requests, self._answers = self._popen.stdin, self._popen.stdout
@@ -182,26 +206,37 @@ class _Process:
     def begin(self) -> None:
         """Waits until it takes inputs. Raises `OSError` or `EOFError` where it never does."""
         if not self._begun:
-            _send(self._requests, (self._input, self._profile))
+            _send(self._requests, (self._input, self._profile, self._shared.descriptor))
             self._read(1, BEGIN_SECONDS)
             self._begun = True
 
     def decoded(self, named: list[Named], rows: Images) -> list[Entry]:
         """Entries of inputs, and their pixels in `rows`. Raises `_EndedError`."""
-        done = 0
+        self._shared.done[0] = 0
         try:
             _send(self._requests, named)
-            while self._read(1, LIMIT_SECONDS) == _STEP:
-                done += 1
+            self._await_answer()
             (length,) = _LENGTH.unpack(self._read(_LENGTH.size, LIMIT_SECONDS))
-            entries, found, seconds = pickle.loads(self._read(length, LIMIT_SECONDS))
+            odd, seconds = pickle.loads(self._read(length, LIMIT_SECONDS))
         except TimeoutError as error:
-            raise _EndedError(done, slow=True) from error
+            raise _EndedError(int(self._shared.done[0]), slow=True) from error
         except (OSError, EOFError) as error:
-            raise _EndedError(done, slow=False) from error
-        rows[:] = found
+            raise _EndedError(int(self._shared.done[0]), slow=False) from error
+        rows[:] = self._shared.rows[: len(named)]
         self._profile.add(seconds)
-        return cast("list[Entry]", entries)
+        entries: list[Entry] = [Picture(name) for name, _ in named]
+        for row, entry in odd.items():
+            entries[row] = entry
+        return entries
+
+    def _await_answer(self) -> None:
+        """Waits until the answer comes. Raises `TimeoutError` where one input takes too long."""
+        done, since = 0, time.monotonic()
+        while not self._comes(LIMIT_SECONDS / _LOOKS):
+            if done != self._shared.done[0]:
+                done, since = int(self._shared.done[0]), time.monotonic()
+            elif time.monotonic() - since > LIMIT_SECONDS:
+                raise TimeoutError
 
     def kill(self) -> None:
         """Ends it, whatever it is doing."""
@@ -214,22 +249,78 @@ class _Process:
         for pipe in (self._requests, self._answers):
             with suppress(OSError):
                 pipe.close()
+        self._shared.close()
 
     def _read(self, size: int, seconds: float) -> bytes:
         """So many bytes. Raises `EOFError` at the end, `TimeoutError` where none comes for so long."""
-        descriptor, pieces = self._answers.fileno(), list[bytes]()
+        pieces: list[bytes] = []
         while size:
-            if hasattr(select, "poll"):
-                poll = select.poll()
-                poll.register(descriptor, select.POLLIN)
-                if not poll.poll(seconds * 1000):
-                    raise TimeoutError
-            piece = os.read(descriptor, min(size, 1 << 20))
+            if not self._comes(seconds):
+                raise TimeoutError
+            piece = os.read(self._answers.fileno(), min(size, 1 << 20))
             if not piece:
                 raise EOFError
             pieces.append(piece)
             size -= len(piece)
         return b"".join(pieces)
+
+    def _comes(self, seconds: float) -> bool:
+        """Whether there is something to read, or the end, within so long."""
+        if not hasattr(select, "poll"):
+            return True
+        poll = select.poll()
+        poll.register(self._answers.fileno(), select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
+
+
+class _Shared:
+    """Memory of two processes. It has no name, so nothing stays behind, however they end.
+
+    Attributes:
+        descriptor: The file that both map.
+        done: uint64 [1], how many inputs of the request are decoded.
+        rows: uint8 [N, H, W, C], their pixels.
+
+    Raises:
+        OSError: The system does not give it.
+    """
+
+    def __init__(self, input: Input, descriptor: int | None = None) -> None:
+        shape = (_chunk(input), input.height, input.width, input.channels)
+        size = _LENGTH.size + math.prod(shape)
+        self.descriptor = _nameless(size) if descriptor is None else descriptor
+        try:
+            memory = mmap.mmap(self.descriptor, size)
+        except OSError:
+            self.close()
+            raise
+        self.done = np.frombuffer(memory, np.uint64, 1)
+        self.rows: Images = np.frombuffer(memory, np.uint8, offset=_LENGTH.size).reshape(shape)
+
+    def close(self) -> None:
+        """Closes the file; the memory is freed with the arrays. Safe to call twice."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
+
+def _nameless(size: int) -> int:
+    """A file in memory where the system has such, of that size -> its descriptor."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("convexport")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    try:
+        os.truncate(descriptor, size)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _chunk(input: Input) -> int:
+    return max(1, min(CHUNK, SHARED_BYTES // (input.height * input.width * input.channels)))
 
 
 def serve() -> None:
@@ -243,21 +334,22 @@ def serve() -> None:
     from convexport.runtime.decoding import Decoder
 
     with suppress(EOFError, BrokenPipeError):  # the other end is gone, however it ended
-        input, profile = _receive(sys.stdin.buffer)
+        input, profile, descriptor = _receive(sys.stdin.buffer)
+        shared = _Shared(input, descriptor)
         profile.now("")
         profile.taken()
         decoder = Decoder(input, profile)
         _limit_memory()
-        answers.write(_STEP)
+        answers.write(b".")
         while True:
             named = _receive(sys.stdin.buffer)
-            rows = np.zeros((len(named), input.height, input.width, input.channels), np.uint8)
-            entries: list[Entry] = []
-            for row in range(len(named)):
-                entries += decoder(named[row : row + 1], rows[row : row + 1])
-                answers.write(_STEP)
-            answers.write(_ANSWER)
-            _send(answers, (entries, rows, profile.taken()))
+            odd: dict[int, Entry] = {}
+            for row, (name, _) in enumerate(named):
+                (entry,) = decoder(named[row : row + 1], shared.rows[row : row + 1])
+                if entry != Picture(name):
+                    odd[row] = entry
+                shared.done[0] = row + 1
+            _send(answers, (odd, profile.taken()))
     os._exit(0)
 
 
@@ -283,7 +375,7 @@ def _failure(name: str, *, slow: bool) -> Failure:
     return Failure.of(name, InputError(f"{name}: the process that decoded it died {TRIES} times", kind="unreadable"))
 
 
-def _start() -> subprocess.Popen[bytes]:
+def _start(shared: int) -> subprocess.Popen[bytes]:
     """One process. It inherits blocked signals, so that none of the terminal reaches it before it ignores them."""
     if getattr(sys, "frozen", False):  # its executable would run the program once more
         raise OSError("a frozen program contains no Python to start")
@@ -294,7 +386,8 @@ def _start() -> subprocess.Popen[bytes]:
         # The path is replaced first; from Python 3.11 on the current folder is not on it even before that.
         # Nothing is multiplied there: OpenBLAS would start a thread for each core, and complain where it cannot.
         environment = {**os.environ, "PYTHONSAFEPATH": "1", "OPENBLAS_NUM_THREADS": "1"}
-        return subprocess.Popen(command, bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(command, bufsize=0, stdin=pipe, stdout=pipe, env=environment, pass_fds=(shared,))
 
 
 def _path() -> list[str]:

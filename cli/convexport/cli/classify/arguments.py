@@ -61,7 +61,7 @@ def parser() -> terminal.Parser:
         "--workers",
         type=int,
         metavar="N",
-        help="processes that decode images; 0: neither processes nor threads (default: threads)",
+        help="processes that decode images; 0: neither processes nor threads (default: what is faster)",
     )
     add("--top", type=int, metavar="K", help="classes in each record; default: 1 in text, 3 in jsonl and csv")
     add(
