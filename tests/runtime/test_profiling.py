@@ -80,8 +80,8 @@ def test_whoever_decodes_is_measured_and_the_records_stay_the_same(
     workers: int | None, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = make_bundle(tmp_path / "bundles" / "tiny", INPUT)
-    monkeypatch.setattr(pipeline, "available_cores", lambda: 2)
-    monkeypatch.setattr(pipeline, "NOTHING_SECONDS", 0.0)
+    monkeypatch.setattr(crew, "available_cores", lambda: 2)
+    monkeypatch.setattr(crew, "NOTHING_SECONDS", 0.0)
     profile = Profile()
     with Classifier(bundle, device="cpu", workers=workers, batch=8, profile=profile) as classifier:
         records = list(classifier.classify(files))
