@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,12 @@ def test_the_table_ends_with_options_that_classify_takes(place: Path, capfd: pyt
     assert [(row[0], row[2], row[3]) for row in rows] == [
         ("onnxruntime", precision, batch) for precision in ("fp32", "fp16") for batch in ("1", "8", "64")
     ]
-    for line, words in zip(lines[8:], ("for many images: ", "for one image at a time: "), strict=True):
+    assert re.fullmatch(
+        r"roof: images/s of files if \d+ cores? waited for nothing; decoding a golden image takes \d+ µs of a core, "
+        r"its record \d+",
+        lines[8],
+    )
+    for line, words in zip(lines[9:], ("for many images: ", "for one image at a time: "), strict=True):
         assert line.startswith(words)
         (place / "a.png").write_bytes(png(pictures(1, _input())[0]))
         assert main(["a.png", *line.removeprefix(words).split()]) == 0
@@ -38,7 +44,7 @@ def test_the_table_ends_with_options_that_classify_takes(place: Path, capfd: pyt
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0.04, "0.04 s"), (0.4567, "0.46 s"), (9.4, "9.4 s"), (12.6, "13 s")])
 def test_a_short_measurement_is_not_said_to_have_taken_no_time(seconds: float, shown: str) -> None:
-    text = benchmark_output(Benchmark("tiny", seconds, None, [], None, None), "text")
+    text = benchmark_output(Benchmark("tiny", seconds, None, None, [], None, None), "text")
     assert text.decode() == f"tiny, the back ends alone, in turns, {shown}\n"
 
 
@@ -46,12 +52,14 @@ def test_as_json_every_number_has_its_name_and_unit(capfd: pytest.CaptureFixture
     wanted = ["--device", "cpu", "--backend", "onnxruntime", "--precision", "fp32", "--batch", "3", "--threads", "1"]
     assert main(["--benchmark", "--seconds", "0.1", "--format", "json", *wanted]) == 0
     found = json.loads(capfd.readouterr().out)
-    assert list(found) == ["bundle", "seconds", "threads", "speeds", "most_images", "one_image"]
+    assert list(found) == ["bundle", "seconds", "threads", "roof", "speeds", "most_images", "one_image"]
     (speed,) = found["speeds"]
     assert list(speed) == [
-        *("backend", "device", "precision", "batch", "images_per_second", "p50_ms", "p99_ms", "batches"),
+        *("backend", "device", "precision", "batch", "images_per_second", "p50_ms", "p99_ms", "batches", "roof"),
     ]
     assert 0 < speed["p50_ms"] <= speed["p99_ms"]
+    assert 0 < speed["roof"] < speed["images_per_second"]
+    assert list(found["roof"]) == ["decode_us", "record_us", "cores"]
     assert found["most_images"] == {**speed, "options": wanted}
     assert found["one_image"] is None
 

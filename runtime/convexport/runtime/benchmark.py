@@ -19,6 +19,7 @@ from convexport.runtime.errors import UnavailableError, UsageError
 from convexport.runtime.manifest import Input
 from convexport.runtime.options import Options
 from convexport.runtime.precision import PRECISIONS
+from convexport.runtime.roof import Roof, roof
 
 __all__ = ["SECONDS", "Benchmark", "Speed", "benchmark"]
 
@@ -42,6 +43,7 @@ class Speed(msgspec.Struct, frozen=True, omit_defaults=True):
         p50_ms: The median of a batch's latency, in milliseconds.
         p99_ms: Its 99th percentile; with fewer than 100 batches their slowest.
         batches: How many batches were measured.
+        roof: Images per second that `classify` could reach at most with it: `Benchmark.roof`.
         error: Why there is no measurement.
     """
 
@@ -53,6 +55,7 @@ class Speed(msgspec.Struct, frozen=True, omit_defaults=True):
     p50_ms: float | None = None
     p99_ms: float | None = None
     batches: int = 0
+    roof: float | None = None
     error: str | None = None
 
 
@@ -63,6 +66,7 @@ class Benchmark(msgspec.Struct, frozen=True):
         bundle: The bundle's name.
         seconds: How long the measuring took, without opening the back ends.
         threads: Threads of the CPU, if they were asked for.
+        roof: What an image costs besides the network; None where the bundle contains no image.
         speeds: Every setting.
         most_images: The setting to use for many images; None where nothing could be measured.
         one_image: The setting with the least latency for one image; None where one image was not measured.
@@ -71,6 +75,7 @@ class Benchmark(msgspec.Struct, frozen=True):
     bundle: str
     seconds: float
     threads: int | None
+    roof: Roof | None
     speeds: list[Speed]
     most_images: Speed | None
     one_image: Speed | None
@@ -93,14 +98,16 @@ class _Cell:
             except UnavailableError as error:
                 self.error = str(error)
 
-    def speed(self) -> Speed:
+    def speed(self, roof: Roof | None) -> Speed:
         backend, batch = self.backend, len(self.images)
         place = (backend.name, str(backend.device), backend.precision, batch)
         if self.error is not None:
             return Speed(*place, error=self.error)
         runs = 1000 * np.sort(np.concatenate(self.rounds))
         p50, p99 = (float(np.percentile(runs, share, method="higher")) for share in (50, 99))
-        return Speed(*place, max(rate(batch, one) for one in self.rounds), p50, p99, len(runs))
+        most = max(rate(batch, one) for one in self.rounds)
+        limit = None if roof is None else roof.images_per_second(most, backend.device.kind)
+        return Speed(*place, most, p50, p99, len(runs), limit)
 
 
 def benchmark(
@@ -127,6 +134,7 @@ def benchmark(
     if not seconds > 0:
         raise UsageError(f"{seconds:g} seconds: expected more than 0")
     speeds: list[Speed] = []
+    limit = roof(bundle)
     with ExitStack() as stack:
         cells: list[_Cell] = []
         for candidate in everything(bundle.manifest, options):
@@ -140,9 +148,9 @@ def benchmark(
         begun = time.monotonic()
         _measure(cells, seconds, progress)
         took = time.monotonic() - begun
-    speeds = [cell.speed() for cell in cells] + speeds
+    speeds = [cell.speed(limit) for cell in cells] + speeds
     most, one = _most_images(speeds), _one_image(speeds)
-    return Benchmark(bundle.manifest.name, took, options.threads, speeds, most, one)
+    return Benchmark(bundle.manifest.name, took, options.threads, limit, speeds, most, one)
 
 
 def _opened(bundle: Bundle, candidate: Candidate, options: Options) -> Backend | Speed:

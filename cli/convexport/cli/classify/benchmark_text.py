@@ -6,6 +6,7 @@ import msgspec
 
 from convexport.cli.terminal import table
 from convexport.runtime.benchmark import Benchmark, Speed
+from convexport.runtime.roof import Roof
 from convexport.runtime.text import printable
 
 
@@ -22,7 +23,7 @@ def benchmark_output(found: Benchmark, form: str) -> bytes:
 
 
 def _lines(found: Benchmark) -> list[str]:
-    header = ("back end", "device", "precision", "batch", "images/s", "p50 ms", "p99 ms", "batches")
+    header = ("back end", "device", "precision", "batch", "images/s", "p50 ms", "p99 ms", "batches", "roof")
     measured = [speed for speed in found.speeds if speed.error is None]
     lines = [f"{found.bundle}, the back ends alone, in turns, {_seconds(found.seconds)}"]
     lines += table(header, [_row(speed) for speed in measured]) if measured else []
@@ -30,11 +31,21 @@ def _lines(found: Benchmark) -> list[str]:
         if speed.error is not None:
             batch = "" if speed.batch is None else f", batch {speed.batch}"
             lines.append(f"{speed.backend} on {speed.device} in {speed.precision}{batch}: {speed.error}")
+    if measured and found.roof is not None:
+        lines.append(_roof(found.roof))
     if found.most_images is not None:
         lines.append(f"for many images: {' '.join(_options(found.most_images, found.threads))}")
     if found.one_image is not None:
         lines.append(f"for one image at a time: {' '.join(_options(found.one_image, found.threads))}")
     return lines
+
+
+def _roof(roof: Roof) -> str:
+    cores = f"{roof.cores} cores" if roof.cores > 1 else "1 core"
+    return (
+        f"roof: images/s of files if {cores} waited for nothing; decoding a golden image takes {roof.decode_us:.0f} µs "
+        f"of a core, its record {roof.record_us:.0f}"
+    )
 
 
 def _seconds(seconds: float) -> str:
@@ -45,6 +56,7 @@ def _row(speed: Speed) -> tuple[str, ...]:
     return (
         *(speed.backend, speed.device, speed.precision, str(speed.batch)),
         *(f"{speed.images_per_second:,.0f}", f"{speed.p50_ms:.3f}", f"{speed.p99_ms:.3f}", str(speed.batches)),
+        f"{speed.roof:,.0f}" if speed.roof is not None else "",
     )
 
 
