@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from convexport.runtime import Classifier, Profile, pipeline, profiling
+from convexport.runtime import Classifier, Profile, crew, profiling
 from convexport.runtime.manifest import Input
 from helpers.bundles import make_bundle, pictures, png
 
