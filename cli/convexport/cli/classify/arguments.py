@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from convexport.cli import terminal
 from convexport.runtime.backends.registry import BACKENDS
 from convexport.runtime.errors import UsageError
 from convexport.runtime.precision import PRECISIONS
 
+Add = Callable[..., argparse.Action]
 PROGRAM = "classify"
 FORMATS = ("text", "jsonl", "csv")
 # Options that need another one.
@@ -43,7 +44,13 @@ exit codes: 0 done, 2 wrong use, 3 some inputs could not be read, 4 bundle missi
 def parser() -> terminal.Parser:
     """The options of the command."""
     result = terminal.Parser(PROGRAM, "Classifies images with the network of a bundle.", EXAMPLES)
-    add = result.add_argument
+    for options in (_inputs, _computing, _records, _sureness, _profile):
+        options(result.add_argument)
+    _modes(result)
+    return result
+
+
+def _inputs(add: Add) -> None:
     add(
         "inputs",
         nargs="*",
@@ -51,6 +58,9 @@ def parser() -> terminal.Parser:
         help="files, folders (with all folders in them) and globs; - reads names from stdin",
     )
     add("--null", action="store_true", help="names on stdin end with NUL, as from find -print0")
+
+
+def _computing(add: Add) -> None:
     add("--bundle", metavar="PATH", help="folder or zip of the bundle; default: the only one under bundles/")
     add("--device", help="auto, cpu, cuda or cuda:N (default: auto)")
     add("--backend", default="auto", help=f"auto, {_or(BACKENDS)} (default: %(default)s)")
@@ -63,6 +73,9 @@ def parser() -> terminal.Parser:
         metavar="N",
         help="processes that decode images; 0: neither processes nor threads (default: what is faster)",
     )
+
+
+def _records(add: Add) -> None:
     add("--top", type=int, metavar="K", help="classes in each record; default: 1 in text, 3 in jsonl and csv")
     add(
         "--lang",
@@ -73,6 +86,9 @@ def parser() -> terminal.Parser:
     )
     add("--format", default="text", metavar="|".join(FORMATS), help="format of the results (default: %(default)s)")
     add("--output", metavar="FILE", help="write the results to this file, which appears when it is complete")
+
+
+def _sureness(add: Add) -> None:
     add(
         "--sure",
         type=float,
@@ -81,6 +97,9 @@ def parser() -> terminal.Parser:
     )
     add("--keep-unsure", metavar="DIR", help="with --sure: copy unsure images to this folder, ready to be labeled")
     add("--at-most", type=int, metavar="N", help="with --keep-unsure: the most images to copy (default: 100)")
+
+
+def _profile(add: Add) -> None:
     add(
         "--profile",
         action="store_const",
@@ -89,6 +108,11 @@ def parser() -> terminal.Parser:
         "the threads and processes beside it, summed over them",
     )
     add("--profile-json", metavar="FILE", help="with --profile: also write that table as JSON")
+
+
+def _modes(result: argparse.ArgumentParser) -> None:
+    """What else the command can do, with the options that belong to it."""
+    add = result.add_argument
     add(
         "--seconds",
         type=float,
@@ -113,7 +137,6 @@ def parser() -> terminal.Parser:
         "--doctor", action="store_true", help="what can run on this machine, what cannot, and how to fix it"
     )
     add("--json", action="store_true", help="with --doctor: the diagnosis as JSON")
-    return result
 
 
 def _or(names: Iterable[str]) -> str:

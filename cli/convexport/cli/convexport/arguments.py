@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from convexport.cli import terminal
 from convexport.runtime.precision import PRECISIONS
 
+Add = Callable[..., argparse.Action]
 # fp32 is in every bundle.
 OPTIONAL = tuple(name for name in PRECISIONS if name != "fp32")
 METHODS = ("minmax", "percentile", "entropy")
@@ -38,7 +40,21 @@ def parser() -> terminal.Parser:
         "Exports an image classifier as a bundle and measures the accuracy of the exported files.",
         EXAMPLES,
     )
-    add = found.add_argument
+    _origin(found.add_argument)
+    _export(found.add_argument)
+    _page_and_server(found.add_argument)
+    group = found.add_argument_group
+    _engines(group("TensorRT engines").add_argument)
+    elsewhere = group("a network from another project (weights are loaded without running code)").add_argument
+    _preprocessing(elsewhere)
+    _answers(elsewhere)
+    _own_images(elsewhere)
+    _calibration(group("calibration of INT8").add_argument)
+    _kept(group("fp16 and INT8").add_argument)
+    return found
+
+
+def _origin(add: Add) -> None:
     add(
         "--model",
         metavar="WHAT",
@@ -55,6 +71,9 @@ def parser() -> terminal.Parser:
         help="a checkpoint, .pth or .safetensors file (MODEL-DATASET.safetensors in runs/ or checkpoints/); "
         "for torchvision and timm also DEFAULT",
     )
+
+
+def _export(add: Add) -> None:
     add("--precision", nargs="+", default=[], metavar="NAME", help=f"variants besides fp32: {', '.join(OPTIONAL)}")
     for name in OPTIONAL:
         add(f"--{name}", action="append_const", const=name, dest="named", help=f"short for --precision {name}")
@@ -62,6 +81,9 @@ def parser() -> terminal.Parser:
     add("--out", type=Path, default=Path("bundles"), metavar="DIR", help="folder for the bundle (bundles)")
     add("--data", metavar="DIR", help="folder of the data sets ($CONVEXPORT_DATA, else data)")
     add("--force", action="store_true", help="replace a bundle that was exported from another checkpoint")
+
+
+def _page_and_server(add: Add) -> None:
     add("--triton", type=Path, metavar="DIR", help="add the bundle's models to this Triton model repository")
     add("--web", action="store_true", help="also write the bundle as a web page that works offline")
     add("--web-precision", choices=(*PRECISIONS,), metavar="NAME", help="variant in the web page (the smallest)")
@@ -72,79 +94,92 @@ def parser() -> terminal.Parser:
         help="unpacked onnxruntime-web for the web page (downloaded with npm)",
     )
     add("--json", action="store_true", help="write the manifest, or the failed measurements, as JSON to stdout")
-    group = found.add_argument_group("TensorRT engines").add_argument
-    group("--tensorrt", action=argparse.BooleanOptionalAction, help="build engines (if the library is installed)")
-    group("--tensorrt-flavor", metavar="NAME", help="tensorrt or tensorrt_rtx, if both are installed")
-    group("--tensorrt-flavour", dest="tensorrt_flavor", help=argparse.SUPPRESS)  # as version 0.1 spelled it
-    group("--compute-capability", nargs="+", default=[], metavar="X.Y", help="target GPUs of an RTX plan (8.0 to 12.1)")
-    group = found.add_argument_group(
-        "a network from another project (weights are loaded without running code)"
-    ).add_argument
-    group(
+
+
+def _engines(add: Add) -> None:
+    add("--tensorrt", action=argparse.BooleanOptionalAction, help="build engines (if the library is installed)")
+    add("--tensorrt-flavor", metavar="NAME", help="tensorrt or tensorrt_rtx, if both are installed")
+    add("--tensorrt-flavour", dest="tensorrt_flavor", help=argparse.SUPPRESS)  # as version 0.1 spelled it
+    add("--compute-capability", nargs="+", default=[], metavar="X.Y", help="target GPUs of an RTX plan (8.0 to 12.1)")
+
+
+def _preprocessing(add: Add) -> None:
+    """What is stated of a network made elsewhere: labels, pixels, framing."""
+    add(
         "--classes",
         type=Path,
         metavar="FILE",
         help="file of labels in the order of the outputs (text, JSON or YAML), or imagenet",
     )
-    group("--mean", type=_numbers, nargs="+", metavar="X", help="mean of each channel, for pixels from 0 to 1")
-    group(
+    add("--mean", type=_numbers, nargs="+", metavar="X", help="mean of each channel, for pixels from 0 to 1")
+    add(
         "--std",
         type=_numbers,
         nargs="+",
         metavar="X",
         help="standard deviation of each channel, for pixels from 0 to 1",
     )
-    group("--pixels", choices=PIXELS, help="range of pixels for --mean and --std, or of the network's input (0..1)")
-    group("--channels", choices=CHANNELS, help="order of the network's channels (rgb)")
-    group(
+    add("--pixels", choices=PIXELS, help="range of pixels for --mean and --std, or of the network's input (0..1)")
+    add("--channels", choices=CHANNELS, help="order of the network's channels (rgb)")
+    add(
         "--size",
         type=_positive,
         nargs="+",
         metavar="N",
         help="size of the network's images in pixels: one number, or height and width",
     )
-    group("--framing", choices=FRAMINGS, help="how an image is fitted to that size (crop)")
-    group(
+    add("--framing", choices=FRAMINGS, help="how an image is fitted to that size (crop)")
+    add(
         "--crop",
         type=float,
         metavar="X",
         help="share of the shorter side that is kept, such as 0.875 for 224 of 256 (1)",
     )
-    group("--filter", choices=FILTERS, help="interpolation for resizing (bicubic)")
-    group("--arguments", metavar="JSON", help="arguments for the function of module:")
-    group("--output", metavar="NAME", help="the output with the answer, if an ONNX file has several")
-    group("--state", metavar="KEY", help="the state dict, such as ema, if a file has several")
-    group("--activation", choices=HEADS, help="sigmoid if an image may have several labels (softmax)")
-    group("--thresholds", type=_numbers, nargs="+", metavar="X", help="from which probability it has each label (0.5)")
-    group(
+    add("--filter", choices=FILTERS, help="interpolation for resizing (bicubic)")
+
+
+def _answers(add: Add) -> None:
+    """Which of its answers counts, and how it is read."""
+    add("--arguments", metavar="JSON", help="arguments for the function of module:")
+    add("--output", metavar="NAME", help="the output with the answer, if an ONNX file has several")
+    add("--state", metavar="KEY", help="the state dict, such as ema, if a file has several")
+    add("--activation", choices=HEADS, help="sigmoid if an image may have several labels (softmax)")
+    add("--thresholds", type=_numbers, nargs="+", metavar="X", help="from which probability it has each label (0.5)")
+
+
+def _own_images(add: Add) -> None:
+    add(
         "--verify-data",
         type=Path,
         metavar="PATH",
         help="labeled images: class folders, or a CSV of file and label, index or labels",
     )
-    group("--accuracy", type=float, metavar="X", help="what it reaches on them, as 0.846; sigmoid: its mAP")
-    group("--diagnose", action="store_true", help="export nothing: say which preprocessing fits the labeled images")
-    group(
+    add("--accuracy", type=float, metavar="X", help="what it reaches on them, as 0.846; sigmoid: its mAP")
+    add("--diagnose", action="store_true", help="export nothing: say which preprocessing fits the labeled images")
+    add(
         "--witnesses",
         type=Path,
         metavar="DIR",
         help="images that the golden images are chosen from, with the network's own answers",
     )
-    group("--calibration-data", type=Path, metavar="DIR", help="images for the calibration of int8")
-    group = found.add_argument_group("calibration of INT8").add_argument
-    group("--calibration", default="minmax", metavar="METHOD", help=f"{', '.join(METHODS)} (minmax)")
-    group("--calibration-images", type=_positive, default=256, metavar="N", help="number of images (256)")
-    group("--activations", default="uint8", metavar="TYPE", help=f"{' or '.join(ACTIVATIONS)} (uint8)")
-    group("--max-loss", type=float, metavar="X", help="accuracy that int8 may lose, as 0.02 for two points (0.01)")
-    group = found.add_argument_group("fp16 and INT8").add_argument
-    group(
+    add("--calibration-data", type=Path, metavar="DIR", help="images for the calibration of int8")
+
+
+def _calibration(add: Add) -> None:
+    add("--calibration", default="minmax", metavar="METHOD", help=f"{', '.join(METHODS)} (minmax)")
+    add("--calibration-images", type=_positive, default=256, metavar="N", help="number of images (256)")
+    add("--activations", default="uint8", metavar="TYPE", help=f"{' or '.join(ACTIVATIONS)} (uint8)")
+    add("--max-loss", type=float, metavar="X", help="accuracy that int8 may lose, as 0.02 for two points (0.01)")
+
+
+def _kept(add: Add) -> None:
+    add(
         "--keep-float",
         nargs="+",
         default=[],
         metavar="NODE",
         help="nodes of the graph that stay float32; auto looks for the fewest that have to",
     )
-    return found
 
 
 def _count(text: str) -> int:
