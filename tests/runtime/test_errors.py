@@ -52,12 +52,25 @@ def test_an_error_travels_between_processes_with_all_that_it_says() -> None:
     [
         (RuntimeError("first\nsecond"), "first"),
         (RuntimeError("\n\n  behind empty lines \n"), "behind empty lines"),
+        (
+            RuntimeError("Weights only load failed. This file can still be loaded. Check whom you trust."),
+            "Weights only load failed",
+        ),
+        (RuntimeError("opset 99 is not known in 1.2. Please upgrade"), "opset 99 is not known in 1.2"),
+        (RuntimeError("size is wrong, e.g. Width is 0."), "size is wrong, e.g. Width is 0"),
+        (RuntimeError("Really? Yes!"), "Really?"),
+        (RuntimeError("loading..."), "loading..."),
         (RuntimeError("\x1b[1mbold\x1b[0m and \x1b[31;1mred\x1b[m"), "bold and red"),
+        (RuntimeError("\x1b]8;;http://a.b\x07a link\x1b]8;;\x1b\\ in \x1b(Bplain"), "a link in plain"),
+        (RuntimeError("\x9b31mred, \x1b]0;a title without an end"), "red,"),
+        (RuntimeError("bell\x07, back\x08,\ttab and \u202eright to left"), "bell, back, tab and right to left"),
         (RuntimeError(""), "RuntimeError"),
         (RuntimeError("\n"), "RuntimeError"),
         (OSError(errno.ENOSPC, "No space left on device", "/tmp/a"), "No space left on device"),
         (ConvexportError("what", "fix"), "what; fix"),
     ],
 )
-def test_a_foreign_message_is_quoted_by_its_first_line_without_terminal_escapes(error: Exception, line: str) -> None:
+def test_a_foreign_message_is_quoted_by_its_first_sentence_without_terminal_escapes(
+    error: Exception, line: str
+) -> None:
     assert first_line(error) == line

@@ -37,7 +37,7 @@ def guard(program: str, command: Callable[[], int]) -> int:
     with signals.handled(program):
         try:
             return _run(program, command)
-        except BaseException as error:
+        except BaseException as error:  # whatever a signal became on its way here; all else is raised again
             number = signals.received()
             if number is None and isinstance(error, KeyboardInterrupt):
                 number = signals.INTERRUPT

@@ -162,6 +162,6 @@ def _write(bundle: Bundle, model: _Model, directory: Path) -> None:
         (draft / "labels.txt").write_text("\n".join(bundle.manifest.classes) + "\n", encoding="utf-8")
         (draft / "config.pbtxt").write_text(config(bundle.manifest, model), encoding="utf-8")
         draft.rename(directory / model.name)
-    except BaseException:
-        shutil.rmtree(draft)
+    except BaseException:  # also Ctrl-C: no draft stays behind
+        shutil.rmtree(draft, ignore_errors=True)
         raise

@@ -212,7 +212,7 @@ def _import(name: str) -> Module:
     except metadata.PackageNotFoundError:
         return Module(error="some of its files are missing")
     except ModuleNotFoundError as error:
-        return Module(error="it is not installed" if error.name and name.startswith(error.name) else str(error))
+        return Module(error="it is not installed" if error.name and name.startswith(error.name) else first_line(error))
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         return Module(error=first_line(error))
     return Module(version=version, providers=tuple(providers))

@@ -76,19 +76,32 @@ def _restored(kind: type[ConvexportError], args: tuple[Any, ...], state: dict[st
     return error
 
 
-# CSI sequences such as colors, and other escape sequences of two characters (ECMA-48).
-_ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-_])")
+# Escape sequences of terminals (ECMA-48): CSI such as colors, strings such as titles and links, and all shorter ones.
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c|$)"
+    r"|\x1b[ -/]*[0-~]"
+)
+# Between two sentences, but not behind "e.g." or "i.e.".
+_NEXT_SENTENCE = re.compile(r"(?<=[.!?])(?<!\.[a-z]\.)\s+(?=[A-Z])")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a foreign library's message, for quoting inside one of ours.
+    """The first sentence of the first line of a foreign library's message, for quoting inside one of ours.
 
-    Terminal escape sequences are removed. For an error without a message it is the name of its class; for an `OSError`
-    the system's message without number and path.
+    Whatever follows is advice for that library's own users. Escape sequences of terminals and other characters that
+    cannot be printed are removed. For an error without a message it is the name of its class; for an `OSError` the
+    system's message without number and path.
     """
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    lines = (line.strip() for line in _ESCAPES.sub("", text).splitlines())
-    return next(filter(None, lines), type(error).__name__)
+    lines = (_printed(line) for line in _ESCAPES.sub("", text).splitlines())
+    line = next(filter(None, lines), type(error).__name__)
+    sentence = _NEXT_SENTENCE.split(line, maxsplit=1)[0]
+    return sentence if sentence.endswith("..") else sentence.removesuffix(".")
+
+
+def _printed(line: str) -> str:
+    return "".join(c for c in line.replace("\t", " ") if c.isprintable()).strip()
 
 
 class UsageError(ConvexportError):

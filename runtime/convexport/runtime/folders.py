@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from convexport.runtime.errors import UnavailableError
+from convexport.runtime.errors import UnavailableError, first_line
 
 
 def cache_folder() -> Path:
@@ -21,5 +21,5 @@ def cache_folder() -> Path:
         return (Path(home) if home else Path.home() / ".cache") / "convexport"
     except RuntimeError as error:
         raise UnavailableError(
-            f"there is no folder for a cache ({error})", "set CONVEXPORT_CACHE to a folder of your own"
+            f"there is no folder for a cache ({first_line(error)})", "set CONVEXPORT_CACHE to a folder of your own"
         ) from error

@@ -109,7 +109,7 @@ def _open(path: str | os.PathLike[str], options: Options) -> Opened:
             backend, description = given, f"{given.name} on {given.device}, as given"
         else:
             backend, description = create(bundle, options)
-    except BaseException:
+    except BaseException:  # also Ctrl-C: whatever ends the opening, nobody else can close the bundle
         bundle.close()
         raise
     return Opened(bundle, backend, description, os.getpid())

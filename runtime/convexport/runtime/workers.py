@@ -35,7 +35,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 
 from convexport.runtime.decoding import Picture
-from convexport.runtime.errors import DeviceError, InputError
+from convexport.runtime.errors import DeviceError, InputError, first_line
 from convexport.runtime.profiling import OFF, Off
 from convexport.runtime.records import Failure
 
@@ -99,7 +99,7 @@ class Workers:
             self.close()
             if isinstance(error, OSError):
                 raise
-            raise OSError(str(error)) from error
+            raise OSError(first_line(error)) from error
 
     @property
     def ready(self) -> bool:

@@ -221,7 +221,7 @@ def _unpickled(data: bytes, path: Path) -> object:
         ) from error
     except _MALFORMED as error:
         raise CheckpointError(
-            f"weights {path} are damaged ({first_line(error).partition('. ')[0]})", "download or copy it again"
+            f"weights {path} are damaged ({first_line(error)})", "download or copy it again"
         ) from error
 
 

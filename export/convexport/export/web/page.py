@@ -112,7 +112,7 @@ def _write_folder(folder: Path, files: dict[str, bytes], precision: Precision, a
             atomic.write(draft / name, data)
         shutil.rmtree(folder, ignore_errors=True)
         draft.rename(folder)
-    except BaseException:
+    except BaseException:  # also Ctrl-C: no draft stays behind
         shutil.rmtree(draft, ignore_errors=True)
         raise
     note = (

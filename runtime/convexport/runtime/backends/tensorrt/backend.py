@@ -65,7 +65,7 @@ class TensorRTBackend(Backend):
                 memory = "the GPU has too little memory for batches of"
                 say(options.note, f"{memory} {self.max_batch}; taking {halved}")
                 self.max_batch = halved
-        except BaseException:
+        except BaseException:  # also Ctrl-C: nobody else can free the buffers of an object that was never made
             self._abandon()
             raise
 

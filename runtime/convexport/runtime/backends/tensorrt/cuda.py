@@ -119,7 +119,7 @@ class Cuda:
         self.graph_begin(stream)
         try:
             yield recorded
-        except BaseException:
+        except BaseException:  # also Ctrl-C: a stream that still records fails at every later call
             with suppress(DeviceError):  # the error that led here is the one to report
                 self.graph_destroy(self.graph_end(stream))
             raise
