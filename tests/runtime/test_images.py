@@ -379,6 +379,14 @@ def test_an_orientation_in_xmp_alone_turns_the_image(kind: str, written: str) ->
     assert np.abs(turned.astype(int) - expected).max() <= 2
 
 
+@pytest.mark.parametrize("place", ["exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"])
+def test_an_image_that_may_have_to_be_turned_takes_the_memory_of_two(place: str) -> None:
+    image = Image.new("RGB", (5, 4))
+    once = limits.memory(image, "Png", COLOR)
+    image.info[place] = b"tiff:Orientation"
+    assert (once, limits.memory(image, "Png", COLOR)) == (80, 160)
+
+
 def test_exif_counts_before_xmp() -> None:
     exif = Image.Exif()
     exif[0x0112] = 1

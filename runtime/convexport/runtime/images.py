@@ -171,13 +171,13 @@ def _read(source: str | os.PathLike[str], name: str) -> bytes:
 
 def _upright(image: Image.Image) -> Image.Image:
     """Turns an image as its orientation says; a broken EXIF block is ignored. Pillow has already turned a TIFF."""
-    xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
-    if xmp is None and "exif" not in image.info and "Raw profile type exif" not in image.info:
+    if not limits.may_be_turned(image):
         return image
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except (*_MALFORMED, *TOO_LARGE):
         orientation = None
+    xmp = next(filter(None, map(image.info.get, limits.XMP)), None)
     if orientation is None and xmp:  # Pillow 10 does not look there
         found = _XMP_ORIENTATION.search(xmp.encode() if isinstance(xmp, str) else xmp)
         orientation = int(found[1]) if found else None

@@ -35,6 +35,10 @@ MAX_RUN_LENGTH_CODED = 4 << 20
 WIDE = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 """Pillow's modes of gray with more than 8 bits."""
 
+XMP = ("xmp", "XML:com.adobe.xmp")
+"""Where Pillow keeps the XMP of a file: the second is a PNG's chunk of text."""
+_ORIENTED = (*XMP, "exif", "Raw profile type exif")
+
 # Bytes per pixel that decoders need beside the result: a second canvas, or planes of luma and chroma.
 _BESIDE = {"WebP": 12, "Avif": 6, "Heif": 6}
 _STORED = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
@@ -96,8 +100,13 @@ def memory(image: Image.Image, kind: str, input: Input) -> int:
     mode = "L" if input.channels == 1 or image.mode in {"1", *WIDE} else "RGB"
     stored = _STORED.get(image.mode, 4)
     copied = _STORED.get(mode, 4) if image.mode not in {mode, "L"} or "transparency" in image.info else 0
-    turned = stored if image.info.get("exif") or image.info.get("xmp") else 0
+    turned = stored if may_be_turned(image) else 0
     return image.width * image.height * (stored + max(copied, turned) + _BESIDE.get(kind, 0))
+
+
+def may_be_turned(image: Image.Image) -> bool:
+    """Whether something in the file may state an orientation, for which its pixels are copied."""
+    return any(image.info.get(key) for key in _ORIENTED)
 
 
 def check_memory(found: int, image: Image.Image, name: str) -> None:
