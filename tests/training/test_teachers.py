@@ -57,6 +57,19 @@ def test_a_network_that_learns_from_its_teacher_alone_comes_nearer_to_its_answer
     assert distance(1.0) < 0.9 * distance(0.0)
 
 
+def test_a_run_is_refused_whose_teachers_are_not_those_that_its_recipe_names(
+    teacher: Checkpoint, tmp_path: Path
+) -> None:
+    for named, given, message in (
+        (("lenet5",), (), "teachers: checkpoints of no network, expected lenet5 as in the recipe"),
+        ((), (teacher,), "teachers: checkpoints of lenet5, expected no network as in the recipe"),
+        (("mlp", "vgg11"), (teacher,), "teachers: checkpoints of lenet5, expected mlp, vgg11 as in the recipe"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            TrainOptions("mlp", recipe(teachers=named), tmp_path / "state.safetensors", teachers=given)
+        assert str(caught.value) == message
+
+
 def test_a_checkpoint_names_the_files_of_its_teachers(teacher: Checkpoint, tmp_path: Path) -> None:
     options = taught(teacher, tmp_path, 0.5)
     made = make_checkpoint(options, digits(), finish(options, digits()).result)

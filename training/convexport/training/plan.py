@@ -37,6 +37,8 @@ class TrainOptions:
     receives remarks. `teachers` are the checkpoints that the recipe's `teachers` name, in their order.
     `record` repeats a recorded step on a GPU, where the run is one process and its optimizer's steps can be recorded
     (docs/experiments.md has what that gains).
+
+    Raises `UsageError` where the checkpoints are not those of the teachers that the recipe names.
     """
 
     model: str
@@ -52,6 +54,16 @@ class TrainOptions:
     half: bool = False
     teachers: tuple[Checkpoint, ...] = ()
     record: bool = True
+
+    def __post_init__(self) -> None:
+        given = tuple(teacher.header.model for teacher in self.teachers)
+        if given != self.recipe.teachers:
+            wanted = _listed(self.recipe.teachers)
+            raise UsageError(f"teachers: checkpoints of {_listed(given)}, expected {wanted} as in the recipe")
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "no network"
 
 
 def splits(recipe: Recipe, dataset: Dataset) -> tuple[Split, Split]:
