@@ -1,0 +1,120 @@
+"""Two `convtrain`, and two `convexport`, started at once into one folder: is anything lost, and what is said?
+
+python benchmarks/at_once.py --rounds 20
+
+Both programs of a pair have the same process number, as in two containers that share a volume: where the system lets
+us, each is the first process of a PID namespace of its own. A round is right if at least one of the two ends well,
+nothing fails but with the one line that names the other run, what was written is whole, and nothing else is left.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+APART = ("unshare", "--user", "--map-root-user", "--pid", "--fork")
+DIGITS = ("--model", "lenet5", "--dataset", "digits")
+EXPORT = ("--verify-images", "50", "--no-tensorrt")
+WAIT = "wait until it has ended, or choose another folder with --out"
+WORDS = {
+    "convtrain": f"convtrain: checkpoint runs/lenet5-digits.safetensors is being trained by another run; {WAIT}",
+    "convexport": f"convexport: bundles/lenet5-digits-fp32 is being written by another export; {WAIT}",
+}
+
+
+def command(program: str, *words: str) -> list[str]:
+    """The command line of one of the programs, in this Python."""
+    return [sys.executable, "-m", f"convexport.cli.{program}", *words]
+
+
+def apart() -> tuple[str, ...]:
+    """The words before a command that give it a process number of its own namespace; none where that is forbidden."""
+    if shutil.which(APART[0]) and subprocess.run([*APART, "true"], capture_output=True, check=False).returncode == 0:
+        return APART
+    return ()
+
+
+def pair(line: list[str], folder: Path) -> list[tuple[int, str]]:
+    """Two of the same command at once -> exit code and the last line on stderr of each."""
+    both = [
+        subprocess.Popen([*apart(), *line], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    ends = []
+    for process in both:
+        said = process.communicate()[1].strip().splitlines()
+        ends.append((process.returncode, said[-1] if said else ""))
+    return ends
+
+
+def faults(program: str, folder: Path, ends: list[tuple[int, str]], wanted: set[str], check: list[str]) -> list[str]:
+    """What is wrong after a round: ends of the two, what lies there, and whether it is whole."""
+    found = []
+    if all(code for code, _ in ends):
+        found.append("neither of the two ended well")
+    found += [f"exit {code}: {line}" for code, line in ends if code and (code, line) != (2, WORDS[program])]
+    left = {path.name for path in folder.iterdir()}
+    if left != wanted:
+        found.append(f"there is {sorted(left)}, expected {sorted(wanted)}")
+    whole = subprocess.run(check, cwd=folder.parent, capture_output=True, text=True, check=False)
+    if whole.returncode:
+        found.append(f"what was written is not whole: {whole.stderr.strip()}")
+    return found
+
+
+def trained(folder: Path) -> tuple[list[tuple[int, str]], list[str]]:
+    """A round of `convtrain`: the ends of both, and what is wrong."""
+    ends = pair(command("convtrain", *DIGITS, "--epochs", "2"), folder)
+    check = command("convexport", *DIGITS, *EXPORT, "--out", "elsewhere")
+    names = {"lenet5-digits", "lenet5-digits.safetensors"}
+    return ends, faults("convtrain", folder / "runs", ends, names, check)
+
+
+def exported(folder: Path) -> tuple[list[tuple[int, str]], list[str]]:
+    """A round of `convexport`: the ends of both, and what is wrong."""
+    ends = pair(command("convexport", *DIGITS, *EXPORT), folder)
+    check = command("classify", "--bundle", "bundles/lenet5-digits-fp32", "--verify")
+    return ends, faults("convexport", folder / "bundles", ends, {"lenet5-digits-fp32"}, check)
+
+
+def main() -> int:
+    """Plays the rounds; prints a line for each fault and one for each program -> 0 if nothing was wrong."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="pairs of each program (%(default)s)")
+    options = parser.parse_args()
+    wrong = 0
+    print("each in a PID namespace of its own" if apart() else "in one PID namespace, which is less than it should be")
+    for program, play in (("convtrain", trained), ("convexport", exported)):
+        count: Counter[str] = Counter()
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            if play is exported:
+                subprocess.run(
+                    command("convtrain", *DIGITS, "--epochs", "2", "--quiet"),
+                    cwd=folder,
+                    capture_output=True,
+                    check=True,
+                )
+            for number in range(options.rounds):
+                for place in ("runs", "elsewhere") if play is trained else ("bundles",):
+                    shutil.rmtree(folder / place, ignore_errors=True)
+                ends, found = play(folder)
+                count[" and ".join(str(code) for code in sorted(code for code, _ in ends))] += 1
+                for fault in found:
+                    print(f"{program}, round {number + 1}: {fault}", flush=True)
+                wrong += bool(found)
+        codes = ", ".join(f"{times} x exit codes {both}" for both, times in sorted(count.items()))
+        print(f"{program}: {codes} ({time.monotonic() - began:.0f} s)", flush=True)
+    print(f"{wrong} of {2 * options.rounds} rounds wrong")
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
