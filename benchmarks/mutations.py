@@ -6,9 +6,9 @@ python benchmarks/mutations.py --count 8 --paths runtime/convexport/runtime/bund
 A fault is a comparison that is another one, a constant that is another one, a boolean turned round, or a call left out.
 It is put into a copy of the tree, where the fast tests run that concern the module, up to the first that fails: the
 files under tests/ that are named after it, then those that import it, directly before by way of others, as many as
-`--seconds` allow. A file that fails without any fault is left out, with a remark. A survivor is either a gap in the
-tests or no fault at all: read it. Every outcome goes to a log, and what the log holds is not tried again, as long as
-the module is the same.
+`--seconds` of processor time allow. A file that fails without any fault is left out, with a remark. A survivor is
+either a gap in the tests or no fault at all: read it, and try it again with more seconds. Every outcome goes to a log,
+and what the log holds is not tried again, as long as the module is the same.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -41,7 +41,8 @@ COMPARISONS = {
 }  # fmt: skip
 _COMPARISON = re.compile(r"<=|>=|==|!=|<|>|\bis\s+not\b|\bnot\s+in\b|\bis\b|\bin\b")
 _BOOLEAN = re.compile(r"\band\b|\bor\b")
-_NO_TESTS = 5  # pytest's exit code where none was selected
+_PASSED = (0, 5)  # pytest's exit codes: all tests passed, or none was selected
+_LONGEST = 600.0  # seconds until the tests of a file are stopped
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class Mutation:
 class Outcome:
     """What became of a fault: `killed` by a failing test, `hung` until the tests were stopped, or `survived`.
 
-    `left_out` are the test files for which there was no time, or which fail without any fault.
+    `tests` are the files that were run. `left_out` are those for which there was no time or, after a failing one, no
+    need, and those that fail without any fault.
     """
 
     mutation: Mutation
@@ -252,12 +254,12 @@ class Copy:
             "PYTHONPATH": os.pathsep.join(str(root / portion) for portion in PORTIONS),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        self.healthy: dict[str, float | None] = {}
+        self.healthy: dict[str, bool] = {}
 
-    def test(self, tests: tuple[str, ...], limit: float | None) -> int | None:
-        """pytest's exit code, up to the first failure; none where it was stopped after `limit` seconds."""
+    def test(self, test: str, limit: float) -> int | None:
+        """pytest's exit code for a test file, up to the first failure; none if it was stopped after `limit` seconds."""
         options = ["-q", "-x", "-m", "not slow", "-p", "no:cacheprovider"]
-        command = [sys.executable, "-m", "pytest", *options, *tests]
+        command = [sys.executable, "-m", "pytest", *options, test]
         with subprocess.Popen(
             command, cwd=self.root, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             start_new_session=True,
@@ -270,46 +272,44 @@ class Copy:
                 if process.poll() is None:
                     os.killpg(process.pid, signal.SIGKILL)
 
-    def seconds_when_healthy(self, test: str) -> float | None:
-        """How long a test file takes without a fault; none, and a remark, where it fails."""
+    def is_healthy(self, test: str) -> bool:
+        """Whether a test file passes without any fault; a remark where it does not."""
         if test not in self.healthy:
-            started = time.monotonic()
-            code = self.test((test,), None)
-            fine = code in (0, _NO_TESTS)
-            self.healthy[test] = time.monotonic() - started if fine else None
-            if not fine:
+            code = self.test(test, _LONGEST)
+            self.healthy[test] = code in _PASSED
+            if not self.healthy[test]:
                 _remark(f"{test} fails without any fault (exit {code}) and is left out")
         return self.healthy[test]
 
-    def within(self, tests: tuple[str, ...], seconds: float) -> tuple[tuple[str, ...], float]:
-        """The first of the test files that are healthy and take so long in all, but at least one; how long."""
-        taken: list[str] = []
-        total = 0.0
-        for test in tests:
-            if taken and total >= seconds:
-                break
-            needed = self.seconds_when_healthy(test)
-            if needed is not None and (not taken or total + needed <= seconds):
-                taken.append(test)
-                total += needed
-        return tuple(taken), total
-
     def outcome(self, mutation: Mutation, tests: tuple[str, ...], seconds: float) -> Outcome:
-        """What the tests make of a fault."""
-        taken, healthy = self.within(tests, seconds)
+        """What the tests make of a fault: one file after the other, until one fails or the time is used up."""
         file = self.root / mutation.file
         source = file.read_bytes()
-        started = time.monotonic()
-        fate = "survived"
-        if taken:
+        taken: list[str] = []
+        spent, fate = 0.0, "survived"
+        for test in tests:
+            if fate != "survived" or (taken and spent >= seconds):
+                break
+            before = _processor_time()
             file.write_bytes(mutated(source, mutation))
             try:
-                code = self.test(taken, 60 + 3 * healthy)
+                code = self.test(test, _LONGEST)
             finally:
                 file.write_bytes(source)
-            fate = "hung" if code is None else "survived" if code in (0, _NO_TESTS) else "killed"
+            spent += _processor_time() - before
+            if code not in _PASSED and not self.is_healthy(test):
+                continue
+            taken.append(test)
+            if code not in _PASSED:
+                fate = "hung" if code is None else "killed"
         left_out = tuple(test for test in tests if test not in taken)
-        return Outcome(mutation, taken, left_out, fate, time.monotonic() - started)
+        return Outcome(mutation, tuple(taken), left_out, fate, spent)
+
+
+def _processor_time() -> float:
+    """Seconds of all children so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _git(folder: Path, *words: str) -> str:
@@ -366,9 +366,7 @@ def main() -> int:
     parser.add_argument(
         "--tests", nargs="+", metavar="PATH", help="tests for every fault; default: those of its module"
     )
-    parser.add_argument(
-        "--seconds", type=float, default=60, metavar="S", help="of tests without a fault, for each (%(default)s)"
-    )
+    parser.add_argument("--seconds", type=float, default=60, metavar="S", help="of tests for each fault (%(default)s)")
     parser.add_argument("--log", type=Path, default=REPOSITORY / "build/mutations.jsonl", metavar="FILE")
     options = parser.parse_args()
     found: list[Outcome] = []

@@ -111,7 +111,7 @@ def test_what_no_test_notices_is_named_and_the_tree_is_as_before(
 def test_what_the_log_holds_is_not_tried_again_unless_the_module_changed(
     mutations: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(mutations.Copy, "test", lambda copy, tests, limit: 0)
+    monkeypatch.setattr(mutations.Copy, "test", lambda copy, test, limit: 0)
     lines = try_all(mutations, tmp_path, monkeypatch, "--count", "2")
     assert len(lines) == 2
     (tmp_path / "log.jsonl").write_text("\n".join(lines).replace('"survived"', '"remembered"') + "\n")
@@ -137,4 +137,4 @@ def test_a_test_file_that_fails_by_itself_or_takes_too_long_is_left_out(
 def test_a_fault_that_lets_the_tests_run_on_is_stopped(mutations: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "tests" / "test_a.py").write_text("while True:\n    pass\n")
     (tmp_path / "copy").mkdir()
-    assert mutations.Copy(tmp_path / "copy").test(("tests/test_a.py",), 1.0) is None
+    assert mutations.Copy(tmp_path / "copy").test("tests/test_a.py", 1.0) is None
