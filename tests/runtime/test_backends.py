@@ -14,7 +14,7 @@ import pytest
 from convexport.runtime import devices
 from convexport.runtime.backends import onnxruntime as ort_backend
 from convexport.runtime.backends import selection
-from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend, reason_of
 from convexport.runtime.backends.selection import create
 from convexport.runtime.bundle import open_bundle
 from convexport.runtime.devices import Device, Gpu
@@ -352,6 +352,39 @@ def test_cuda_that_falls_back_to_the_cpu_is_refused(monkeypatch: pytest.MonkeyPa
         OnnxRuntimeBackend(b"", device=CUDA, precision="fp16")
     cause = "its CUDA or cuDNN libraries are missing or of another version; pip install 'convexport[gpu]'"
     assert str(caught.value) == f"ONNX Runtime 1.99 could not start CUDA on cuda:0: {cause}"
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            (
+                "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Reshape node. Name:'' "
+                "Status Message: /src/core/reshape_helper.h:91 onnxruntime::Reshape(const onnxruntime::Shape&, bool) "
+                "input_size == requested_size was false. The input tensor cannot be reshaped to the requested "
+                "shape. Input shape:{2,3}, requested shape:{4,5}\n"
+            ),
+            "The input tensor cannot be reshaped to the requested shape",
+        ),
+        (
+            (
+                "[ONNXRuntimeError] : 1 : FAIL : /src/core/graph/model.cc:256 onnxruntime::Model::Model(onnx::Proto&&) "
+                "Unsupported model IR version: 99, max supported IR version: 14\n"
+            ),
+            "Unsupported model IR version: 99, max supported IR version: 14",
+        ),
+        (
+            (
+                "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Got invalid dimensions for input: x for these indices\n"
+                " index: 1 Got: 4 Expected: 3\n Please fix either the inputs/outputs or the model."
+            ),
+            "Got invalid dimensions for input: x for these indices",
+        ),
+        ("no such thing", "no such thing"),
+    ],
+)
+def test_what_onnx_runtime_says_is_quoted_without_its_codes_and_places_in_its_source(said: str, reason: str) -> None:
+    assert reason_of(RuntimeError(said)) == reason
 
 
 @pytest.mark.usefixtures("one_gpu", "no_tensorrt")

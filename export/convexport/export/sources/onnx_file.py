@@ -23,6 +23,7 @@ from convexport.export.sources.network import Facts, Network, probabilities_of
 from convexport.export.sources.state_dict import not_weights
 from convexport.export.sources.stated import Foreign, Known
 from convexport.export.sources.torch_module import kind_of_answers, last_operator
+from convexport.runtime.backends.onnxruntime import reason_of
 from convexport.runtime.devices import import_library
 from convexport.runtime.errors import CheckpointError, UsageError, first_line
 from convexport.runtime.manifest import Input
@@ -101,7 +102,7 @@ class Runner:
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except self._errors as error:
-            raise CheckpointError(f"ONNX Runtime cannot run it ({first_line(error)})") from error
+            raise CheckpointError(f"ONNX Runtime cannot run it ({reason_of(error)})") from error
 
     def __call__(self, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         signature = self.signature
@@ -123,7 +124,7 @@ class Runner:
         try:
             found = self._session.run([signature.output], given)
         except self._errors as error:
-            raise CheckpointError(first_line(error)) from error
+            raise CheckpointError(reason_of(error)) from error
         return np.asarray(found[0], np.float32).reshape(batch if signature.batch else count, -1)[:count]
 
 

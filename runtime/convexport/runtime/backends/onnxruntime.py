@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import io
 import math
+import re
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -45,6 +46,9 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS = (
     *("Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf"),
     *("ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail", "NotFound", "DeviceReset"),
+)
+_BEFORE_THE_REASON = re.compile(
+    r"^(\[ONNXRuntimeError\] : \d+ : \w+ : )?(.*Status Message: )?(/\S+:\d+ .*?\) ([^.]* was false\. )?)?"
 )
 _GPU_WHEEL = "pip uninstall -y onnxruntime && pip install 'convexport[gpu]'"
 
@@ -252,23 +256,28 @@ class OnnxRuntimeBackend(Backend):
         return probabilities
 
     def _translated(self, error: Exception, what: str, *, loading: bool = False) -> ConvexportError:
-        reason = first_line(error)
+        said, reason = str(error), reason_of(error)
         where = f"ONNX Runtime {self._ort.__version__} on {self.device}"
-        telling = any(words in reason.lower() for words in ("allocate memory", "out of memory", "bad_alloc"))
+        telling = any(words in said.lower() for words in ("allocate memory", "out of memory", "bad_alloc"))
         if telling or isinstance(error, MemoryError):
             return DeviceError(f"{where} ran out of memory", f"use a smaller batch than {self.max_batch}")
-        if "pthread_create" in reason or "PosixThread" in reason:
+        if "pthread_create" in said or "PosixThread" in said:
             return DeviceError(
                 f"{where} cannot start {self._threads} threads, because the limit of processes or of memory is reached",
                 "raise it (ulimit -u, ulimit -v), or use fewer threads",
             )
-        if "cudnn is unavailable" in reason.lower():
+        if "cudnn is unavailable" in said.lower():
             return BackendError(f"{where} {what}: cuDNN cannot be loaded", "pip install 'convexport[gpu]'")
         if "IR version" in reason or "opset" in reason.lower():
             return BackendError(f"{where} {what}: {reason}", "install a newer onnxruntime")
         if loading and self.device.kind == "cpu":
             return BundleError(f"{where} {what}: {reason}", "export the bundle again")
         return BackendError(f"{where} {what}: {reason}")
+
+
+def reason_of(error: Exception) -> str:
+    """Why ONNX Runtime failed, without what stands before it: its codes, the node, and places in its source code."""
+    return first_line(RuntimeError(_BEFORE_THE_REASON.sub("", str(error))))
 
 
 class _Slot:

@@ -164,4 +164,4 @@ def _reason(error: Exception) -> str:
     """The line with the reason: the lines before it name OpenVINO's own source files."""
     lines = [line.strip() for line in str(error).splitlines()]
     telling = [line for line in lines if line and not line.startswith(("Exception from ", "Check '"))]
-    return telling[0].rstrip(".") if telling else first_line(error)
+    return first_line(RuntimeError(telling[0]) if telling else error)

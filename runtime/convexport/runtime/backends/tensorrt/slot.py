@@ -93,7 +93,7 @@ class LoadedEngine:
         reason = self.logger.reason()
         self.logger.errors.clear()  # an earlier error must not appear in the next message
         if "outofmemory" in reason.lower().replace(" ", ""):
-            return OutOfDeviceMemory(f"{self._origin}: {what}: {reason}; take a smaller --batch")
+            return OutOfDeviceMemory(f"{self._origin}: {what}: {reason}", "use a smaller batch")
         return EngineError(
             f"{self._origin}: {what}: {reason}", "use the back end onnxruntime, or see classify --doctor"
         )
