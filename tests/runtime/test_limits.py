@@ -72,6 +72,21 @@ def test_a_progressive_jpeg_of_a_camera_passes() -> None:
     assert (pixels.shape, notes) == ((8, 8, 3), ())
 
 
+@pytest.mark.parametrize("inside", [b"\xff\xe1\x00\x02", b"\xff\xda"], ids=["segments", "scans"])
+@pytest.mark.parametrize("place", [2, -2], ids=["before the pixels", "behind them"])
+def test_what_looks_like_segments_or_scans_inside_of_a_comment_does_not_count(inside: bytes, place: int) -> None:
+    comment = b"\xff\xfe\xfa\x02" + inside * (64_000 // len(inside))
+    data = jpeg((1000, 1000))
+    assert load_image(data[:place] + comment + data[place:], INPUT)[1] == ()
+
+
+def test_markers_without_a_length_are_segments_too() -> None:
+    data = jpeg()
+    with pytest.raises(InputError) as caught:
+        load_image(data[:2] + b"\xff\x01" * 10_000 + data[2:], INPUT, name="many")
+    assert str(caught.value) == "many: more than 10,000 segments"
+
+
 def test_scans_in_a_film_behind_the_image_do_not_count() -> None:
     side = (1000, 1000)
     film = b"\xff\xda" * 2000
