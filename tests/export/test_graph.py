@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ import torch
 
 from convexport.export import graph
 from convexport.export.element_types import element_types
+from convexport.export.passes.base import apply
 from convexport.export.passes.fold_batch_norm import fold_batch_norm
 from convexport.export.passes.quantize import Int8Options, quantize
 from convexport.export.sources import torch_module
@@ -23,6 +25,7 @@ from convexport.export.sources.checkpoint import CheckpointNetwork
 from convexport.runtime.manifest import Normalization
 from convexport.training import datasets, evaluate, models
 from convexport.training.checkpoint import Checkpoint, save
+from helpers.onnx_graphs import convolution
 from helpers.small_checkpoints import untrained
 from helpers.traced_once import trace as traced_once
 
@@ -137,3 +140,27 @@ def test_a_trace_with_other_numbers_put_in_has_the_bytes_of_a_real_one(lenet5: C
     traced_once(lenet5.network(), header.input)
     made, real = (trace_it(other.network(), header.input) for trace_it in (traced_once, torch_module.trace))
     assert made.SerializeToString(deterministic=True) == real.SerializeToString(deterministic=True)
+
+
+def _without_input(model: onnx.ModelProto) -> None:
+    model.graph.node[0].input[0] = "nowhere"
+
+
+def _of_another_shape(model: onnx.ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value += 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        (_without_input, onnx.checker.ValidationError, "nowhere"),
+        (_of_another_shape, onnx.shape_inference.InferenceError, "differ"),
+    ],
+)
+def test_a_pass_that_leaves_a_wrong_graph_is_found_before_the_graph_is_written(
+    wrong: Callable[[onnx.ModelProto], None], error: type[Exception], words: str
+) -> None:
+    model = onnx.load_from_string(convolution())
+    apply([], model)
+    with pytest.raises(error, match=words):
+        apply([wrong], model)

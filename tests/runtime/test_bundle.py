@@ -20,6 +20,7 @@ from convexport.runtime.bundle import default_bundle, find_bundles, open_bundle
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.devices import Device
 from convexport.runtime.errors import BundleError, ConvexportError, UsageError
+from convexport.runtime.manifest import Part
 from helpers.bundles import change_manifest, make_bundle
 
 CPU, CUDA = Device("cpu"), Device("cuda")
@@ -430,3 +431,13 @@ def test_a_large_graph_is_read_where_the_system_gives_no_thread(folder: Path, mo
     monkeypatch.setattr(threading.Thread, "start", none)
     with open_bundle(folder) as opened:
         assert opened.read_ahead("model.fp32.onnx")() == (folder / "model.fp32.onnx").read_bytes()
+
+
+def _parts(kind: type[Part] = Part) -> list[type[Part]]:
+    return [part for child in kind.__subclasses__() for part in (child, *_parts(child))]
+
+
+def test_no_part_of_a_manifest_can_be_changed() -> None:
+    parts = _parts()
+    assert {"Input", "Variant", "Manifest"} <= {part.__name__ for part in parts}
+    assert [part.__name__ for part in parts if not part.__struct_config__.frozen] == []
