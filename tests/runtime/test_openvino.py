@@ -39,6 +39,51 @@ def test_it_gives_the_answers_of_onnx_runtime() -> None:
         assert np.abs(found - other).max() < 1e-5
 
 
+@pytest.mark.parametrize(
+    ("pays", "difference", "threads", "streams"),
+    [(0.0, 0.0, 2, [1, 2]), (1e9, 0.0, 2, [1]), (0.0, 0.0, 1, [1]), (0.0, 1e-4, 2, [1, 2])],
+    ids=["many batches", "few", "one thread", "other answers"],
+)
+def test_many_batches_are_computed_in_two_streams_if_these_give_the_same_answers(
+    monkeypatch: pytest.MonkeyPatch, pays: float, difference: float, threads: int, streams: list[int]
+) -> None:
+    compiled: list[int] = []
+    compile_ = OpenVINOBackend._compile
+
+    def counted(self: OpenVINOBackend, library: object, model: bytes, streams: int) -> object:
+        compiled.append(streams)
+        return compile_(self, library, model, streams)
+
+    monkeypatch.setattr(OpenVINOBackend, "_compile", counted)
+    monkeypatch.setattr("convexport.runtime.backends.openvino.PAYS", pays)
+    all_ = OpenVINOBackend._all
+    monkeypatch.setattr(
+        OpenVINOBackend,
+        "_all",
+        lambda self, images, requests: all_(self, images, requests) + difference * (requests is not self._one),
+    )
+    images = pictures(60, INPUT)
+    with backend(max_batch=4, threads=threads) as ours:
+        expected = ours.run(images)
+        found = np.concatenate(list(ours.stream([images[i : i + 6] for i in range(0, 60, 6)])))
+        used = ours._two is not None
+    assert np.abs(found - expected).max() < 1e-5
+    assert (compiled, used) == (streams, streams == [1, 2] and not difference)
+
+
+def test_where_two_streams_cannot_be_compiled_one_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("convexport.runtime.backends.openvino.PAYS", 0.0)
+    images = pictures(12, INPUT)
+    with backend(threads=2) as ours:
+
+        def no_memory(*given: object, **more: object) -> None:
+            raise DeviceError("OpenVINO ran out of memory", "use a smaller batch")
+
+        monkeypatch.setattr(ours, "_compile", no_memory)
+        found = np.concatenate(list(ours.stream([images[i : i + 3] for i in range(0, 12, 3)])))
+        assert np.array_equal(found, ours.run(images))
+
+
 def test_answers_stay_as_they_were_when_the_next_batch_comes() -> None:
     one, two = pictures(2, INPUT)[:, None]
     with backend() as ours:
@@ -117,7 +162,7 @@ def test_memory_that_does_not_suffice_is_a_device_error(monkeypatch: pytest.Monk
 
     with backend(max_batch=512) as ours:
         monkeypatch.setattr(
-            ours, "_compiled", SimpleNamespace(create_infer_request=lambda: SimpleNamespace(infer=infer))
+            ours._one, "_compiled", SimpleNamespace(create_infer_request=lambda: SimpleNamespace(infer=infer))
         )
         with pytest.raises(DeviceError) as caught:
             ours.run(pictures(1, INPUT))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -11,16 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
     from typing_extensions import Self
 
     from convexport.runtime.devices import Device
 
-__all__ = ["INPUT", "OUTPUT", "Backend", "Images", "Probabilities", "filled", "pieces"]
+__all__ = ["INPUT", "OUTPUT", "Backend", "Images", "Probabilities", "filled", "overlapped", "pieces"]
 
 Images = NDArray[np.uint8]
 """A batch of images of the model's size: uint8 [N, H, W, C]."""
 Probabilities = NDArray[np.float32]
 """The answer to a batch: float32 [N, K], rows summing to 1."""
+IN_FLIGHT = 2
+"""Batches that are computed beside each other where that pays."""
 INPUT, OUTPUT = "images", "probabilities"
 """Names of the graph's input and output."""
 
@@ -97,3 +102,24 @@ def pieces(images: Images, size: int) -> Iterator[Images]:
     """Batches of at most `size` images, in order."""
     for start in range(0, len(images), size):
         yield images[start : start + size]
+
+
+def overlapped(
+    run: Callable[[Images], Probabilities], batches: Iterable[Images], workers: ThreadPoolExecutor
+) -> Iterator[Probabilities]:
+    """The answers of `run` in order, `IN_FLIGHT` batches at a time in the threads of `workers`."""
+    waiting: deque[Future[Probabilities]] = deque()
+    try:
+        for images in batches:
+            try:
+                waiting.append(workers.submit(run, images))
+            except RuntimeError:  # the system gives no thread
+                yield from (waiting.popleft().result() for _ in range(len(waiting)))
+                yield run(images)
+            if len(waiting) == IN_FLIGHT:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()

@@ -11,7 +11,6 @@ import io
 import math
 import re
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import redirect_stdout
 from queue import SimpleQueue
@@ -19,7 +18,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from convexport.runtime.backends.base import INPUT, OUTPUT, Backend, Images, Probabilities, filled, pieces
+from convexport.runtime.backends.base import (
+    IN_FLIGHT,
+    INPUT,
+    OUTPUT,
+    Backend,
+    Images,
+    Probabilities,
+    filled,
+    overlapped,
+    pieces,
+)
 from convexport.runtime.backends.registry import DeviceKind, Obstacle, Opened
 from convexport.runtime.devices import (
     BATCHES,
@@ -33,13 +42,12 @@ from convexport.runtime.errors import BackendError, BundleError, ConvexportError
 from convexport.runtime.precision import PRECISIONS
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
+    from concurrent.futures import ThreadPoolExecutor
 
     from convexport.runtime.bundle import Bundle
     from convexport.runtime.doctor import Facts
     from convexport.runtime.options import Options
 
-IN_FLIGHT = 2
 TRIAL = 4  # batches that are run alone, to see how long one takes
 SHORT_SECONDS = 0.01
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -124,7 +132,7 @@ class OnnxRuntimeBackend(Backend):
         """
         self._check_open()
         if self._workers is not None:
-            yield from self._overlapped(batches, self._workers)
+            yield from overlapped(self.run, batches, self._workers)
             return
         batches = iter(batches)
         fastest = math.inf
@@ -140,24 +148,7 @@ class OnnxRuntimeBackend(Backend):
         from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="convexport-run") as workers:
-            yield from self._overlapped(batches, workers)
-
-    def _overlapped(self, batches: Iterable[Images], workers: ThreadPoolExecutor) -> Iterator[Probabilities]:
-        waiting: deque[Future[Probabilities]] = deque()
-        try:
-            for images in batches:
-                try:
-                    waiting.append(workers.submit(self.run, images))
-                except RuntimeError:  # the system gives no thread
-                    yield from (waiting.popleft().result() for _ in range(len(waiting)))
-                    yield self.run(images)
-                if len(waiting) == IN_FLIGHT:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+            yield from overlapped(self.run, batches, workers)
 
     def close(self) -> None:
         """Frees the session and its memory. Safe to call twice."""
