@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -43,6 +44,30 @@ def zipped(folder: Path, to: Path) -> Path:
 
 
 # Bundles of 0.1.0
+
+
+def test_only_int8_weights_of_8_bits_are_loaded_so_that_they_cannot_saturate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Asked(onnxruntime.SessionOptions):
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            asked.append(f"{key}={value}")
+            super().add_session_config_entry(key, value)
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", Asked)
+    later = make_bundle(tmp_path / "tiny", precisions=("fp32", "int8"))
+    variants = json.loads((later / "bundle.json").read_bytes())["variants"]
+    variants["int8"]["details"] = {"reduce_range": True}
+    change_manifest(later, variants=variants)
+    found = []
+    for bundle in (BUNDLE, later):
+        for precision in ("fp32", "int8"):
+            asked.clear()
+            with Classifier(bundle, device="cpu", backend="onnxruntime", precision=precision, prove=False):
+                found.append("session.x64quantprecision=1" in asked)
+    assert found == [False, True, False, False]
 
 
 @pytest.mark.parametrize("packed", [False, True])
