@@ -246,8 +246,17 @@ def test_a_train_folder_without_a_test_folder_is_no_data_set_of_two_classes(tmp_
     with pytest.raises(DatasetError) as caught:
         datasets.load(str(tmp_path), Path("nowhere"))
     assert str(caught.value) == (
-        f"data set {tmp_path}: train/ has class folders, and next to it is val, expected test/; "
-        "rename the folder of test images to test"
+        f"data set {tmp_path}: train/ has class folders, but there is no test/ beside it, found val; "
+        f"rename the folder of test images to test, or name {tmp_path}/train alone"
+    )
+
+
+def test_a_file_is_no_data_set(tmp_path: Path) -> None:
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    with pytest.raises(UsageError) as caught:
+        datasets.load(str(tmp_path / "photos.zip"), Path("nowhere"))
+    assert str(caught.value) == (
+        f"data set {tmp_path}/photos.zip is a file, expected a folder of class folders; unpack it if it is an archive"
     )
 
 

@@ -106,6 +106,8 @@ def load(name: str, root: Path, wanted: Input | None = None) -> Dataset:
         return dataset if wanted is None else _fit(dataset, wanted)
     if Path(name).is_dir():
         return _folder(Path(name), wanted or Input(height=32, width=32, channels=3))
+    if Path(name).exists():
+        raise UsageError(f"data set {name} is a file, expected a folder of class folders", "unpack it if it is an archive")
     raise UsageError.unknown("data set or folder", name, DATASETS)
 
 
@@ -156,10 +158,10 @@ def _folder(path: Path, wanted: Input) -> Dataset:
     base = path / "train" if split_folders else path
     names = _class_folders(base)
     if "train" in names and not split_folders and _class_folders(path / "train"):
-        others = ", ".join(name for name in names if name != "train") or "nothing"
+        others = ", ".join(name for name in names if name != "train") or "nothing else"
         raise DatasetError(
-            f"data set {path}: train/ has class folders, and next to it is {others}, expected test/",
-            "rename the folder of test images to test",
+            f"data set {path}: train/ has class folders, but there is no test/ beside it, found {others}",
+            f"rename the folder of test images to test, or name {base / 'train'} alone",
         )
     if len(names) < 2:
         raise DatasetError(
