@@ -81,7 +81,7 @@ kind of the processor here. The rows can come from several machines, since only 
 `golden` says how many of the bundle's golden images ran in the self-test there, and how much of its tolerance the worst
 of them used. The limit of the difference is {limit:g} in fp32 and int8. In fp16 it is the tolerance that the bundle
 states for fp16: a processor with arithmetic for half precision rounds after each operation, others compute in float32.
-Beyond the limit, or with another label: {beyond}.
+These rows are beyond the limit, or have another label: {beyond}.
 
 ## What `auto` chose
 
@@ -325,7 +325,7 @@ def page(rows: list[Row]) -> str:
         machines="\n".join(machines),
         notes=NOTES,
         limit=LIMIT,
-        beyond="; ".join(failing) or "nothing",
+        beyond="; ".join(failing) or "none",
         here=_processor(),
     )
 

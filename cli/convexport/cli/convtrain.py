@@ -54,15 +54,15 @@ def parser() -> terminal.Parser:
         metavar="quick|full|long",
         help="quick: minutes on two cores; full: the best for two cores; long: for a GPU (quick)",
     )
-    add("--epochs", type=count, metavar="N", help="replaces the recipe's value")
-    add("--batch", type=count, metavar="N", help="replaces the recipe's value")
-    add("--optimizer", metavar="NAME", help="sgd, adagrad, adam or muon; replaces the recipe's")
+    add("--epochs", type=count, metavar="N", help="passes over the training images (the recipe's)")
+    add("--batch", type=count, metavar="N", help="images of one training step (the recipe's)")
+    add("--optimizer", metavar="NAME", help="sgd, adagrad, adam or muon (the recipe's)")
     add("--optimiser", dest="optimizer", help=argparse.SUPPRESS)  # as version 0.1 spelled it
-    add("--learning-rate", type=rate, metavar="X", help="peak learning rate; replaces the recipe's")
-    words = "networks trained on the same images before, whose answers it learns from beside the labels"
+    add("--learning-rate", type=rate, metavar="X", help="peak learning rate (the recipe's)")
+    words = "networks that were trained on the same images; their answers are learned, too, not only the labels"
     add("--teachers", nargs="+", metavar="NAME", help=words)
-    add("--activation", metavar="NAME", help="relu or selu, only for the VGGs")
-    add("--seed", type=seed, default=0, metavar="N", help="0")
+    add("--activation", metavar="NAME", help="relu or selu, only for the VGGs (relu)")
+    add("--seed", type=seed, default=0, metavar="N", help="seed of all random choices (0)")
     add("--device", metavar="cpu|cuda", help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one (auto)")
     words = "on a GPU, launch the parts of each step one by one, which is slower, instead of repeating a recorded step"
     add("--no-record", action="store_false", dest="record", help=words)

@@ -107,7 +107,8 @@ def load(name: str, root: Path, wanted: Input | None = None) -> Dataset:
     if Path(name).is_dir():
         return _folder(Path(name), wanted or Input(height=32, width=32, channels=3))
     if Path(name).exists():
-        raise UsageError(f"data set {name} is a file, expected a folder of class folders", "unpack it if it is an archive")
+        message = f"data set {name} is a file, expected a folder of class folders"
+        raise UsageError(message, "unpack it if it is an archive")
     raise UsageError.unknown("data set or folder", name, DATASETS)
 
 

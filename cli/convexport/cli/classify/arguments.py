@@ -93,7 +93,7 @@ def _sureness(add: Add) -> None:
         "--sure",
         type=float,
         metavar="SHARE",
-        help="mark answers that are not sure, so that this share of the others is right, such as 0.98",
+        help="mark unsure answers, so that this share of the sure ones is right, such as 0.98",
     )
     add("--keep-unsure", metavar="DIR", help="with --sure: copy unsure images to this folder, ready to be labeled")
     add("--at-most", type=int, metavar="N", help="with --keep-unsure: the most images to copy (default: 100)")
@@ -104,8 +104,8 @@ def _profile(add: Add) -> None:
         "--profile",
         action="store_const",
         const=True,
-        help="show on stderr where the time went: of the command itself, in seconds that sum to its wall time, and of "
-        "the threads and processes beside it, summed over them",
+        help="show on stderr how many seconds each stage took, in the command itself and in the threads and processes "
+        "that work beside it",
     )
     add("--profile-json", metavar="FILE", help="with --profile: also write that table as JSON")
 
@@ -117,26 +117,30 @@ def _modes(result: argparse.ArgumentParser) -> None:
         "--seconds",
         type=float,
         metavar="S",
-        help="with --benchmark: how long to measure, after the back ends are open (default: 30)",
+        help="with --benchmark: how long to measure in all (default: 30)",
     )
     add("--page", metavar="FILE", help="with --check: also write the result as an HTML page")
     modes = result.add_mutually_exclusive_group()
     modes.add_argument(
         "--check", metavar="FOLDER", help="measure the accuracy on class folders, or on a CSV of file and label"
     )
-    modes.add_argument("--self-test", action="store_true", help="compare the bundle's golden images with the export")
+    modes.add_argument(
+        "--self-test",
+        action="store_true",
+        help="classify the bundle's golden images, and compare the answers with the export's",
+    )
     modes.add_argument("--verify", action="store_true", help="compare every file of the bundle with its SHA-256")
     modes.add_argument(
         "--benchmark",
         action="store_true",
-        help="measure every back end and precision of the bundle and this machine, by batch, in turns",
+        help="measure the speed of every back end and precision at several batch sizes, and recommend options",
     )
     modes.add_argument("--info", action="store_true", help="show a description of the bundle")
     modes.add_argument("--build-engine", action="store_true", help="build this GPU's TensorRT engine in advance")
     modes.add_argument(
-        "--doctor", action="store_true", help="what can run on this machine, what cannot, and how to fix it"
+        "--doctor", action="store_true", help="show what can run on this machine, what cannot, and how to fix it"
     )
-    add("--json", action="store_true", help="with --doctor: the diagnosis as JSON")
+    add("--json", action="store_true", help="with --doctor: write the diagnosis as JSON")
 
 
 def _or(names: Iterable[str]) -> str:

@@ -61,7 +61,7 @@ def _origin(add: Add) -> None:
         help="lenet5, vgg19, mlp, cnn-..., torchvision:NAME, timm:NAME, a folder of Hugging Face, FILE.onnx, FILE.pt2, "
         "or module:PACKAGE_OR_FILE:FUNCTION, whose code is run",
     )
-    add("--dataset", metavar="NAME", help="its data set, if not the network's usual one: a name or a folder")
+    add("--dataset", metavar="NAME", help="data set of the network, if not the usual one: a name or a folder")
     add(
         "--weights",
         "--checkpoint",
@@ -86,7 +86,12 @@ def _export(add: Add) -> None:
 def _page_and_server(add: Add) -> None:
     add("--triton", type=Path, metavar="DIR", help="add the bundle's models to this Triton model repository")
     add("--web", action="store_true", help="also write the bundle as a web page that works offline")
-    add("--web-precision", choices=(*PRECISIONS,), metavar="NAME", help="variant in the web page (the smallest)")
+    add(
+        "--web-precision",
+        choices=(*PRECISIONS,),
+        metavar="NAME",
+        help="precision of the network in the web page (that of the smallest file)",
+    )
     add(
         "--web-runtime",
         type=Path,
@@ -128,7 +133,7 @@ def _preprocessing(add: Add) -> None:
         metavar="N",
         help="size of the network's images in pixels: one number, or height and width",
     )
-    add("--framing", choices=FRAMINGS, help="how an image is fitted to that size (crop)")
+    add("--framing", choices=FRAMINGS, help="how an image is resized to that size (crop)")
     add(
         "--crop",
         type=float,
@@ -142,9 +147,15 @@ def _answers(add: Add) -> None:
     """Which of its answers counts, and how it is read."""
     add("--arguments", metavar="JSON", help="arguments for the function of module:")
     add("--output", metavar="NAME", help="the output with the answer, if an ONNX file has several")
-    add("--state", metavar="KEY", help="the state dict, such as ema, if a file has several")
+    add("--state", metavar="KEY", help="which state dict, such as ema, if a file has several")
     add("--activation", choices=HEADS, help="sigmoid if an image may have several labels (softmax)")
-    add("--thresholds", type=_numbers, nargs="+", metavar="X", help="from which probability it has each label (0.5)")
+    add(
+        "--thresholds",
+        type=_numbers,
+        nargs="+",
+        metavar="X",
+        help="probability that a label needs: one number, or one for each label (0.5)",
+    )
 
 
 def _own_images(add: Add) -> None:
@@ -154,22 +165,37 @@ def _own_images(add: Add) -> None:
         metavar="PATH",
         help="labeled images: class folders, or a CSV of file and label, index or labels",
     )
-    add("--accuracy", type=float, metavar="X", help="what it reaches on them, as 0.846; sigmoid: its mAP")
+    add(
+        "--accuracy",
+        type=float,
+        metavar="X",
+        help="accuracy that the network reaches on them, such as 0.846; with sigmoid, its mean average precision",
+    )
     add("--diagnose", action="store_true", help="export nothing: say which preprocessing fits the labeled images")
     add(
         "--witnesses",
         type=Path,
         metavar="DIR",
-        help="images that the golden images are chosen from, with the network's own answers",
+        help="folder of images to choose golden images from; the network's answers to them are expected",
     )
     add("--calibration-data", type=Path, metavar="DIR", help="images for the calibration of int8")
 
 
 def _calibration(add: Add) -> None:
-    add("--calibration", default="minmax", metavar="METHOD", help=f"{', '.join(METHODS)} (minmax)")
-    add("--calibration-images", type=_positive, default=256, metavar="N", help="number of images (256)")
-    add("--activations", default="uint8", metavar="TYPE", help=f"{' or '.join(ACTIVATIONS)} (uint8)")
-    add("--max-loss", type=float, metavar="X", help="accuracy that int8 may lose, as 0.02 for two points (0.01)")
+    add(
+        "--calibration",
+        default="minmax",
+        metavar="METHOD",
+        help=f"how ranges of values are chosen: {', '.join(METHODS)} (minmax)",
+    )
+    add("--calibration-images", type=_positive, default=256, metavar="N", help="images used for the calibration (256)")
+    add(
+        "--activations",
+        default="uint8",
+        metavar="TYPE",
+        help=f"type of activations: {' or '.join(ACTIVATIONS)} (uint8)",
+    )
+    add("--max-loss", type=float, metavar="X", help="accuracy that int8 may lose, such as 0.02 for two points (0.01)")
 
 
 def _kept(add: Add) -> None:
