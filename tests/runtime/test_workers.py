@@ -73,6 +73,17 @@ def test_one_that_cannot_begin_is_a_device_error_and_no_wait_for_ever(
             assert str(caught.value) == message
 
 
+def test_where_each_is_killed_before_it_begins_this_process_decodes(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_PROGRAM", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    names = [f"{number % 3}.png" for number in range(70)]
+    with Classifier("bundles/tiny", backend=FakeBackend(10), workers=2) as classifier:
+        found = list(classifier.classify(names))
+    with Classifier("bundles/tiny", backend=FakeBackend(10), workers=0) as classifier:
+        assert found == list(classifier.classify(names))
+
+
 KILLED = "the process that decoded it died 2 times"
 # What decodes in the process: it kills itself, sleeps or takes memory where the image's name says so.
 DECODER = """

@@ -34,7 +34,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from convexport.runtime.decoding import Picture
+from convexport.runtime.decoding import Decoder, Picture
 from convexport.runtime.errors import DeviceError, InputError, first_line
 from convexport.runtime.profiling import OFF, Off
 from convexport.runtime.records import Failure
@@ -80,6 +80,7 @@ class Workers:
         self.chunk = _chunk(input)
         self._input = input
         self._profile = profile
+        self._decoder = Decoder(input, profile)
         self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
         self._processes: list[_Process] = []
         self._threads: list[threading.Thread] = []
@@ -144,6 +145,10 @@ class Workers:
             try:
                 future.set_result(self._decoded(place, named, rows))
             except (OSError, EOFError, RuntimeError) as error:
+                if self._processes[place].was_killed and not self._closed:
+                    # Somebody kills each before it begins, so no image did that: this process decodes these.
+                    future.set_result(self._decoder(named, rows))
+                    continue
                 failed = DeviceError("a process that reads images died when it started", "use fewer workers")
                 failed.__cause__ = error
                 future.set_exception(failed)
@@ -238,6 +243,13 @@ class _Process:
             elif time.monotonic() - since > LIMIT_SECONDS:
                 raise TimeoutError
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether a signal ended it."""
+        with suppress(subprocess.TimeoutExpired):
+            return self._popen.wait(1.0) < 0
+        return False
+
     def kill(self) -> None:
         """Ends it, whatever it is doing."""
         self._popen.kill()
@@ -331,7 +343,6 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # what a library prints is no answer
     warnings.filterwarnings("ignore", module="PIL")
-    from convexport.runtime.decoding import Decoder
 
     with suppress(EOFError, BrokenPipeError):  # the other end is gone, however it ended
         input, profile, descriptor = _receive(sys.stdin.buffer)
