@@ -234,6 +234,8 @@ def _machine() -> str:
 
 def page(found: dict) -> str:
     """The page from the raw samples."""
+    rounds = sorted({len(work["seconds"]["classify"]) for work in found["workloads"]})
+    times = " or ".join(map(str, rounds))
     lines = [
         "# Performance",
         "",
@@ -242,7 +244,7 @@ def page(found: dict) -> str:
         "(`benchmarks/by_hand.py`), and with the roof: what the cores could do if no step had to wait for another.",
         "",
         f"Measured on {found['machine']}.",
-        f"Every command ran {found['rounds']} times in a fresh process, in turns. Numbers are medians, with the",
+        f"Every command ran {times} times in a fresh process, in turns. Numbers are medians, with the",
         f"smallest and the largest in parentheses. {found.get('remark', '')}".rstrip(),
         "",
         "| images/s | by hand | classify | times | of the roof | CPU seconds for 1,000 images: by hand, classify |",
