@@ -261,12 +261,12 @@ def page(found: dict) -> str:
         lines.append(
             f"| {work['title']}, {work['count']:,} files "
             f"| {_spread(speeds['by hand'])} | {_spread(speeds['classify'])} "
-            f"| {ours / hand:.2f} | {ours / roof:.0%} of {roof:,.0f} | {used['by hand']:.2f}, {used['classify']:.2f} |"
+            f"| {ours / hand:.2f} | {ours / roof:.0%} of {_number(roof)} | {used['by hand']:.2f}, {used['classify']:.2f} |"
         )
         alone = {step: statistics.median(row[0] for row in rows) for step, rows in rates.items()}
-        cells = [f"{alone[s]:,.0f} and {together[s]:,.0f} ({together[s] / alone[s]:.2f})" for s in STEPS]
+        cells = [f"{_number(alone[s])} and {_number(together[s])} ({together[s] / alone[s]:.2f})" for s in STEPS]
         steps.append(f"| {work['title']} | {' | '.join(cells)} |")
-        start = [_spread([row[0] for row in seconds[name]], 2) for name in ("by hand", "classify")]
+        start = [_spread([row[0] for row in seconds[name]]) for name in ("by hand", "classify")]
         starts.append(f"| {work['title']} | {' | '.join(start)} |")
     lines += [
         "",
@@ -279,8 +279,12 @@ def page(found: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _spread(values: list[float], digits: int = 0) -> str:
-    return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f} to {max(values):,.{digits}f})"
+def _spread(values: list[float]) -> str:
+    return f"{_number(statistics.median(values))} ({_number(min(values))} to {_number(max(values))})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2f}"
 
 
 if __name__ == "__main__":
