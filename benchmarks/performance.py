@@ -261,7 +261,8 @@ def page(found: dict) -> str:
         lines.append(
             f"| {work['title']}, {work['count']:,} files "
             f"| {_spread(speeds['by hand'])} | {_spread(speeds['classify'])} "
-            f"| {ours / hand:.2f} | {ours / roof:.0%} of {_number(roof)} | {used['by hand']:.2f}, {used['classify']:.2f} |"
+            f"| {ours / hand:.2f} | {ours / roof:.0%} of {_number(roof)} "
+            f"| {used['by hand']:.2f}, {used['classify']:.2f} |"
         )
         alone = {step: statistics.median(row[0] for row in rows) for step, rows in rates.items()}
         cells = [f"{_number(alone[s])} and {_number(together[s])} ({together[s] / alone[s]:.2f})" for s in STEPS]
