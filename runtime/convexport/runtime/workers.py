@@ -86,7 +86,7 @@ class Workers:
         self._threads: list[threading.Thread] = []
         self._owner = os.getpid()
         self._closed = False
-        self._begun = 0
+        self._begun: list[int] = []
         # Whoever leaves its records half read closes nothing; at the very end threads can no longer be waited for.
         atexit.register(self.close)
         try:
@@ -105,7 +105,7 @@ class Workers:
     @property
     def ready(self) -> bool:
         """Whether every process takes inputs."""
-        return self._begun == self.size
+        return len(self._begun) == self.size
 
     def __call__(self, named: list[Named], rows: Images) -> Future[list[Entry]]:
         """Gives the inputs to the next process that is free; their pixels come to `rows`, uint8 [N, H, W, C]."""
@@ -139,7 +139,7 @@ class Workers:
         """Sends tasks to the process at one place, one after the other."""
         with suppress(OSError, EOFError):  # the next task is told
             self._begin(place)
-            self._begun += 1
+            self._begun.append(place)
         while (task := self._tasks.get()) is not None:
             named, rows, future = task
             try:
