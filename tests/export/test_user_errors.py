@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
+import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from convexport.export.sources.checkpoint import Source
@@ -39,6 +42,45 @@ def graph(inputs: dict[str, tuple[int, Shape]], outputs: dict[str, Shape]) -> by
     return bytes(model.SerializeToString())
 
 
+def changed(change: Callable[[onnx.ModelProto], None]) -> bytes:
+    """The classifier after a change."""
+    model = onnx.load_from_string(CLASSIFIER)
+    change(model)
+    return bytes(model.SerializeToString())
+
+
+def quantized(model: onnx.ModelProto) -> None:
+    """Its colors go through 8 bits, as another tool's quantization leaves them."""
+    gemm = model.graph.node[2]
+    scale = numpy_helper.from_array(np.array(0.1, np.float32), "scale")
+    model.graph.initializer.append(scale)
+    model.graph.node.insert(2, helper.make_node("QuantizeLinear", ["colors", "scale"], ["eighth"]))
+    model.graph.node.insert(3, helper.make_node("DequantizeLinear", ["eighth", "scale"], ["again"]))
+    gemm.input[0] = "again"
+
+
+def training(model: onnx.ModelProto) -> None:
+    """Its dropout is switched on."""
+    for name, value in (("ratio", np.array(0.5, np.float32)), ("on", np.array(True))):
+        model.graph.initializer.append(numpy_helper.from_array(value, name))
+    model.graph.node.insert(2, helper.make_node("Dropout", ["colors", "ratio", "on"], ["dropped"], name="drop"))
+    model.graph.node[3].input[0] = "dropped"
+
+
+def foreign(model: onnx.ModelProto) -> None:
+    """Its dense layer is one of somebody's own."""
+    model.graph.node[2].domain = "my.ops"
+    model.opset_import.append(helper.make_opsetid("my.ops", 1))
+
+
+def without_weights(model: onnx.ModelProto) -> None:
+    """Its weights are in a file that was left behind."""
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="net.data")
+
+
 def large(path: Path) -> None:
     """A file of 3 GB that takes no place on the disk."""
     path.touch()
@@ -57,6 +99,10 @@ FILES: dict[str, bytes | Callable[[Path], None]] = {
     "two.onnx": graph({"pixels": IMAGES, "mask": IMAGES}, {"logits": ["N", 5]}),
     "any_size.onnx": graph({"pixels": (FLOAT, ["N", 3, "H", "W"])}, {"logits": ["N", 5]}),
     "planes.onnx": graph({"pixels": (FLOAT, ["N", 4, 16, 16])}, {"logits": ["N", 5]}),
+    "quantized.onnx": changed(quantized),
+    "training.onnx": changed(training),
+    "foreign.onnx": changed(foreign),
+    "external.onnx": changed(without_weights),
     "cut.onnx": CLASSIFIER[:200],
     "empty.onnx": b"",
     "lfs.onnx": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
@@ -155,6 +201,32 @@ FILES: dict[str, bytes | Callable[[Path], None]] = {
                 "dimension; export a network that takes RGB or gray images"
             ),
         ),
+        (
+            "quantized.onnx",
+            PIXELS,
+            (
+                "4: quantized.onnx: it is quantized already (operator QuantizeLinear); export the float32 network, "
+                "and quantize it here with --int8"
+            ),
+        ),
+        (
+            "training.onnx",
+            PIXELS,
+            "4: training.onnx: it was exported in training mode (Dropout drop); export it again after model.eval()",
+        ),
+        (
+            "foreign.onnx",
+            PIXELS,
+            (
+                "4: foreign.onnx: it uses the operator Gemm of my.ops, which ONNX Runtime does not have; export it "
+                "with ONNX's own operators"
+            ),
+        ),
+        (
+            "external.onnx",
+            PIXELS,
+            "4: external.onnx: its weights are in net.data, which is not beside it; copy that file, too",
+        ),
         ("cut.onnx", PIXELS, "4: cut.onnx is not an ONNX file, or is damaged; download or copy it again"),
         ("empty.onnx", PIXELS, "4: empty.onnx: the file is empty; download or copy it again"),
         (
@@ -188,3 +260,40 @@ def test_one_line_says_what_is_wrong_and_how_to_fix_it(
         open_network(Source(file, foreign=Foreign(**stated)))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
     assert f"{caught.value.exit_code}: {caught.value}" == expected
+
+
+ONE_AT_A_TIME = """
+import torch
+
+class Net(torch.nn.Module):
+    def forward(self, pixels):
+        return pixels.mean((2, 3)).reshape(1, 3)
+"""
+
+
+def test_a_network_that_takes_one_image_at_a_time_is_told_from_one_of_another_size(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(ONE_AT_A_TIME)
+    stated = Foreign(classes=("a", "b", "c"), pixels="0..1", size=(16, 16))
+    with pytest.raises(ConvexportError) as caught:
+        open_network(Source(f"module:{tmp_path / 'net.py'}:Net", foreign=stated))
+    assert str(caught.value) == (
+        "module:net.py:Net: it accepts one image at a time, but not a batch of 2 (shape '[1, 3]' is "
+        "invalid for input of size 6); let it take any number of images; a reshape to a fixed size is the usual cause"
+    )
+
+
+def test_weights_that_cannot_be_downloaded_are_named_with_their_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    with pytest.raises(ConvexportError) as caught:
+        open_network(Source("torchvision:resnet18", path=Path("DEFAULT"), foreign=Foreign()))
+    address = "https://download.pytorch.org/models/resnet18-f37072fd.pth"
+    assert str(caught.value) == (
+        "weights ResNet18_Weights.IMAGENET1K_V1 cannot be downloaded (no network); "
+        f"download {address} elsewhere and name the file with --weights"
+    )

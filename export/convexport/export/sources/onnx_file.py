@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from onnx.external_data_helper import load_external_data_for_model
 
 from convexport.export.passes.dynamic_batch import make_batch_dynamic
 from convexport.export.passes.names import rename_values
@@ -20,19 +17,17 @@ from convexport.export.passes.storage import widen
 from convexport.export.sources import stated as facts_stated
 from convexport.export.sources.foreign import data_of, name_of
 from convexport.export.sources.network import Facts, Network, probabilities_of
-from convexport.export.sources.state_dict import not_weights
+from convexport.export.sources.onnx_reading import read_model
 from convexport.export.sources.stated import Foreign, Known
 from convexport.export.sources.torch_module import kind_of_answers, last_operator
 from convexport.runtime.backends.onnxruntime import reason_of
 from convexport.runtime.devices import import_library
-from convexport.runtime.errors import CheckpointError, UsageError, first_line
+from convexport.runtime.errors import CheckpointError, UsageError
 from convexport.runtime.manifest import Input
 from convexport.training import evaluate
 
-OLDEST_OPSET, UPGRADED_OPSET = 13, 17  # before 13, Softmax has other semantics, and weights have no scale per channel
 _TYPES: dict[int, Any] = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.UINT8: np.uint8}
 _PROOF = (1, 2, 3, 7)
-_LARGEST_FILE = 2 << 30
 _ALLOWED, _ALLOWED_HALF = 1e-4, 1e-2
 _ERRORS = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
 
@@ -135,7 +130,7 @@ def open_onnx(path: Path, stated: Foreign) -> Network:
         UsageError: A required fact was not stated, or a stated fact is impossible.
         CheckpointError: The file is damaged, or not a classifier of images.
     """
-    model, sha256 = _load(path)
+    model, sha256 = read_model(path)
     return network_of_graph(model, path, sha256, stated)
 
 
@@ -189,46 +184,6 @@ class _BehindSoftmax(OnnxNetwork):
 
     def reference(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return self._run(normalized(images, self.facts))
-
-
-def _load(path: Path) -> tuple[onnx.ModelProto, str]:
-    try:
-        size = path.stat().st_size
-        data = path.read_bytes() if size <= _LARGEST_FILE else b""
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({first_line(error)})", "check the path") from error
-    if size > _LARGEST_FILE:
-        raise CheckpointError(
-            f"{path} has {size:,} bytes, and an ONNX file {_LARGEST_FILE:,} at most", "use one with external data"
-        )
-    what = not_weights(data)
-    if what is not None and what[0] != "it is an ONNX file":
-        raise CheckpointError(f"{path}: {what[0]}", what[1])
-    try:
-        model = onnx.load_from_string(data)
-        load_external_data_for_model(model, str(path.parent))
-        onnx.checker.check_model(model)
-    except DecodeError as error:
-        raise CheckpointError(f"{path} is not an ONNX file, or is damaged", "download or copy it again") from error
-    except (onnx.checker.ValidationError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a valid ONNX file ({first_line(error)})", "export it again") from error
-    if not model.graph.node:
-        raise CheckpointError(f"{path} is not an ONNX file, or is empty", "export it again")
-    return _recent(model, path), hashlib.sha256(data).hexdigest()
-
-
-def _recent(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
-    """The model with an opset that the passes support."""
-    opset = next((one.version for one in model.opset_import if one.domain in {"", "ai.onnx"}), 0)
-    if opset >= OLDEST_OPSET:
-        return model
-    try:
-        return onnx.version_converter.convert_version(model, UPGRADED_OPSET)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path}: opset {opset} cannot be upgraded to {UPGRADED_OPSET} ({first_line(error)})",
-            f"export it again with opset {OLDEST_OPSET} or later",
-        ) from error
 
 
 def _signature(model: onnx.ModelProto, stated: Foreign, where: str) -> Signature:

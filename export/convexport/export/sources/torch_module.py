@@ -81,6 +81,19 @@ class OneAnswer(nn.Module):
         return result
 
 
+# What a network raises for a shape that it was not made for.
+_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
+
+
+def _accepts(module: nn.Module, pixels: Tensor) -> bool:
+    try:
+        with torch.no_grad():
+            module(pixels)
+    except _REFUSALS:
+        return False
+    return True
+
+
 def classes_of(module: nn.Module, size: Input, where: str) -> int:
     """The number of classes of the module, measured with two black images.
 
@@ -91,7 +104,12 @@ def classes_of(module: nn.Module, size: Input, where: str) -> int:
     try:
         with torch.no_grad():
             found = module.eval()(pixels)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError) as error:
+    except _REFUSALS as error:
+        if _accepts(module, pixels[:1]):
+            raise CheckpointError(
+                f"{where}: it accepts one image at a time, but not a batch of 2 ({first_line(error)})",
+                "let it take any number of images; a reshape to a fixed size is the usual cause",
+            ) from error
         raise CheckpointError(
             f"{where}: it does not accept pixels {list(pixels.shape)} ({first_line(error)})",
             "check --size, and --channels if they are gray",
