@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from convexport.export import triton
 from convexport.export.triton import write_repository
 from convexport.runtime.errors import BundleError, StorageError, UsageError
 from convexport.runtime.manifest import Engine, EngineKey, File, Input, decode, encode
@@ -136,3 +138,18 @@ def test_a_folder_that_cannot_be_written_and_a_damaged_bundle_give_our_errors(bu
     with pytest.raises(BundleError, match="the file is damaged"):
         write_repository(bundle, tmp_path / "models")
     assert not (tmp_path / "models").exists()
+
+
+def test_a_repository_that_cannot_be_written_whole_has_no_part_of_a_model(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(triton, "config", full)
+    with pytest.raises(StorageError) as caught:
+        write_repository(bundle, tmp_path / "models")
+    assert str(caught.value) == (
+        f"{tmp_path}/models: cannot be written (No space left on device); free some disk space, or name another folder"
+    )
+    assert list((tmp_path / "models").iterdir()) == []

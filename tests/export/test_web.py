@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from convexport.export.web import page as pages
 from convexport.export.web import runtime as runtimes
 from convexport.export.web.page import write_page
 from convexport.export.web.runtime import WebRuntime, web_runtime
+from convexport.runtime import atomic
 from convexport.runtime.classifier import Classifier
-from convexport.runtime.errors import UnavailableError, UsageError
+from convexport.runtime.errors import StorageError, UnavailableError, UsageError
 from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Input
 from helpers.bundles import change_manifest, make_bundle
@@ -165,6 +167,28 @@ def test_a_large_one_becomes_a_folder_for_a_server_and_says_why(
     )
     with served(tmp_path) as address:
         assert opened(window, f"{address}/given/tiny-web/index.html")["proof"]["passed"] is True
+
+
+def test_a_folder_that_cannot_be_written_whole_leaves_the_old_one_and_nothing_else(
+    runtime: WebRuntime, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "LARGEST_FILE", 1 << 10)
+    (tmp_path / "tiny-web").mkdir()
+    (tmp_path / "tiny-web" / "old.html").touch()
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic, "write", full)
+    with pytest.raises(StorageError) as caught:
+        write_page(bundle, tmp_path, runtime)
+    assert str(caught.value) == (
+        f"{tmp_path}: the page cannot be written (No space left on device); "
+        "free some disk space, or name another folder"
+    )
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
+        *("tiny-web", "tiny-web/old.html")
+    ]
 
 
 def test_the_pages_framing_is_that_of_the_examples() -> None:
