@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from convexport import runtime
+from convexport.runtime.options import say
 from helpers import api_page
 from helpers.markdown_pages import ROOT
 
@@ -146,3 +148,12 @@ def test_pyright_sees_every_public_name(tmp_path: Path) -> None:
     assert errors == [("wrong.py", rule) for rule in rules]
     types = "\n".join(one["message"] for one in said if Path(one["file"]).name == "every.py")
     assert revealed(types, r'is "(.+)"') == len(runtime.__all__)
+
+
+def test_a_remark_goes_to_the_logger_unless_note_takes_it(caplog: pytest.LogCaptureFixture) -> None:
+    taken: list[str] = []
+    with caplog.at_level(logging.INFO, "convexport"):
+        say(None, "100 % slower")
+        say(taken.append, "faster")
+    assert caplog.record_tuples == [("convexport", logging.INFO, "100 % slower")]
+    assert taken == ["faster"]
