@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from convexport.runtime import workers
 from convexport.runtime.backends.fake import FakeBackend
@@ -260,3 +261,12 @@ def test_remarks_that_nobody_hears_go_to_the_logger(
         ("convexport", "INFO", message)
     ]
     assert capsys.readouterr().err == ""
+
+
+def test_what_pillow_warns_of_does_not_reach_stderr(place: Path) -> None:
+    exif = b"Exif\x00\x00II*\x00\x08\x00\x00\x00\xff\xff"  # a directory of 65,535 entries, none of which is there
+    Image.new("RGB", (12, 12)).save("broken.jpg", exif=exif)
+    done = subprocess.run(
+        [*COMMAND, "broken.jpg", "--workers", "1", "--quiet"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
