@@ -114,7 +114,14 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), classifier.classify_on
 
 
 def forked(program: str, *arguments: object) -> str:
-    command = [sys.executable, "-c", program, *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore::DeprecationWarning",
+        "-c",
+        program,
+        *map(str, arguments),
+    ]  # 3.12 warns of forks
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     return done.stdout + done.stderr
 

@@ -283,7 +283,7 @@ def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch: pytest.Monk
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # no user is known
     with pytest.raises(UnavailableError) as caught:
         cache_folder()
-    why = "Could not determine home directory."
+    why = "Could not determine home directory"
     assert str(caught.value) == f"there is no folder for a cache ({why}); set CONVEXPORT_CACHE to a folder of your own"
 
 
