@@ -91,4 +91,4 @@ def test_the_page_names_what_differs() -> None:
     rows = [SAME, msgspec.structs.replace(SAME, precision="fp16", equal=9)]
     page = everywhere.page(rows)
     assert "| Zen | x86_64 avx2 | lenet5-mnist | int8 | openvino | 10 of 10 | 0.0e+00 | 0.001 | 64, 0% |" in page
-    assert "Beyond the limit, or with another label: lenet5-mnist in fp16 by openvino on Zen." in page
+    assert "These rows are beyond the limit, or have another label: lenet5-mnist in fp16 by openvino on Zen." in page

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import signal
@@ -89,8 +88,11 @@ def test_a_signal_leaves_a_state_that_resumes_to_the_same_weights(number: signal
 
 
 def start(*words: str | Path, cwd: Path) -> subprocess.Popen[str]:
-    # Where the tests run in a shell's background, their children would inherit an ignored SIGINT.
-    unignored = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    # Where the tests run in a shell's background or under nohup, their children would inherit ignored signals.
+    def unignored() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+
     environment, pipes = os.environ | {"OMP_NUM_THREADS": "1"}, {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen([COMMAND, *words], cwd=cwd, env=environment, text=True, preexec_fn=unignored, **pipes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from convexport.cli import installing, signals, terminal
 from convexport.cli.classify.arguments import PROGRAM, SOME_FAILED
@@ -16,8 +17,10 @@ from convexport.cli.classify.opening import (
     remark,
     sink,
 )
-from convexport.runtime.bundle import Bundle
 from convexport.runtime.errors import BackendError, BundleError, GateRefused, UsageError
+
+if TYPE_CHECKING:
+    from convexport.runtime.bundle import Bundle
 
 
 def check_labeled(options: argparse.Namespace) -> int:
