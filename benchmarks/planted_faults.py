@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from convexport.export.diagnosis import Labeled
 from convexport.export.sources.network import Network
+from convexport.runtime.manifest import CROPS
 
 LITE0 = "EfficientNet-Lite0"
 NORMALIZATION = ("normalization",)
@@ -139,7 +140,7 @@ def _colors(subject: Subject) -> tuple[str, ...]:
 
 def _crop(subject: Subject) -> tuple[str, ...]:
     size = subject.network.facts.input
-    if size.framing != "crop":
+    if size.framing not in CROPS:
         return (f"framing {size.framing}",)
     return (f"a crop of {size.crop:g} of the shorter side",)
 
@@ -170,7 +171,7 @@ def half_or_imagenet(subject: Subject) -> Subject:
 
 def other_framing(subject: Subject) -> Subject:
     """Stretched in place of cropped, padded in place of stretched."""
-    cropped = subject.network.facts.input.framing == "crop"
+    cropped = subject.network.facts.input.framing in CROPS
     return framed(framing="stretch" if cropped else "pad", crop=1.0)(subject)
 
 

@@ -24,7 +24,7 @@ function openBundle(folder) {
   const { digest } = manifest; // of the manifest itself, with zeros in its place; older ones have none
   if (digest && sha256(text.replaceAll(digest, "0".repeat(64))) !== digest) {
     throw new Error("bundle.json is damaged: its SHA-256 is another");
-  };
+  }
   const read = (name) => {
     const bytes = readFileSync(join(folder, name));
     if (sha256(bytes) !== manifest.files[name]?.sha256) throw new Error(`${name} is damaged: its SHA-256 is not the manifest's`);

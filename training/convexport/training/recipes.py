@@ -87,7 +87,6 @@ _VGG_QUICK = Recipe(
 # per epoch.
 _VGG_LONG = replace(
     _VGG_QUICK,
-    epochs=80,
     learning_rate=0.04,
     batch=512,
     side_rate=0.04,
