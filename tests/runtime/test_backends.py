@@ -182,6 +182,32 @@ def test_rows_do_not_depend_on_their_neighbors_nor_on_the_largest_batch() -> Non
     assert np.abs(together - streamed).max() < 1e-6
 
 
+@pytest.mark.parametrize("way", ["all threads", "one thread for each batch"])
+@pytest.mark.parametrize("cores", [2, 6])
+def test_short_batches_have_the_same_answers_whichever_way_is_the_fastest(
+    monkeypatch: pytest.MonkeyPatch, cores: int, way: str
+) -> None:
+    monkeypatch.setattr(ort_backend, "available_cores", lambda: cores)
+    monkeypatch.setattr(ort_backend, "SHORT_SECONDS", 10)
+    index = ["all threads", "one thread for each batch"].index(way)
+    monkeypatch.setattr(ort_backend, "fastest_of", lambda ways, batches, seconds: ways[index](batches))
+    images = pictures(40, INPUT)
+    with OnnxRuntimeBackend(make_graph(INPUT), device=CPU, precision="fp32", max_batch=4) as backend:
+        expected = np.concatenate([backend.run(images[start : start + 3]) for start in range(0, 40, 3)])
+        streamed = list(backend.stream(images[start : start + 3] for start in range(0, 40, 3)))
+    assert [len(answer) for answer in streamed] == [3] * 13 + [1]
+    assert np.array_equal(np.concatenate(streamed), expected)
+
+
+def test_threads_that_were_asked_for_compute_every_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort_backend, "SHORT_SECONDS", 10)
+    monkeypatch.delattr(ort_backend, "fastest_of")
+    images = pictures(40, INPUT)
+    with OnnxRuntimeBackend(make_graph(INPUT), device=CPU, precision="fp32", threads=2) as backend:
+        streamed = list(backend.stream(images[start : start + 1] for start in range(40)))
+    assert len(streamed) == 40
+
+
 def test_a_graph_that_is_none_and_one_that_keeps_another_contract_are_refused() -> None:
     with pytest.raises(
         BundleError, match=r"^ONNX Runtime \S+ on cpu cannot load the graph: .*; export the bundle again$"

@@ -105,9 +105,12 @@ def pieces(images: Images, size: int) -> Iterator[Images]:
 
 
 def overlapped(
-    run: Callable[[Images], Probabilities], batches: Iterable[Images], workers: ThreadPoolExecutor
+    run: Callable[[Images], Probabilities],
+    batches: Iterable[Images],
+    workers: ThreadPoolExecutor,
+    in_flight: int = IN_FLIGHT,
 ) -> Iterator[Probabilities]:
-    """The answers of `run` in order, `IN_FLIGHT` batches at a time in the threads of `workers`."""
+    """The answers of `run` in order, `in_flight` batches at a time in the threads of `workers`."""
     waiting: deque[Future[Probabilities]] = deque()
     try:
         for images in batches:
@@ -116,7 +119,7 @@ def overlapped(
             except RuntimeError:  # the system gives no thread
                 yield from (waiting.popleft().result() for _ in range(len(waiting)))
                 yield run(images)
-            if len(waiting) == IN_FLIGHT:
+            if len(waiting) == in_flight:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
