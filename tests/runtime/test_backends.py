@@ -182,14 +182,14 @@ def test_rows_do_not_depend_on_their_neighbors_nor_on_the_largest_batch() -> Non
     assert np.abs(together - streamed).max() < 1e-6
 
 
-@pytest.mark.parametrize("way", ["all threads", "one thread for each batch"])
+@pytest.mark.parametrize("way", ["one batch on all cores", "one each on half of them", "one each on all of them"])
 @pytest.mark.parametrize("cores", [2, 6])
 def test_short_batches_have_the_same_answers_whichever_way_is_the_fastest(
     monkeypatch: pytest.MonkeyPatch, cores: int, way: str
 ) -> None:
     monkeypatch.setattr(ort_backend, "available_cores", lambda: cores)
     monkeypatch.setattr(ort_backend, "SHORT_SECONDS", 10)
-    index = ["all threads", "one thread for each batch"].index(way)
+    index = ["one batch on all cores", "one each on half of them", "one each on all of them"].index(way)
     monkeypatch.setattr(ort_backend, "fastest_of", lambda ways, batches, seconds: ways[index](batches))
     images = pictures(40, INPUT)
     with OnnxRuntimeBackend(make_graph(INPUT), device=CPU, precision="fp32", max_batch=4) as backend:
