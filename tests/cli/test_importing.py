@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from convexport.cli.importing import libraries
+from convexport.cli.installing import here
 from convexport.runtime.errors import BackendError, UsageError
 
 REINSTALL = "pip install --force-reinstall 'convexport[train]'"
@@ -42,6 +46,30 @@ def test_a_library_that_fails_to_import_is_named_with_its_own_reason(
         f"training needs crooked, which cannot be imported ({message})",
         REINSTALL,
     )
+
+
+@pytest.mark.parametrize("library", ["numpy", "PIL", "msgspec"])
+@pytest.mark.parametrize(
+    ("command", "doing", "extras"),
+    [
+        (["classify", "image.png"], "classifying", "cpu"),
+        (["train", "--model", "lenet5"], "training", "train"),
+        (["export", "--model", "lenet5"], "exporting", "export,cpu"),
+    ],
+)
+def test_a_library_of_every_installation_that_fails_to_import_ends_no_command_with_a_traceback(
+    tmp_path: Path, library: str, command: list[str], doing: str, extras: str
+) -> None:
+    (tmp_path / f"{library}.py").write_text("raise AttributeError('_ARRAY_API not found')")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    found = subprocess.run(
+        [sys.executable, "-m", "convexport", *command], capture_output=True, text=True, env=environment, check=False
+    )
+    program = {"train": "convtrain", "export": "convexport"}.get(command[0], command[0])
+    needed = f"{program}: {doing} needs {library}, which cannot be imported (_ARRAY_API not found)"
+    fix = here(f"pip install --force-reinstall 'convexport[{extras}]'")
+    assert found.stderr == f"{needed}; {fix}\n"
+    assert (found.returncode, found.stdout) == (BackendError.exit_code, "")
 
 
 def test_a_library_that_is_not_there_is_not_installed() -> None:

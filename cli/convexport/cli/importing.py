@@ -10,24 +10,28 @@ from types import TracebackType
 from convexport.runtime.errors import BackendError, UsageError, first_line
 
 # Raised while libraries are imported: a wheel for another numpy, a missing shared library.
+BASE = frozenset({"numpy", "PIL", "msgspec"})
+"""What every command needs, and every installation brings."""
 _FAILURES = (ImportError, OSError, RuntimeError, AttributeError, ValueError, SystemError)
 
 
 @contextmanager
 def libraries(doing: str, needed: Collection[str], extras: str) -> Iterator[None]:
-    """Raises `BackendError` if a library that is needed inside the block is missing or cannot be imported.
+    """Raises `BackendError` if a library of `BASE`, or one needed inside the block, is missing or cannot be imported.
 
-    Raises `UsageError` if the current folder was removed: torch's MKL would then end the process at its import.
+    Raises `UsageError` if torch is needed and the current folder was removed: its MKL would end the process.
 
     Args:
         doing: What needs the libraries, the subject of the message: "training".
-        needed: Names of the packages, as they are imported, that the extras install.
+        needed: Names of the packages besides `BASE`, as they are imported, that the extras install.
         extras: The extras of convexport that install them: "export,cpu".
     """
-    try:
-        Path.cwd()
-    except FileNotFoundError as error:
-        raise UsageError("the current folder does not exist any more", "change to another folder") from error
+    if "torch" in needed:
+        try:
+            Path.cwd()
+        except FileNotFoundError as error:
+            raise UsageError("the current folder does not exist any more", "change to another folder") from error
+    needed = BASE.union(needed)
     try:
         yield
     except _FAILURES as error:

@@ -11,6 +11,7 @@ from convexport.cli import signals, terminal
 from convexport.cli.classify.arguments import FORMATS, PROGRAM, parser, refuse_lonely
 from convexport.cli.classify.images import classify_images
 from convexport.cli.classify.modes import MODES
+from convexport.cli.importing import libraries
 from convexport.runtime.errors import UsageError
 
 
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return terminal.guard(PROGRAM, lambda: run(parser().parse_args(argv)))
 
 
+@libraries("classifying", (), "cpu")
 def run(options: argparse.Namespace) -> int:
     """Does what was asked -> exit code."""
     warnings.filterwarnings("ignore", module="PIL")  # Pillow's warnings about odd files

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from convexport.cli import terminal
 
 if TYPE_CHECKING:
@@ -118,4 +116,6 @@ def print_diagnosis(diagnosis: Diagnosis, *, in_json: bool) -> None:
 
 def as_json(value: object) -> str:
     """One line of JSON, the same for the same value."""
+    import msgspec
+
     return msgspec.json.encode(value, order="deterministic").decode()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from convexport.cli.convexport.arguments import ACTIVATIONS, METHODS, OPTIONAL, parser
 from convexport.runtime.errors import UsageError, first_line
 from convexport.runtime.precision import PRECISIONS, Precision
@@ -144,6 +142,8 @@ def _foreign(options: argparse.Namespace) -> Foreign | None:
 
 
 def _json_object(text: str) -> dict[str, object]:
+    import msgspec
+
     try:
         found = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
