@@ -8,22 +8,13 @@
 #include <onnxruntime_cxx_api.h>
 
 #include <array>
-#include <fstream>
 #include <iostream>
-#include <iterator>
-#include <nlohmann/json.hpp>
 
+#include "bundle.hpp"
 #include "framing.hpp"
 #include "pictures.hpp"
 
-using nlohmann::json;
 using Probabilities = std::vector<float>;
-
-static std::string read(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::runtime_error(path + " cannot be read");
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 static size_t best(const Probabilities& values) {
   return std::max_element(values.begin(), values.end()) - values.begin();
@@ -31,10 +22,7 @@ static size_t best(const Probabilities& values) {
 
 class Classifier {
  public:
-  Classifier(const std::string& folder, const std::string& precision) : folder_(folder), precision_(precision) {
-    manifest_ = json::parse(read(folder + "/bundle.json"));
-    const std::string format = manifest_["format"];
-    if (format.rfind("3.", 0) != 0) throw std::runtime_error("bundle.json has format " + format + ", this reads 3");
+  Classifier(const std::string& folder, const std::string& precision) : bundle_(folder), precision_(precision) {
     if (manifest_.value("activation", "softmax") != "softmax") throw std::runtime_error("several labels for one image are not read here");
     if (!manifest_["variants"].contains(precision)) throw std::runtime_error("no " + precision + " in this bundle");
     const json& input = manifest_["input"];
@@ -43,7 +31,7 @@ class Classifier {
     if (input.value("filter", "bicubic") != "bicubic") throw std::runtime_error("this reader has the filter bicubic only");
     Ort::SessionOptions options;
     options.AddConfigEntry("session.x64quantprecision", "1");  // exact 8-bit kernels on x86 without VNNI
-    const std::string model = read(folder + "/" + manifest_["variants"][precision]["file"].get<std::string>());
+    const std::string model = bundle_.read(manifest_["variants"][precision]["file"]);
     session_ = Ort::Session(environment_, model.data(), model.size(), options);
   }
 
@@ -67,7 +55,7 @@ class Classifier {
     double largest = 0;
     for (const json& golden : manifest_["golden"]) {
       const Probabilities expected = golden["probabilities"];
-      const Probabilities found = answer(read(folder_ + "/" + golden["file"].get<std::string>()));
+      const Probabilities found = answer(bundle_.read(golden["file"]));
       equal += best(found) == best(expected);
       for (size_t i = 0; i < expected.size(); ++i) {
         const double difference = std::abs(double(expected[i]) - found[i]);
@@ -86,8 +74,9 @@ class Classifier {
   std::string label(const Probabilities& values) const { return manifest_["labels"]["en"][best(values)]; }
 
  private:
-  std::string folder_, precision_;
-  json manifest_;
+  Bundle bundle_;
+  json& manifest_ = bundle_.manifest;
+  std::string precision_;
   Input input_;
   Ort::Env environment_{ORT_LOGGING_LEVEL_WARNING, "convexport"};
   Ort::Session session_{nullptr};

@@ -105,6 +105,20 @@ def test_the_expected_answer_is_the_probabilities_and_not_the_true_label(read: R
     assert read(bundle, "fp32").code == 0
 
 
+@pytest.mark.parametrize(
+    ("file", "written", "found"), [("bundle.json", b"avion", b"camio"), ("golden/1.png", b"IEND", b"IEMD")]
+)
+def test_a_reader_refuses_a_bundle_that_is_not_as_it_was_written(
+    read: Reader, place: Path, file: str, written: bytes, found: bytes
+) -> None:
+    bundle = make_bundle(place / "damaged")
+    data = (bundle / file).read_bytes()
+    assert data.count(written) == 1
+    (bundle / file).write_bytes(data.replace(written, found))
+    with pytest.raises(AssertionError, match=f"{file} is damaged: its SHA-256 is"):
+        read(bundle, "fp32")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("network", CHECKPOINTS)
 def test_a_reader_gives_the_labels_of_a_shipped_network_on_photographs(

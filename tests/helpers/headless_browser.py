@@ -165,5 +165,7 @@ def browser() -> Iterator[Page]:
     program = executable()
     assert program is not None
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile, _Browser(program, profile) as page:
-        yield page
-        page.close()
+        try:
+            yield page
+        finally:
+            page.close()

@@ -57,9 +57,9 @@ def cpp_missing() -> str | None:
     if _headers() is None:
         return "needs ONNX Runtime's C++ headers: Debian's libonnxruntime-dev, or $CONVEXPORT_ORT_HEADERS"
     places = [Path(place) for place in ("/usr/include", "/usr/local/include")]
-    for header in ("jpeglib.h", "png.h", "nlohmann/json.hpp"):
+    for header in ("jpeglib.h", "png.h", "openssl/sha.h", "nlohmann/json.hpp"):
         if not any((place / header).is_file() for place in places):
-            return f"needs {header}: apt-get install libjpeg-dev libpng-dev nlohmann-json3-dev"
+            return f"needs {header}: apt-get install libjpeg-dev libpng-dev libssl-dev nlohmann-json3-dev"
     return None
 
 
