@@ -2,8 +2,8 @@
 
     python benchmarks/backends.py --bundle bundles/lenet5-mnist-fp32-int8 --dataset mnist
 
-All test images go through each back end as arrays. The rates are medians of rounds that are taken in turns, so that a
-busy machine slows all back ends alike; compare their ratios and not the numbers themselves.
+All test images go through each back end as arrays. The rates are the fastest of rounds that are taken in turns, so
+that a busy machine slows all back ends alike; compare their ratios and not the numbers themselves.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def test_an_export_ends_with_its_table_and_the_next_command(
     out, err = capsys.readouterr()
     lines = out.splitlines()
     assert code == 0
-    assert lines[0] == "compared with torch float32 on digits test set, 100 of 359"
+    assert lines[0] == "compared with the original network in float32 on digits test set, 100 of 359"
     assert lines[1] == ("  variant    bytes  run by              accuracy  agreement  max |Δp|  images/s on this CPU")
     assert [tuple(line.split()[index] for index in (0, 2)) for line in lines[2:6]] == [
         ("fp32", "onnxruntime"),

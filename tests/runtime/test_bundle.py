@@ -325,6 +325,17 @@ def test_a_zip_is_closed_where_a_later_check_fails(folder: Path, wrong: dict[str
     assert caught.value.exit_code in (2, 4)
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc")
+def test_a_zip_whose_entries_are_refused_is_closed(folder: Path) -> None:
+    path = zipped(folder)
+    with zipfile.ZipFile(path, "a") as file:
+        file.writestr("../out", b"")
+    with pytest.raises(BundleError) as caught:
+        open_bundle(path)
+    assert str(path) not in open_files()  # while `caught` still refers to everything that was open
+    assert "leads out of the zip" in caught.value.message
+
+
 @pytest.mark.parametrize("wrong", [{"top": 0}, {"batch": 0}, {"threads": 0}, {"threads": 5000}, {"workers": -1}])
 def test_numbers_are_refused_before_a_bundle_is_looked_for(tmp_path: Path, wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=f"^{next(iter(wrong))} "):

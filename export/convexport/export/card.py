@@ -132,9 +132,8 @@ def accuracy_text(found: Verification) -> str:
 
 def _accuracy(manifest: Manifest) -> list[str]:
     found = next(iter(manifest.variants.values())).verification
-    lines = [
-        f"Compared with torch float32 on {markdown(found.images_kind)}, through the runtime that serves the files."
-    ]
+    where = markdown(found.images_kind)
+    lines = [f"Compared with the original network in float32 on {where}, through the runtime that serves the files."]
     if any("fp16-storage-emulation" in v.verification.method for v in manifest.variants.values()):
         device = manifest.variants["fp16"].verification.device
         lines.append(

@@ -82,7 +82,7 @@ class Measure(Part, frozen=True, kw_only=True):
 
 
 class Flip(Part, frozen=True, kw_only=True):
-    """One image on which a variant and torch float32 disagree."""
+    """One image on which a variant and the original network disagree."""
 
     image: str
     torch: str

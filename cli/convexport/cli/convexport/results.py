@@ -17,7 +17,7 @@ def print_summary(result: ExportResult) -> None:
     """The gate's measurements, the engines, the flips, and the next command."""
     manifest = result.manifest
     found = manifest.variants["fp32"].verification
-    terminal.result(f"compared with torch float32 on {found.images_kind}")
+    terminal.result(f"compared with the original network in float32 on {found.images_kind}")
     rows = [
         (
             name,
