@@ -41,11 +41,35 @@ class Loud(nn.Module):
 """
 
 
+UNEVEN = """
+import torch
+from torch import nn
+
+class Uneven(nn.Module):
+    '''Three small channels that tell the classes apart, in one tensor with a large one that tells nothing.'''
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)
+        with torch.no_grad():
+            for layer in (self.first, self.last):
+                layer.weight.zero_()
+                layer.bias.zero_()
+            for channel in range(3):
+                self.first.weight[channel, channel] = 1
+                self.last.weight[channel, channel] = 20
+            self.first.weight[3] = 700
+
+    def forward(self, pixels):
+        return self.last(torch.relu(self.first(pixels))).mean((2, 3))
+"""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`loud.py`, and pictures of three classes."""
     folder = tmp_path_factory.mktemp("loud")
     (folder / "loud.py").write_text(LOUD)
+    (folder / "uneven.py").write_text(UNEVEN)
     random = np.random.default_rng(0)
     for channel, name in enumerate("abc"):
         (folder / "pictures" / name).mkdir(parents=True)
@@ -56,12 +80,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def exported(place: Path, out: Path, **options: Any) -> ExportResult:
+def exported(place: Path, out: Path, network: str = "Loud", **options: Any) -> ExportResult:
     foreign = Foreign(classes=tuple("abc"), pixels="0..1", size=(8, 8))
-    source = Source(f"module:{place / 'loud.py'}:Loud", foreign=foreign)
-    return export_bundle(
-        ExportOptions(source, precisions=("fp16",), verify_data=place / "pictures", out=out, **options)
-    )
+    source = Source(f"module:{place / network.lower()}.py:{network}", foreign=foreign)
+    options = {"precisions": ("fp16",)} | options
+    return export_bundle(ExportOptions(source, verify_data=place / "pictures", out=out, **options))
 
 
 def test_an_addition_that_overflows_is_refused_and_ships_with_its_nodes_in_float32(place: Path, tmp_path: Path) -> None:
@@ -99,6 +122,26 @@ def test_one_answer_for_all_images_resembles_nothing() -> None:
     constant = np.repeat(np.exp(logs)[None], 50, axis=0).astype(np.float32)
     assert resemblance(constant, origin) == pytest.approx(0.0, abs=1e-3)
     assert resemblance(origin[::-1], origin) < 0
+
+
+def test_a_layer_that_int8_cannot_hold_is_refused_and_ships_in_float32_with_its_price(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: dict[str, Any] = {"network": "Uneven", "precisions": ("int8",), "calibration_data": place / "pictures"}
+    with pytest.raises(Refusal) as caught:
+        exported(place, tmp_path, **wanted)
+    assert {kind.partition(" by ")[0] for kind, _ in caught.value.result.failures} == {"int8"}
+    timed: list[float] = []
+    monkeypatch.setattr(keeping, "seconds", lambda data, images: timed.append(2.0 + len(timed)) or timed[-1])
+    found = exported(place, tmp_path, keep_auto=True, **wanted)
+    variant = found.manifest.variants["int8"]
+    graph = onnx.load(found.path / variant.file).graph
+    (kept,) = variant.details["kept_float"]
+    assert [node.op_type for node in graph.node if node.name == kept] == ["Conv"]
+    assert variant.details["times_as_long_as_int8_alone"] == 1.5
+    assert variant.details["loss_of_int8_alone"] > 0.3
+    assert variant.verification.accuracy == 1.0
+    assert variant.verification.agreement == 1.0
 
 
 def test_a_search_keeps_what_has_to_be_kept() -> None:

@@ -9,6 +9,7 @@ import sys
 import zlib
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -385,6 +386,17 @@ def test_an_image_that_may_have_to_be_turned_takes_the_memory_of_two(place: str)
     once = limits.memory(image, "Png", COLOR)
     image.info[place] = b"tiff:Orientation"
     assert (once, limits.memory(image, "Png", COLOR)) == (80, 160)
+
+
+@pytest.mark.parametrize(
+    ("mode", "stored"),
+    [("1", 1), ("P", 1), ("I;16", 2), ("I;16B", 2), ("I;16L", 2), ("I;16N", 2), ("RGB", 4), ("RGBA", 4), ("F", 4)],
+)
+def test_an_image_takes_the_memory_of_its_pixels_as_pillow_stores_them_and_of_its_gray_ones(
+    mode: str, stored: int
+) -> None:
+    image = SimpleNamespace(mode=mode, width=5, height=4, info={})
+    assert limits.memory(image, "Png", GRAY) == 20 * (stored + 1)  # type: ignore[arg-type]
 
 
 def test_exif_counts_before_xmp() -> None:

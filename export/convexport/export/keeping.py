@@ -229,8 +229,23 @@ def dequantized(quantized: bytes, base: bytes, layers: Collection[str]) -> bytes
                     weights[own].name = node.input[place]
                     graph.initializer.append(weights[own])
                     there.add(node.input[place])
-    data: bytes = model.SerializeToString()
+    _leave_out_unread(graph)
+    data: bytes = model.SerializeToString(deterministic=True)
     return data
+
+
+def _leave_out_unread(graph: onnx.GraphProto) -> None:
+    """Leaves out nodes and weights whose results nothing reads any more."""
+    read = {value.name for value in graph.output}
+    nodes: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):
+        if read & {*node.output}:
+            nodes.append(node)
+            read |= {*node.input}
+    weights = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(reversed(nodes))
+    graph.initializer.extend(weights)
 
 
 def answers(data: bytes, images: Images) -> Probabilities:
@@ -268,5 +283,4 @@ def _session(data: bytes) -> Any:
     options = ort.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.x64quantprecision", "1")
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])

@@ -121,22 +121,30 @@ def _int8(material: Material) -> Built:
     details: dict[str, Any] = {"calibration": msgspec.to_builtins(options), "calibrated_on": kind}
     if material.goal is not None:
         goal = replace(material.goal, limits=limits_of("int8", material.max_loss))
-        options, found = _kept_float(material.base, images, options, goal)
+        options, data, found = _kept_float(material.base, images, options, goal)
         details |= found
-    engine_graph = _quantized(material.base, images, options, FOR_TENSORRT) if material.for_tensorrt else None
-    built = _quantized(material.base, images, options, FOR_CPU, **details)
-    return replace(built, engine_graph=engine_graph)
+    else:
+        data = quantize.quantize(material.base, images, options, FOR_CPU)
+    engine_graph = None
+    if material.for_tensorrt:
+        for_tensorrt = quantize.quantize(material.base, images, options, FOR_TENSORRT)
+        engine_graph = _quantized(for_tensorrt, material.base, options, FOR_TENSORRT)
+    return replace(_quantized(data, material.base, options, FOR_CPU, **details), engine_graph=engine_graph)
 
 
 def _kept_float(
     base: bytes, images: NDArray[np.uint8], options: Int8Options, goal: Goal
-) -> tuple[Int8Options, dict[str, Any]]:
-    """The options with the layers that have to stay float for the loss to be allowed, and what that costs."""
-    whole = quantize.quantize(base, images, options)
+) -> tuple[Int8Options, bytes, dict[str, Any]]:
+    """The options with the layers that have to stay float for the loss to be allowed, the graph, and what that costs.
+
+    The graph is the one that the search measured. The quantizer would still quantize what a layer reads that it leaves
+    out, where the node that makes it is quantized.
+    """
+    whole = quantize.quantize(base, images, options, FOR_CPU)
     found_whole = keeping.answers(whole, goal.images)
     loss = goal.loss(found_whole)
     if goal.holds(found_whole):
-        return options, {}
+        return options, whole, {}
     keep = keeping.int8_nodes(base, whole, goal)
     mixed = keeping.dequantized(whole, base, keep)
     seconds = [keeping.seconds(data, goal.images) for data in (whole, mixed)]
@@ -145,7 +153,7 @@ def _kept_float(
         "loss_of_int8_alone": loss,
         "times_as_long_as_int8_alone": round(seconds[1] / seconds[0], 3),
     }
-    return replace(options, exclude=(*options.exclude, *keep)), found
+    return replace(options, exclude=(*options.exclude, *keep)), mixed, found
 
 
 def limits_of(precision: Precision, max_loss: float | None) -> Limits:
@@ -154,8 +162,8 @@ def limits_of(precision: Precision, max_loss: float | None) -> Limits:
     return replace(limits, accuracy_loss=max_loss) if precision == "int8" and max_loss is not None else limits
 
 
-def _quantized(base: bytes, images: NDArray[np.uint8], options: Int8Options, form: Form, **details: Any) -> Built:
-    data = quantize.quantize(base, images, options, form)
+def _quantized(data: bytes, base: bytes, options: Int8Options, form: Form, **details: Any) -> Built:
+    """What is to be known of an INT8 graph, made with these options of an fp32 one."""
     products = () if form.products else quantize.products_of(onnx.load_from_string(base))
     if products:
         details["products_in_float"] = len(products)
