@@ -63,8 +63,8 @@ def cases(work: Path) -> list[Case]:
         capture_output=True,
     )
     (work / "images").mkdir()
-    picture = np.random.default_rng(0).integers(0, 255, (28, 28), dtype=np.uint8)
-    Image.fromarray(picture).save(work / "images/0.png")
+    image = np.random.default_rng(0).integers(0, 255, (28, 28), dtype=np.uint8)
+    Image.fromarray(image).save(work / "images/0.png")
     for number in range(1, 2000):
         os.link(work / "images/0.png", work / f"images/{number}.png")
     images, out = str(work / "images"), ("--output", "out.txt")
@@ -104,8 +104,12 @@ def attempt(case: Case, number: signal.Signals, seconds: float, folder: Path) ->
         return "ended"
     if process.returncode == 0 and "Traceback" not in err and _whole(case, folder, out):
         return "too late"
-    before = process.returncode == -number or "convexport" not in err
-    return "before" if before else f"WRONG: exit {process.returncode}, {err.strip()[-300:]!r}"
+    python = "KeyboardInterrupt" in err and not any(name in err for name in ("convexport", f"{case.name}:"))
+    return (
+        "before"
+        if process.returncode == -number or python
+        else f"WRONG: exit {process.returncode}, {err.strip()[-300:]!r}"
+    )
 
 
 def _whole(case: Case, folder: Path, out: str) -> bool:

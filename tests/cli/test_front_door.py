@@ -15,7 +15,7 @@ import pytest
 from convexport.cli import environment
 from convexport.cli.classify import main
 from convexport.runtime.manifest import Input
-from convexport.runtime.text import json_printable, markdown, printable
+from convexport.runtime.text import counted, json_printable, markdown, printable
 from helpers.bundles import make_bundle, pictures, png
 from helpers.commands import line, shell
 
@@ -209,6 +209,12 @@ def test_text_from_outside_is_shown_and_never_obeyed() -> None:
     assert printable("a\x1b[2J\n\u202e é 猫") == "a\\x1b[2J\\n\\u202e é 猫"
     assert json_printable('{"a": "\x9b\U000e0001"}') == '{"a": "\\u009b\\udb40\\udc01"}'
     assert markdown("<img> [x](y) *a* `b`\n# c|d") == r"\<img\> \[x\](y) \*a\* \`b\`\\n\# c\|d"
+
+
+def test_a_number_and_its_noun_agree() -> None:
+    numbers = (1, "epoch"), (2, "epoch"), (2000, "image"), (0, "class"), (2, "batch")
+    found = [counted(*number) for number in numbers]
+    assert found == ["1 epoch", "2 epochs", "2,000 images", "0 classes", "2 batches"]
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["train", "--version"], ["export", "--version"], ["dance"]])

@@ -170,7 +170,7 @@ def test_labels_by_name_to_index_are_turned_round(tmp_path: Path) -> None:
             "--classes {path}: each line begins with a number, as in '0 tench'; write only the labels",
         ),
         ("n01440764 tench\nn01443537 goldfish\n", "--classes {path}: each line begins with a WordNet number, as in"),
-        ("a\n", "--classes {path} contains 1 labels, expected two or more; write one in each line"),
+        ("a\n", "--classes {path} contains 1 label, expected two or more; write one in each line"),
         ('{"1": "a", "2": "b"}', "--classes {path}: its keys are not the numbers from 0 to 1; write a list, or a"),
         ("[1, 2]", "--classes {path}: '1' is not a label; write a list of strings"),
     ],

@@ -444,7 +444,7 @@ def test_a_bias_before_a_batch_norm_moves_into_its_mean(tmp_path: Path) -> None:
         (Foreign(datasets.DIGITS, (0.1,), (0.0,)), r"expected 1 or 3 numbers each, std above 0$"),
         (
             Foreign(("a",), (0.1,), (0.3,)),
-            r"^--classes contains 1 labels, expected two or more; write one in each line$",
+            r"^--classes contains 1 label, expected two or more; write one in each line$",
         ),
     ],
 )
@@ -486,7 +486,7 @@ def broken(lenet5: Checkpoint, value: float | None = None, **changes: object) ->
             {"classes": {"en": datasets.DIGITS[1:]}},
             "lenet5-digits: 9 classes in 'en', its network has 10",
         ),
-        (None, {"classes": {"en": datasets.DIGITS, "fr": ("0",)}}, "lenet5-digits: 1 classes in 'fr', its network"),
+        (None, {"classes": {"en": datasets.DIGITS, "fr": ("0",)}}, "lenet5-digits: 1 class in 'fr', its network"),
         (None, {"classes": {"en": ("0\n", *datasets.DIGITS[1:])}}, "lenet5-digits: its classes ['0\\n', '1', '2', "),
         (
             None,

@@ -78,7 +78,7 @@ class Miscounting(FakeBackend):
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [(-1, "no answer to 1 batches"), (1, "an answer without a batch")],
+    [(-1, "no answer to 1 batch"), (1, "an answer without a batch")],
 )
 def test_more_or_fewer_answers_than_batches_are_an_error(bundle: Path, change: int, message: str) -> None:
     with Classifier(bundle, backend=Miscounting(change), batch=1) as classifier:

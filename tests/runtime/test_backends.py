@@ -423,7 +423,7 @@ def test_a_missing_cudnn_shows_before_the_first_picture_so_that_auto_takes_the_c
 
     monkeypatch.setattr(FakeSession, "run_with_iobinding", no_cudnn)
     monkeypatch.setitem(sys.modules, "onnxruntime", fake_onnxruntime("CUDAExecutionProvider", [], []))
-    message = "ONNX Runtime 1.99 on cuda:0 failed on 1 images: cuDNN cannot be loaded; pip install 'convexport[gpu]'"
+    message = "ONNX Runtime 1.99 on cuda:0 failed on 1 image: cuDNN cannot be loaded; pip install 'convexport[gpu]'"
     assert str(refused(folder, device="cuda")) == message
     import onnxruntime as fake
 

@@ -362,8 +362,17 @@ def test_a_text_file_named_png_is_no_picture(tmp_path: Path) -> None:
 
 def test_a_folder_and_a_pipe_are_no_pictures(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
-    for path in (tmp_path, tmp_path / "pipe.png"):
-        assert str(error(path)) == f"{path}: not a regular file, expected an image"
+    for path, fix in ((tmp_path, ""), (tmp_path / "pipe.png", "; save it as a file first")):
+        assert str(error(path)) == f"{path}: not a regular file, expected an image{fix}"
+
+
+@pytest.mark.parametrize("address", ["https://example.com/cat.jpg", Path("s3://bucket/cat.jpg")])
+def test_an_address_is_no_file_and_is_not_opened(address: str | Path) -> None:
+    assert str(error(address)) == f"{address}: no such file; addresses are not opened, so download it first"
+
+
+def test_a_file_that_is_missing_may_have_a_colon_in_its_name() -> None:
+    assert str(error("C:/cat.jpg")) == "C:/cat.jpg: no such file"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])

@@ -214,8 +214,7 @@ def test_bytes_that_are_no_onnx_give_one_of_our_errors(model: bytes) -> None:
 def test_a_graph_without_uint8_pictures_is_refused() -> None:
     rtx()
     assert refusal(float_input(), BuildOptions("fp32", name="a.onnx")) == (
-        "a.onnx: 1 inputs (x fp32 [-1, 4]), expected one, uint8 [batch, height, width, channels]; "
-        "export the model again"
+        "a.onnx: 1 input (x fp32 [-1, 4]), expected one, uint8 [batch, height, width, channels]; export the model again"
     )
 
 

@@ -273,8 +273,10 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert EngineCache().folder == tmp_path / "a" / "engines"
     monkeypatch.delenv("CONVEXPORT_CACHE")
     assert cache_folder() == tmp_path / "b" / "convexport"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "convexport"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for caches in ("", "relative/b"):  # the XDG specification ignores a relative one
+        monkeypatch.setenv("XDG_CACHE_HOME", caches)
+        assert cache_folder() == tmp_path / ".cache" / "convexport"
 
 
 def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,6 +286,17 @@ def test_a_user_without_a_home_is_told_to_name_a_folder(monkeypatch: pytest.Monk
     with pytest.raises(UnavailableError) as caught:
         cache_folder()
     why = "Could not determine home directory"
+    assert str(caught.value) == f"there is no folder for a cache ({why}); set CONVEXPORT_CACHE to a folder of your own"
+
+
+@pytest.mark.parametrize("home", ["", "relative"])
+def test_a_home_that_is_no_absolute_path_is_none(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    for name in ("CONVEXPORT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", home)
+    with pytest.raises(UnavailableError) as caught:
+        cache_folder()
+    why = f"HOME is {home!r}, expected an absolute path"
     assert str(caught.value) == f"there is no folder for a cache ({why}); set CONVEXPORT_CACHE to a folder of your own"
 
 

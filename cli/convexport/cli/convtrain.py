@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from convexport.cli import environment, signals, terminal
 from convexport.cli.importing import libraries
 from convexport.runtime.errors import CheckpointError, DeviceError, Interrupted, StorageError, UsageError
+from convexport.runtime.text import counted
 
 if TYPE_CHECKING:
     from convexport.training.checkpoint import Checkpoint
@@ -66,7 +67,7 @@ def parser() -> terminal.Parser:
     add("--device", metavar="cpu|cuda", help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one (auto)")
     words = "on a GPU, launch the parts of each step one by one, which is slower, instead of repeating a recorded step"
     add("--no-record", action="store_false", dest="record", help=words)
-    words = "continue an interrupted run, with the same result; auto: or start a new run"
+    words = "continue an interrupted run, with the same result; auto: start a new run if there is none"
     add("--resume", nargs="?", type=resume, const=True, metavar=AUTO, help=words)
     add("--data", metavar="DIR", help="folder of the data sets ($CONVEXPORT_DATA, else data)")
     add("--out", default=OUT, metavar="DIR", help="folder for the checkpoint and report (runs)")
@@ -295,7 +296,7 @@ def _train(settings: TrainOptions, dataset: Dataset) -> TrainResult:
     if speaks:
         # Before the images are read, so that the user sees at once what they are.
         terminal.remark(
-            f"{settings.model} on {dataset.title} ({dataset.provenance}): {recipe.epochs} epochs of "
+            f"{settings.model} on {dataset.title} ({dataset.provenance}): {counted(recipe.epochs, 'epoch')} of "
             f"{recipe.optimizer}, batch {recipe.batch}, seed {settings.seed}, on {settings.device}"
         )
     lowered = plan.fit_batch(recipe, dataset, distributed.processes()).batch

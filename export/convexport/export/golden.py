@@ -22,6 +22,7 @@ from convexport.export.sources.checkpoint import CheckpointNetwork
 from convexport.export.sources.network import Network
 from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Golden, Input, Verification
+from convexport.runtime.text import counted
 from convexport.training import witnesses
 
 # How many, if there are no witnesses.
@@ -94,7 +95,7 @@ def _chosen(network: Network, expected: Reference, own: Sample | None) -> _Chose
         return _Chosen(own, answers, rows, f"{len(rows)} sure and unsure ones of these: {own.kind}")
     if found is not None and record is not None and recorded:
         sample = replace(expected.sample, images=found.images, truth=found.labels)
-        source = f"{len(found)} witnesses of the checkpoint: {record.source}"
+        source = f"{counted(len(found), 'witness')} of the checkpoint: {record.source}"
         return _Chosen(sample, found.probabilities, list(range(len(found))), source)
     sample, answers = expected.sample, expected.probabilities
     rows = golden_rows(answers, sample.images, network.facts.input)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convexport.runtime.errors import DatasetError
+from convexport.runtime.text import counted
 
 NAMES_SHOWN = 3
 
@@ -31,7 +32,7 @@ def matched(name: str, theirs: Sequence[str], own: Sequence[str]) -> NDArray[np.
     """
     if len(theirs) != len(own):
         raise DatasetError(
-            f"data set {name} has {len(theirs)} classes, the checkpoint {len(own)}{_difference(theirs, own)}",
+            f"data set {name} has {counted(len(theirs), 'class')}, the checkpoint {len(own)}{_difference(theirs, own)}",
             "name its own data set",
         )
     place = {label: index for index, label in enumerate(own) if own.count(label) == 1}

@@ -18,6 +18,7 @@ from convexport.runtime.images import load_image
 from convexport.runtime.inputs import Plain
 from convexport.runtime.manifest import Input
 from convexport.runtime.searching import find_images
+from convexport.runtime.text import counted
 
 # From so many images the golden images are chosen.
 MOST_UNLABELED = 512
@@ -100,7 +101,7 @@ def unlabeled(path: Path, facts: Facts) -> Sample:
     """Images of a folder that the network is asked about, without labels. Raises `DatasetError`."""
     images = without_labels(path, facts.input, MOST_UNLABELED)
     names = tuple(f"{path.name}[{number}]" for number in range(len(images)))
-    kind = f"{len(images):,} images of {path.name}, without labels"
+    kind = f"{counted(len(images), 'image')} of {path.name}, without labels"
     return Sample(images, None, names, kind, np.zeros(0, np.int64))
 
 

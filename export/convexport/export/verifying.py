@@ -18,6 +18,7 @@ from convexport.export.sources.checkpoint import labeled_set
 from convexport.export.sources.network import Network
 from convexport.export.sources.opening import open_network
 from convexport.runtime.errors import DatasetError
+from convexport.runtime.text import counted
 from convexport.training.datasets import Dataset
 
 Progress = Callable[[str], None]
@@ -93,7 +94,7 @@ def calibration_images(
     """The images that int8 is calibrated on. Raises `DatasetError` if there are none."""
     if options.calibration_data is not None:
         images = own_images.without_labels(options.calibration_data, network.facts.input, count)
-        return images, f"{len(images)} images of {options.calibration_data.name}"
+        return images, f"{counted(len(images), 'image')} of {options.calibration_data.name}"
     if dataset is None:
         raise DatasetError(
             "int8 is calibrated on training images, and none were found",

@@ -14,6 +14,7 @@ from convexport.runtime.labeled import Labeled
 from convexport.runtime.manifest import Counted
 from convexport.runtime.records import Failure
 from convexport.runtime.sure import measured
+from convexport.runtime.text import counted
 
 CONFIDENCE = 0.95
 # At most one in a hundred checks of an unchanged network says "worse".
@@ -115,7 +116,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     def in_words(self) -> list[str]:
         """Sentences: the result, the comparison with the export, and how much that proves."""
         between = f"between {self.low:.2%} and {self.high:.2%} with {self.confidence:.0%} confidence"
-        lines = [f"{self.right:,} of {self.images:,} images right: {self.accuracy:.2%}, {between}"]
+        lines = [f"{self.right:,} of {counted(self.images, 'image')} right: {self.accuracy:.2%}, {between}"]
         if self.sure is not None:
             share = f" ({self.sure.right / self.sure.answered:.2%})" if self.sure.answered else ""
             lines.append(f"{self.sure.right:,} of {self.sure.answered:,} sure answers right{share}")
@@ -141,7 +142,8 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
             power = ": with so few, no result can be called worse"
         else:
             power = f": an accuracy of {self.even_odds:.0%} would pass every second such check"
-        return [f"{self.images:,} images prove little{power}; use some hundred images"]
+        proof = "proves" if self.images == 1 else "prove"
+        return [f"{counted(self.images, 'image')} {proof} little{power}; use some hundred images"]
 
 
 def check(classifier: Classifier, images: Labeled) -> Check:
@@ -165,7 +167,9 @@ def check(classifier: Classifier, images: Labeled) -> Check:
             wrong.append(Wrong(record.input, labels[truth], record.label, record.probability))
     count = matrix.total()
     if not count:
-        raise UsageError(f"none of the {failed:,} images could be read", "see the reason for each: classify FOLDER")
+        raise UsageError(
+            f"none of {counted(failed, 'image')} could be read", "see the reason for each: classify FOLDER"
+        )
     right = sum(number for (truth, answer), number in matrix.items() if truth == answer)
     exported = _exported(classifier)
     chance = None if exported is None else _chance(right, count, exported)

@@ -41,6 +41,7 @@ from convexport.runtime.straight import on_light_paper
 
 INVERTED = "inverted: dark ink on light paper"
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")  # one slash: a path has lost the other
 _RANGES = {"I": (255, 65535, 2**32 - 1), "F": (1, 255, 65535)}
 _STRAIGHT = {"La": "LA", "RGBa": "RGBA", "LAB": "RGB"}
 _ORIENTATION = 0x0112
@@ -155,7 +156,9 @@ def _read(source: str | os.PathLike[str], name: str) -> bytes:
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise InputError(f"{name}: not a regular file, expected an image", kind="unsupported")
+                found = f"{name}: not a regular file, expected an image"
+                fix = None if stat.S_ISDIR(status.st_mode) else "save it as a file first"
+                raise InputError(found, fix, kind="unsupported")
             if status.st_size > MAX_BYTES:
                 found = f"{status.st_size:,} bytes"
                 raise InputError(f"{name}: {found}, more than the limit of {MAX_BYTES:,}", kind="too-large")
@@ -164,7 +167,8 @@ def _read(source: str | os.PathLike[str], name: str) -> bytes:
         finally:
             os.close(descriptor)
     except FileNotFoundError as error:
-        raise InputError(f"{name}: no such file", kind="missing") from error
+        fix = "addresses are not opened, so download it first" if _ADDRESS.match(name) else None
+        raise InputError(f"{name}: no such file", fix, kind="missing") from error
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise InputError(f"{name}: cannot be read ({first_line(error)})", kind="unreadable") from error
 

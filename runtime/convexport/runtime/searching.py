@@ -13,6 +13,7 @@ from convexport.runtime.encoded import HEAD, kind_of, unread
 from convexport.runtime.errors import first_line
 from convexport.runtime.inputs import KINDS, OPEN_FLAGS, Pause, failure_of
 from convexport.runtime.records import Failure
+from convexport.runtime.text import counted
 
 __all__ = ["find_images"]
 
@@ -64,7 +65,7 @@ def find_images(
     if left_out and note is not None:
         count = sum(map(len, left_out.values()))
         reasons = "; ".join(f"{reason}: {_some(names)}" for reason, names in left_out.items())
-        note(f"{count:,} {'image was' if count == 1 else 'images were'} left out. {reasons}")
+        note(f"{counted(count, 'image')} {'was' if count == 1 else 'were'} left out. {reasons}")
 
 
 def _find(inputs: Iterable[str | os.PathLike[str] | Pause], left_out: LeftOut) -> Iterator[str | Failure | Pause]:

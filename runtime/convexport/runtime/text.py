@@ -1,4 +1,4 @@
-"""One rule for text from files, such as file names, labels and titles: it is shown, never interpreted."""
+"""Rules for text: what comes from files, such as names and titles, is shown and never interpreted; plurals."""
 
 from __future__ import annotations
 
@@ -23,6 +23,12 @@ def json_printable(line: str) -> str:
 def markdown(text: str) -> str:
     """Text for a Markdown page: escaped, so that it adds no markup, HTML or new line."""
     return _MARKUP.sub(r"\\\1", printable(text))
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: `1 image`, `2,000 images`, `3 classes`."""
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "tch")) else "s"
+    return f"{count:,} {noun}{ending}"
 
 
 def _utf16(character: str) -> list[int]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from convexport.runtime.devices import Device
 from convexport.runtime.errors import DeviceError, first_line
+from convexport.runtime.text import counted
 
 # Up to this many pixels per feature map, one large matrix product is faster than oneDNN's direct kernels.
 GEMM_PIXELS = 16
@@ -50,7 +51,8 @@ def resolve(name: str) -> torch.device:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     device = torch.device(str(Device.parse(name)))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"device {name}: torch {torch.__version__} finds {torch.cuda.device_count()} GPUs", "use cpu")
+        found = counted(torch.cuda.device_count(), "GPU")
+        raise DeviceError(f"device {name}: torch {torch.__version__} finds {found}", "use cpu")
     return device
 
 

@@ -30,6 +30,7 @@ from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Input
 from convexport.runtime.records import Failure
 from convexport.runtime.searching import find_images
+from convexport.runtime.text import counted
 
 SplitName = Literal["train", "test"]
 SPLIT_SEED = 0
@@ -131,7 +132,7 @@ def held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.b
         chosen[rng.permutation(members)[:count]] = True
     if not chosen.any():
         raise DatasetError(
-            f"none of the {len(labels)} images can be held out, because no class has two training images",
+            f"none of {counted(len(labels), 'image')} can be held out, because no class has two training images",
             "add images to the classes",
         )
     return chosen
@@ -289,7 +290,7 @@ def _torchvision(kind: str, root: Path, place: str) -> Callable[[SplitName], Spl
                 data = _downloaded(factory, root, place)
             images, labels = np.asarray(data.data, dtype=np.uint8), np.asarray(data.targets, dtype=np.int64)
             if len(images) != len(labels):
-                raise ValueError(f"{len(images):,} images and {len(labels):,} labels")
+                raise ValueError(f"{counted(len(images), 'image')} and {counted(len(labels), 'label')}")
             size = (32, 32, 3) if kind == "CIFAR10" else (28, 28)
             if images.shape[1:] != size:
                 raise ValueError(f"images of {list(images.shape[1:])}, expected {list(size)}")

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from convexport.runtime.errors import UsageError
+from convexport.runtime.text import counted
 from convexport.training.checkpoint import Checkpoint, Header
 from convexport.training.datasets import Dataset, Split, held_out, holdout
 from convexport.training.recipes import Recipe, with_current_keys
@@ -81,7 +82,9 @@ def fit_batch(recipe: Recipe, dataset: Dataset, processes: int) -> Recipe:
     if recipe.batch <= images:
         return recipe
     if images < processes:
-        raise UsageError(f"{images} training images for {processes} processes", "use fewer processes")
+        raise UsageError(
+            f"{counted(images, 'training image')} for {counted(processes, 'process')}", "use fewer processes"
+        )
     return replace(recipe, batch=images - images % processes)
 
 

@@ -14,6 +14,7 @@ import torch
 
 from convexport.runtime.manifest import Accuracy
 from convexport.runtime.manifest import Dataset as DatasetFacts
+from convexport.runtime.text import counted
 from convexport.training import evaluate, witnesses
 from convexport.training.checkpoint import FORMAT, Checkpoint, Header
 from convexport.training.datasets import Dataset
@@ -97,7 +98,7 @@ def _machine(device: str) -> str:
     if facts.is_file():
         found = [line for line in facts.read_text().splitlines() if line.startswith("model name")]
         name = found[0].partition(":")[2].strip() if found else name
-    return f"{torch.get_num_threads()} cores of {name}"
+    return f"{counted(torch.get_num_threads(), 'core')} of {name}"
 
 
 def _git_commit() -> str | None:

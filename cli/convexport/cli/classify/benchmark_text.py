@@ -7,7 +7,7 @@ import msgspec
 from convexport.cli.terminal import table
 from convexport.runtime.benchmark import Benchmark, Speed
 from convexport.runtime.roof import Roof
-from convexport.runtime.text import printable
+from convexport.runtime.text import counted, printable
 
 
 def benchmark_output(found: Benchmark, form: str) -> bytes:
@@ -41,7 +41,7 @@ def _lines(found: Benchmark) -> list[str]:
 
 
 def _roof(roof: Roof) -> str:
-    cores = f"{roof.cores} cores" if roof.cores > 1 else "1 core"
+    cores = counted(roof.cores, "core")
     return (
         f"roof: images/s of files if {cores} waited for nothing; decoding a golden image takes {roof.decode_us:.0f} µs "
         f"of a core, its record {roof.record_us:.0f}"

@@ -12,6 +12,7 @@ from convexport.runtime.check import Check, Wrong, confused_most
 from convexport.runtime.errors import InputError
 from convexport.runtime.images import load_image
 from convexport.runtime.manifest import Input
+from convexport.runtime.text import counted
 
 # With up to this many classes the whole matrix is shown, else the pairs that were confused most.
 MATRIX_CLASSES = 20
@@ -57,7 +58,7 @@ def check_page(found: Check, labels: tuple[str, ...]) -> bytes:
 
 
 def _left_out(found: Check) -> str:
-    words = [f"{found.failed:,} images could not be read"] * bool(found.failed)
+    words = [f"{counted(found.failed, 'image')} could not be read"] * bool(found.failed)
     words += [f"{found.unlabeled:,} had no label"] * bool(found.unlabeled)
     return "".join(f"; {word}" for word in words)
 

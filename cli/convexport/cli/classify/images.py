@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from convexport.cli import signals, terminal
 from convexport.cli.classify.arguments import SOME_FAILED
 from convexport.cli.classify.opening import open_classifier, remark, sink
+from convexport.runtime.text import counted
 
 if TYPE_CHECKING:
     from convexport.runtime.classifier import Classifier
@@ -38,7 +39,7 @@ def classify_images(options: argparse.Namespace) -> int:
     if not total:
         remark("standard input named no image")
     if failed:
-        remark(f"{failed:,} of {total:,} inputs could not be read")
+        remark(f"{failed:,} of {counted(total, 'input')} could not be read")
     return SOME_FAILED if failed else 0
 
 

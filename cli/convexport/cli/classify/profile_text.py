@@ -8,6 +8,7 @@ from convexport.cli import terminal
 from convexport.cli.classify.arguments import PROGRAM
 from convexport.cli.classify.opening import sink
 from convexport.runtime.profiling import STAGES, Profile
+from convexport.runtime.text import counted
 
 
 def show_profile(profile: Profile, inputs: int, file: str | None) -> None:
@@ -20,7 +21,7 @@ def show_profile(profile: Profile, inputs: int, file: str | None) -> None:
         for stage, does in STAGES.items()
     ]
     rows.append(("total", f"{total:.3f}", "100%", _seconds(sum(beside.values()) or None), "wall time of the command"))
-    terminal.complain(f"{PROGRAM}: {inputs:,} inputs in {total:.2f} s, {rate:,.0f} a second")
+    terminal.complain(f"{PROGRAM}: {counted(inputs, 'input')} in {total:.2f} s, {rate:,.0f} a second")
     for line in terminal.table(("stage", "seconds", "share", "beside it", ""), rows):
         terminal.complain(line)
     if file is not None:

@@ -37,7 +37,7 @@ def parser() -> terminal.Parser:
     """The command's options."""
     found = terminal.Parser(
         "convexport",
-        "Exports an image classifier as a bundle and measures the accuracy of the exported files.",
+        "Exports an image classifier as a bundle, after it has measured the exported files (the gate).",
         EXAMPLES,
     )
     _origin(found.add_argument)
@@ -105,7 +105,13 @@ def _engines(add: Add) -> None:
     add("--tensorrt", action=argparse.BooleanOptionalAction, help="build engines (if the library is installed)")
     add("--tensorrt-flavor", metavar="NAME", help="tensorrt or tensorrt_rtx, if both are installed")
     add("--tensorrt-flavour", dest="tensorrt_flavor", help=argparse.SUPPRESS)  # as version 0.1 spelled it
-    add("--compute-capability", nargs="+", default=[], metavar="X.Y", help="target GPUs of an RTX plan (8.0 to 12.1)")
+    add(
+        "--compute-capability",
+        nargs="+",
+        default=[],
+        metavar="X.Y",
+        help="GPUs that an RTX engine is for (8.0 to 12.1)",
+    )
 
 
 def _preprocessing(add: Add) -> None:
@@ -145,7 +151,7 @@ def _preprocessing(add: Add) -> None:
 
 def _answers(add: Add) -> None:
     """Which of its answers counts, and how it is read."""
-    add("--arguments", metavar="JSON", help="arguments for the function of module:")
+    add("--arguments", metavar="JSON", help="arguments for the function that --model module:... names")
     add("--output", metavar="NAME", help="the output with the answer, if an ONNX file has several")
     add("--state", metavar="KEY", help="which state dict, such as ema, if a file has several")
     add("--activation", choices=HEADS, help="sigmoid if an image may have several labels (softmax)")
@@ -176,7 +182,7 @@ def _own_images(add: Add) -> None:
         "--witnesses",
         type=Path,
         metavar="DIR",
-        help="folder of images to choose golden images from; the network's answers to them are expected",
+        help="folder to choose golden images from, those of the self-test; they need no labels",
     )
     add("--calibration-data", type=Path, metavar="DIR", help="images for the calibration of int8")
 

@@ -19,6 +19,7 @@ from convexport.export.sources.torch_module import TorchNetwork, trace
 from convexport.runtime.errors import CheckpointError, UsageError, first_line
 from convexport.runtime.manifest import Accuracy, Input, Normalization
 from convexport.runtime.manifest import Dataset as DatasetFacts
+from convexport.runtime.text import counted
 from convexport.training import datasets, models
 from convexport.training.checkpoint import FORMAT, Checkpoint, Header, load
 
@@ -106,7 +107,7 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     for language, labels in header.classes.items():
         if len(labels) != outputs:
             raise CheckpointError(
-                f"{where}: {len(labels)} classes in {language!r}, its network has {outputs}", "train again"
+                f"{where}: {counted(len(labels), 'class')} in {language!r}, its network has {outputs}", "train again"
             )
         if not all(label and label.isprintable() for label in labels):
             raise CheckpointError(f"{where}: its classes {list(labels)} are not one line each", "train again")
@@ -182,7 +183,7 @@ def _foreign(source: Source, facts: Foreign) -> Checkpoint:
         )
     if len(facts.classes) < 2:
         raise UsageError(
-            f"--classes contains {len(facts.classes)} labels, expected two or more", "write one in each line"
+            f"--classes contains {counted(len(facts.classes), 'label')}, expected two or more", "write one in each line"
         )
     arguments = {"classes": len(facts.classes), "channels": channels}
     weights = read_state(source.path, facts.state)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from convexport.runtime.errors import UsageError, first_line
+from convexport.runtime.text import counted
 from convexport.training.datasets import torchvision_datasets
 
 _WRAPPERS = ("id2label", "label2id", "names", "labels", "classes")
@@ -65,7 +66,7 @@ def _text(path: Path) -> str:
 def _checked(labels: list[str], path: Path, *, is_text: bool = False) -> tuple[str, ...]:
     if len(labels) < 2:
         raise UsageError(
-            f"--classes {path} contains {len(labels)} labels, expected two or more", "write one in each line"
+            f"--classes {path} contains {counted(len(labels), 'label')}, expected two or more", "write one in each line"
         )
     for label in labels:
         if not label or not label.isprintable() or (is_text and _SYNTAX.fullmatch(label)):

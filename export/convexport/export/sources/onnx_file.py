@@ -24,6 +24,7 @@ from convexport.runtime.backends.onnxruntime import reason_of
 from convexport.runtime.devices import import_library
 from convexport.runtime.errors import CheckpointError, UsageError
 from convexport.runtime.manifest import Input
+from convexport.runtime.text import counted
 from convexport.training import evaluate
 
 _TYPES: dict[int, Any] = {TensorProto.FLOAT: np.float32, TensorProto.FLOAT16: np.float16, TensorProto.UINT8: np.uint8}
@@ -193,7 +194,7 @@ def _signature(model: onnx.ModelProto, stated: Foreign, where: str) -> Signature
     if len(inputs) != 1:
         names = ", ".join(f"{name} {_words(shape)}" for name, shape in shapes.items()) or "none"
         raise CheckpointError(
-            f"{where}: it has {len(inputs)} inputs ({names}), expected one, of images",
+            f"{where}: it has {counted(len(inputs), 'input')} ({names}), expected one, of images",
             "export a network that takes images alone",
         )
     (value,) = inputs

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from convexport.runtime.errors import UsageError
 from convexport.runtime.manifest import CROPS, Activation, Filter, Framing, Input, Normalization
+from convexport.runtime.text import counted
 
 Pixels = Literal["0..1", "0..255", "-1..1"]
 Channels = Literal["rgb", "bgr", "gray"]
@@ -194,7 +195,7 @@ def classes_of(stated: Foreign, known: Known, outputs: int, where: str) -> dict[
     classes = stated.classes or known.classes
     if not classes:
         raise UsageError(
-            f"{where} has {outputs} classes and does not name them",
+            f"{where} has {counted(outputs, 'class')} and does not name them",
             "name them with --classes FILE, one label on each line"
             + (", or with --classes imagenet" if outputs == 1000 else ""),
         )
@@ -203,5 +204,7 @@ def classes_of(stated: Foreign, known: Known, outputs: int, where: str) -> dict[
         if len(classes) + 1 == outputs:
             hint = "it may have a class for the background, often the first one, which needs a label too"
         source = "--classes has" if stated.classes else f"{where} names"
-        raise UsageError(f"{source} {len(classes):,} labels, but {where} has {outputs:,} classes", hint)
+        raise UsageError(
+            f"{source} {counted(len(classes), 'label')}, but {where} has {counted(outputs, 'class')}", hint
+        )
     return {"en": classes}

@@ -10,6 +10,7 @@ import numpy as np
 from convexport.runtime.backends.base import Backend, Images, Probabilities
 from convexport.runtime.errors import BackendError, BundleError
 from convexport.runtime.manifest import Manifest
+from convexport.runtime.text import counted
 
 TOLERANCE = 0.01
 """The tolerance for [0, 1] and for a sum of 1: a softmax in FP16 of 1,000 classes stays below it."""
@@ -19,17 +20,17 @@ def checked_stream(backend: Backend, batches: Iterable[Images], manifest: Manife
     """`backend.stream`, with a check that every batch has one answer, which is `checked`."""
     counts: deque[int] = deque()
 
-    def counted() -> Iterator[Images]:
+    def noted() -> Iterator[Images]:
         for images in batches:
             counts.append(len(images))
             yield images
 
-    for answer in backend.stream(counted()):
+    for answer in backend.stream(noted()):
         if not counts:
             raise BackendError(f"{_who(backend)} returned an answer without a batch")
         yield checked(answer, counts.popleft(), backend, manifest)
     if counts:
-        raise BackendError(f"{_who(backend)} returned no answer to {len(counts)} batches")
+        raise BackendError(f"{_who(backend)} returned no answer to {counted(len(counts), 'batch')}")
 
 
 def checked(answer: object, count: int, backend: Backend, manifest: Manifest) -> Probabilities:

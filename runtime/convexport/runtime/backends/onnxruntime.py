@@ -43,6 +43,7 @@ from convexport.runtime.devices import (
 )
 from convexport.runtime.errors import BackendError, BundleError, ConvexportError, DeviceError, first_line
 from convexport.runtime.precision import PRECISIONS
+from convexport.runtime.text import counted
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -288,7 +289,7 @@ class OnnxRuntimeBackend(Backend):
             batch = np.ascontiguousarray(filled(images, self._fixed))
             probabilities: Probabilities = session.run([OUTPUT], {INPUT: batch})[0][: len(images)]
         except self._errors as error:
-            raise self._translated(error, f"failed on {len(images)} images") from error
+            raise self._translated(error, f"failed on {counted(len(images), 'image')}") from error
         return probabilities
 
     def _translated(self, error: Exception, what: str, *, loading: bool = False) -> ConvexportError:
@@ -299,7 +300,8 @@ class OnnxRuntimeBackend(Backend):
             return DeviceError(f"{where} ran out of memory", f"use a smaller batch than {self.max_batch}")
         if "pthread_create" in said or "PosixThread" in said:
             return DeviceError(
-                f"{where} cannot start {self._threads} threads, because the limit of processes or of memory is reached",
+                f"{where} cannot start {counted(self._threads, 'thread')}, "
+                "because the limit of processes or of memory is reached",
                 "raise it (ulimit -u, ulimit -v), or use fewer threads",
             )
         if "cudnn is unavailable" in said.lower():

@@ -31,6 +31,7 @@ from convexport.runtime.backends.base import (
 from convexport.runtime.backends.registry import DeviceKind, Obstacle, Opened
 from convexport.runtime.devices import BATCHES, Device, available_cores, import_library
 from convexport.runtime.errors import BackendError, BundleError, DeviceError, first_line
+from convexport.runtime.text import counted
 
 if TYPE_CHECKING:
     from convexport.runtime.bundle import Bundle
@@ -173,7 +174,7 @@ class OpenVINOBackend(Backend):
             reason = _reason(error)
             if isinstance(error, MemoryError) or any(word in reason.lower() for word in _MEMORY):
                 raise self._no_memory() from error
-            raise BackendError(f"{self._who()} failed on {len(images)} images: {reason}") from error
+            raise BackendError(f"{self._who()} failed on {counted(len(images), 'image')}: {reason}") from error
         requests.free.put(request)
         return probabilities
 

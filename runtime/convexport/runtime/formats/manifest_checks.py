@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from convexport.runtime.text import counted
+
 if TYPE_CHECKING:
     from convexport.runtime.manifest import Manifest
 
@@ -26,18 +28,18 @@ def _check_labels(manifest: Manifest) -> None:
         _refuse("$.labels.en", "empty", "at least one label")
     for language, labels in manifest.labels.items():
         if len(labels) != count:
-            _refuse(f"$.labels.{language}", f"{len(labels)} labels", f"{count}")
+            _refuse(f"$.labels.{language}", counted(len(labels), "label"), f"{count}")
     if len(manifest.thresholds) not in {0, count}:
-        _refuse("$.thresholds", f"{len(manifest.thresholds)} values", f"{count}, or none")
+        _refuse("$.thresholds", counted(len(manifest.thresholds), "value"), f"{count}, or none")
     if not manifest.variants:
         _refuse("$.variants", "empty", "at least one precision")
     channels = manifest.input.channels
     for key, values in (("mean", manifest.normalization.mean), ("std", manifest.normalization.std)):
         if len(values) != channels:
-            _refuse(f"$.normalization.{key}", f"{len(values)} values", f"{channels}")
+            _refuse(f"$.normalization.{key}", counted(len(values), "value"), f"{channels}")
     for index, golden in enumerate(manifest.golden):
         if len(golden.probabilities) != count:
-            _refuse(f"$.golden[{index}].probabilities", f"{len(golden.probabilities)} values", f"{count}")
+            _refuse(f"$.golden[{index}].probabilities", counted(len(golden.probabilities), "value"), f"{count}")
 
 
 def _check_files(manifest: Manifest) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from convexport.runtime.text import counted
 from convexport.training.evaluate import Calibration
 
 WIDTH, HEIGHT = 420, 260
@@ -86,7 +87,7 @@ def reliability(title: str, found: Calibration) -> str:
         lower, upper = min(accuracy, confidence), max(accuracy, confidence)
         words = (
             f"confidence {confidence:.1%}, accuracy {accuracy:.1%}: "
-            f"{found.counts[index]:,} images ({found.counts[index] / images:.1%})"
+            f"{counted(int(found.counts[index]), 'image')} ({found.counts[index] / images:.1%})"
         )
         place = f'x="{_across(x, index / bins) + 0.75:.1f}" width="{width:.1f}"'
         kind = "gap" if confidence > accuracy else "gap modest"

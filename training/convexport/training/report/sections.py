@@ -13,6 +13,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from convexport.runtime.text import counted
 from convexport.training import evaluate, models
 from convexport.training.evaluate import EpochRecord
 from convexport.training.report import charts, few_pixels, rendering
@@ -86,7 +87,7 @@ def curves(history: tuple[EpochRecord, ...]) -> list[dict[str, Any]]:
             "title": title,
             "unit": unit,
             "names": list(series),
-            "svg": Markup(charts.line_chart(f"{title} over {len(epochs)} epochs", series, epochs, axis)),
+            "svg": Markup(charts.line_chart(f"{title} over {counted(len(epochs), 'epoch')}", series, epochs, axis)),
         }
         for title, unit, series, axis in drawn
     ]

@@ -22,6 +22,7 @@ from convexport.runtime.devices import gpus, require_gpu
 from convexport.runtime.errors import BackendError, DeviceError, EngineError, UsageError, first_line
 from convexport.runtime.manifest import EngineKey
 from convexport.runtime.precision import PRECISIONS, Precision
+from convexport.runtime.text import counted
 
 FLAVORS = ("tensorrt", "tensorrt_rtx")
 # The largest set one RTX plan holds without the code for Turing, which takes no fp32 and doubles as a plan of its own.
@@ -219,8 +220,8 @@ def _parse(trt: Any, network: Any, onnx_bytes: bytes, logger: Any, name: str) ->
         inputs = [network.get_input(index) for index in range(network.num_inputs)]
         if len(inputs) != 1 or inputs[0].dtype != trt.DataType.UINT8 or len(tuple(inputs[0].shape)) != 4:
             raise EngineError(
-                f"{name}: {len(inputs)} inputs ({', '.join(map(_signature, inputs)) or 'none'}), expected one, uint8 "
-                "[batch, height, width, channels]",
+                f"{name}: {counted(len(inputs), 'input')} ({', '.join(map(_signature, inputs)) or 'none'}), "
+                "expected one, uint8 [batch, height, width, channels]",
                 "export the model again",
             )
         return parser
