@@ -149,7 +149,7 @@ def _accuracy(manifest: Manifest) -> list[str]:
 def recorded(accuracy: Accuracy) -> str:
     """The accuracy that the checkpoint states, for exports that could not measure it again."""
     if accuracy.test is None:
-        return "not measured; the checkpoint states no accuracy"
+        return "not measured; the network states no accuracy"
     return f"{accuracy.test:.2%} on {accuracy.test_images:,} test images, measured at training, not at export"
 
 
