@@ -5,7 +5,8 @@
     python benchmarks/zoo.py --page DIR            the table of docs/zoo.md, from the results in DIR
 
 Each network gets a process of its own and a limit of time. Its weights are random; the statistics of batch norm and
-the last layer are fitted to photographs, so that its answers differ from image to image, as those of a trained network.
+the last layer are fitted to photographs, so that each of them gets a class of its own, which is its label: a network
+whose answers change is refused as a trained one would be.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ nfnet_l0 efficientvit_b0 tiny_vit_5m_224 davit_tiny volo_d1_224 focalnet_tiny_sr
 selecsls42
 """.split()  # noqa: SIM905
 LARGEST, IMAGES, SECONDS = 100e6, 16, 150
+PHOTOGRAPHS = Path("data/imagenet-samples")
 
 
 def main() -> None:
@@ -40,10 +42,14 @@ def main() -> None:
     found.add_argument("--run", type=Path)
     found.add_argument("--page", type=Path)
     found.add_argument("--only", nargs="+", default=[])
+    found.add_argument(
+        "--share", nargs=2, type=int, default=[0, 1], help="the first of every so many networks: 0 2, 1 2"
+    )
     found.add_argument("--seconds", type=int, default=SECONDS, help="the limit for one network")
     options = found.parse_args()
     if options.run:
-        run(options.run, options.only, options.seconds)
+        first, step = options.share
+        run(options.run, (options.only or networks())[first::step], options.seconds)
     if options.page:
         print(page(options.page))
 
@@ -59,7 +65,7 @@ def networks() -> list[str]:
     return sorted(ours | rank, key=(ours | rank).__getitem__)
 
 
-def run(folder: Path, only: list[str], seconds: int) -> None:
+def run(folder: Path, names: list[str], seconds: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     import convexport.export.pipeline  # noqa: F401
     from convexport.export.sources.outside import library
@@ -68,9 +74,9 @@ def run(folder: Path, only: list[str], seconds: int) -> None:
     import torch
 
     torch.set_num_threads(1)
-    for name in only or networks():
+    for name in names:
         place = folder / f"{name.replace(':', '-')}.json"
-        if place.exists() and not only:
+        if place.exists():
             continue
         place.write_text(json.dumps(child(name, seconds)))
         print(place.read_text()[:300], flush=True)
@@ -98,7 +104,7 @@ def export(name: str) -> dict[str, Any]:
     """One network's export, as the command does it, on `IMAGES` crops of photographs."""
     import torch
 
-    from convexport.export import gate, measures, samples
+    from convexport.export import gate, measures
     from convexport.export.passes.quantize import Int8Options
     from convexport.export.pipeline import ExportOptions, export_bundle
     from convexport.export.precisions import EXPORTS
@@ -107,7 +113,6 @@ def export(name: str) -> dict[str, Any]:
     from convexport.runtime.backends import registry
     from convexport.runtime.errors import ConvexportError
 
-    samples.CROPS = 4 * IMAGES  # a quarter of it is taken of large images
     measures.MAX_BATCH = gate.MAX_BATCH = 8
     registry.on = lambda kind: []  # ONNX Runtime alone
     # With random weights int8 is measured, and refuses nothing.
@@ -121,7 +126,8 @@ def export(name: str) -> dict[str, Any]:
                 source=Source(name, path=weights, foreign=Foreign()),
                 precisions=("fp16", "int8"),
                 calibration=Int8Options(images=IMAGES),
-                calibration_data=Path("data/imagenet-samples"),
+                calibration_data=PHOTOGRAPHS,
+                verify_data=labeled(Path(place, "labels.csv")),
                 out=Path(place),
             )
             result = export_bundle(options)
@@ -131,6 +137,23 @@ def export(name: str) -> dict[str, Any]:
         except ConvexportError as error:  # whatever else is raised is a fault, and ends the process
             return {"error": str(error).replace(place, ""), "kind": "error"}
         return described(result.path, result.manifest)
+
+
+def photographs() -> list[Path]:
+    """Those that a network is fitted to and verified with; the others calibrate int8."""
+    files = sorted(PHOTOGRAPHS.glob("*.jpg"))
+    return files[:: len(files) // IMAGES][:IMAGES]
+
+
+def label(row: int) -> int:
+    return 61 * row % 1000
+
+
+def labeled(place: Path) -> Path:
+    """A file of the photographs and their classes."""
+    rows = [f"{file.resolve()},{label(row)}\n" for row, file in enumerate(photographs())]
+    place.write_text("file,index\n" + "".join(rows))
+    return place
 
 
 def described(folder: Path, manifest: Any) -> dict[str, Any]:
@@ -161,9 +184,9 @@ def fitted(name: str) -> Any:
     import torch
     from torch import nn
 
-    from convexport.export import samples
+    from convexport.export import own_images
     from convexport.export.sources import timm, torchvision
-    from convexport.runtime.manifest import Input
+    from convexport.export.sources.stated import Foreign, input_of
 
     torch.manual_seed(0)
     kind, _, plain = name.partition(":")
@@ -177,8 +200,7 @@ def fitted(name: str) -> Any:
         if (kind == "torchvision")
         else timm._known(module, labels=False)[0]
     )
-    height, width = known.size or (224, 224)
-    images = samples.from_photographs(Input(height=height, width=width, channels=3), IMAGES).images
+    images = own_images.read(photographs(), input_of(Foreign(), known, name))
     pixels = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - torch.tensor(known.mean).view(1, 3, 1, 1)) / (
         torch.tensor(known.std).view(1, 3, 1, 1)
     )
@@ -209,7 +231,7 @@ def fit_last(module: Any, pixels: Any) -> None:
         hook.remove()
     count = len(pixels)
     wanted = torch.zeros(count, 1000, dtype=torch.float64)
-    wanted[range(count), [61 * row % 1000 for row in range(count)]] = 12.0
+    wanted[range(count), [label(row) for row in range(count)]] = 12.0
     for layer, given in taken.items():
         features = (given.mean((2, 3)) if given.dim() == 4 else given).reshape(count, -1, layer.weight.shape[1])
         features = features.mean(1).double()
@@ -234,7 +256,9 @@ def page(folder: Path) -> str:
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |",
     ]
     for one in passed:
-        columns = [f"{one[kind]['agreement']:.0%} | {one[kind]['difference']:.1e}" for kind in kinds]
+        columns = [
+            f"{one[kind]['agreement']:.0%} | {one[kind]['difference']:.1e}" if kind in one else " | " for kind in kinds
+        ]
         lines.append(
             f"| {one['name']} | {one['size'][0]} x {one['size'][1]} | {one['parameters'] / 1e6:.1f} M | "
             f"{' | '.join(columns)} | {len(one['operators'])} kinds, {one['nodes']} nodes | {one['bytes'] / 1e6:.1f} | "

@@ -102,8 +102,8 @@ def test_another_back_end_serves_where_it_was_measured_faster(machine: Machine, 
 def test_another_library_needs_a_clear_margin_over_the_best_of_the_plain_one(machine: Machine, tmp_path: Path) -> None:
     rates = {("onnxruntime", "fp32"): 100.0, ("onnxruntime", "int8"): 300.0}
     int8 = "in int8, which the export measured faster than"
-    near = bundle(tmp_path / "near", {**rates, ("openvino", "int8"): 339.0})
-    clear = bundle(tmp_path / "clear", {**rates, ("openvino", "int8"): 342.0})
+    near = bundle(tmp_path / "near", {**rates, ("openvino", "int8"): 374.0})
+    clear = bundle(tmp_path / "clear", {**rates, ("openvino", "int8"): 376.0})
     assert chosen(near, device="cpu") == f"onnxruntime on cpu {int8} fp32"
     assert chosen(clear, device="cpu") == f"openvino on cpu {int8} ONNX Runtime in fp32"
     plain = bundle(tmp_path / "plain", {("onnxruntime", "fp32"): 100.0, ("openvino", "fp32"): 124.0})

@@ -157,14 +157,15 @@ def _by_rate(manifest: Manifest, plain: list[Candidate], options: Options) -> It
     else:
         base = plain[0]
     kind = processor_kind()
-    worth = {
-        id(candidate): (_rate(manifest, candidate, kind) or 0.0)
-        / (MARGIN if candidate.spec == base.spec else ANOTHER_LIBRARY)
-        for candidate in plain
-    }
-    least = MARGIN * worth[id(base)]
-    faster = [c for c in plain if c is not base and least and worth[id(c)] >= least]
-    faster.sort(key=lambda candidate: -worth[id(candidate)])
+    rates = {id(candidate): _rate(manifest, candidate, kind) or 0.0 for candidate in plain}
+
+    def price(candidate: Candidate) -> float:
+        return 1.0 if candidate.spec == base.spec else ANOTHER_LIBRARY
+
+    least = rates[id(base)]
+    faster = [c for c in plain if c is not base and least and rates[id(c)] >= max(MARGIN, price(c)) * least]
+    # Among themselves, too, another library has to be worth its price.
+    faster.sort(key=lambda candidate: -rates[id(candidate)] / price(candidate))
     for candidate in faster:
         yield _explained(candidate, base)
     yield base
