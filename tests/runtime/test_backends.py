@@ -190,7 +190,7 @@ def test_short_batches_have_the_same_answers_whichever_way_is_the_fastest(
     monkeypatch.setattr(ort_backend, "available_cores", lambda: cores)
     monkeypatch.setattr(ort_backend, "SHORT_SECONDS", 10)
     index = ["one batch on all cores", "one each on half of them", "one each on all of them"].index(way)
-    monkeypatch.setattr(ort_backend, "fastest_of", lambda ways, batches, seconds: ways[index](batches))
+    monkeypatch.setattr(ort_backend, "fastest_of", lambda ways, batches, seconds, least: ways[index](batches))
     images = pictures(40, INPUT)
     with OnnxRuntimeBackend(make_graph(INPUT), device=CPU, precision="fp32", max_batch=4) as backend:
         expected = np.concatenate([backend.run(images[start : start + 3]) for start in range(0, 40, 3)])

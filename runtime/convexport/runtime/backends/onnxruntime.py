@@ -167,7 +167,7 @@ class OnnxRuntimeBackend(Backend):
             yield answer
             if number >= TRIAL and fastest < SHORT_SECONDS and self._narrow_answers(images, answer):
                 half, whole = (partial(self._narrow_stream, lanes) for lanes in (self._threads // 2, self._threads))
-                yield from fastest_of([super().stream, half, whole], batches, fastest)
+                yield from fastest_of([super().stream, half, whole], batches, fastest, 2 * self._threads)
                 return
 
     def _narrow_answers(self, images: Images, answer: Probabilities) -> bool:

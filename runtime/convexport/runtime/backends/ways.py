@@ -17,7 +17,7 @@ TURN_SECONDS = 0.015
 """What a turn of one way should take: long enough to measure, and short beside what there is to gain."""
 
 
-def fastest_of(ways: Sequence[Way], batches: Iterator[Images], seconds: float) -> Iterator[Probabilities]:
+def fastest_of(ways: Sequence[Way], batches: Iterator[Images], seconds: float, least: int) -> Iterator[Probabilities]:
     """The answers to `batches` in order; the ways take turns, and the fastest computes the rest.
 
     Measured is the time from the first batch of a turn to its last answer with all that happens meanwhile, since a
@@ -27,8 +27,9 @@ def fastest_of(ways: Sequence[Way], batches: Iterator[Images], seconds: float) -
         ways: Each gives the same answers to the same batches.
         batches: What is to be computed.
         seconds: What about one batch takes.
+        least: Batches of a turn at least: more than a way computes at once.
     """
-    each = max(1, round(TURN_SECONDS / max(seconds, 1e-6)))
+    each = max(least, round(TURN_SECONDS / max(seconds, 1e-6)))
     taken: list[list[float]] = [[] for _ in ways]
     for _ in range(TURNS):
         for way, times in zip(ways, taken, strict=True):
