@@ -253,7 +253,7 @@ def page(found: dict) -> str:
         f"Every command ran {times} times in a fresh process, in turns. Numbers are medians, with the",
         f"smallest and the largest in parentheses. {found.get('remark', '')}".rstrip(),
         "",
-        "| images/s | by hand | classify | times | of the roof | of the bare back end | CPU seconds for 1,000 images |",
+        "| images/s | by hand | classify | times | of the roof | of the bare back end | CPU s for 1,000, each |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     starts, steps = [], []
