@@ -267,7 +267,9 @@ def page(folder: Path) -> str:
     for kind in ("timm", "torchvision"):
         ours = [one for one in found if one["name"].startswith(kind)]
         good = sum("error" not in one for one in ours)
-        lines.insert(0, f"- {kind}: {good} of {len(ours)} pass fp32 and fp16")
+        late = sum(one.get("kind") == "time" for one in ours)
+        more = f"; {late} reached the time limit" if late else ""
+        lines.insert(0, f"- {kind}: {good} of {len(ours)} pass fp32 and fp16{more}")
     lines += [""] * any("error" in one for one in found)
     lines += [f"- `{one['name']}`: {one['error']}" for one in found if "error" in one]
     return "\n".join(lines)

@@ -64,7 +64,7 @@ def parser() -> terminal.Parser:
     add("--teachers", nargs="+", metavar="NAME", help=words)
     add("--activation", metavar="NAME", help="relu or selu, only for the VGGs (relu)")
     add("--seed", type=seed, default=0, metavar="N", help="seed of all random choices (0)")
-    add("--device", metavar="cpu|cuda", help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one (auto)")
+    add("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N; auto takes a GPU if there is one (auto)")
     words = "on a GPU, launch the parts of each step one by one, which is slower, instead of repeating a recorded step"
     add("--no-record", action="store_false", dest="record", help=words)
     words = "continue an interrupted run, with the same result; auto: start a new run if there is none"

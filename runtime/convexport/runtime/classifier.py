@@ -124,8 +124,9 @@ class Classifier:
                 `images` has a length, else None.
 
         Returns:
-            An iterator of records. It computes a batch when it is asked for one; of the inputs it may have read up
-            to `3 x batch` more by then. A source that lets wait is answered meanwhile.
+            An iterator of records. It computes a batch when a record of that batch is requested. By then it may have
+            read up to `3 x batch` further inputs. If the source is slow to give the next input, the inputs that were
+            already read are classified in the meantime.
 
         Raises:
             UsageError: An input is not an image of any kind. For `images` itself it is raised at once.

@@ -192,7 +192,7 @@ class EngineError(UnavailableError):
 
 
 class GateRefused(ConvexportError):
-    """The gate refused an export: a measurement is outside its limit."""
+    """A measurement is outside its limit at an export, or the golden images do not get the export's answers here."""
 
     exit_code = 6
 

@@ -84,7 +84,12 @@ def _records(add: Add) -> None:
         metavar="LANGUAGE",
         help="language of the labels (default: %(default)s)",
     )
-    add("--format", default="text", metavar="|".join(FORMATS), help="format of the results (default: %(default)s)")
+    add(
+        "--format",
+        default="text",
+        metavar="|".join(FORMATS),
+        help="format of the results; with --check and --benchmark also json (default: %(default)s)",
+    )
     add("--output", metavar="FILE", help="write the results to this file, which appears when it is complete")
 
 

@@ -68,8 +68,8 @@ def _origin(add: Add) -> None:
         type=Path,
         metavar="FILE",
         dest="checkpoint",
-        help="a checkpoint, .pth or .safetensors file (MODEL-DATASET.safetensors in runs/ or checkpoints/); "
-        "for torchvision and timm also DEFAULT",
+        help="a checkpoint, .pth or .safetensors file (MODEL-DATASET.safetensors in runs/ or checkpoints/, an error if "
+        "both have it); for torchvision and timm also DEFAULT",
     )
 
 
