@@ -132,7 +132,7 @@ def held_out(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.b
         chosen[rng.permutation(members)[:count]] = True
     if not chosen.any():
         raise DatasetError(
-            f"none of {counted(len(labels), 'image')} can be held out, because no class has two training images",
+            f"none of the {counted(len(labels), 'image')} can be held out, because no class has two training images",
             "add images to the classes",
         )
     return chosen
