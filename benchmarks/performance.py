@@ -167,9 +167,8 @@ def _step(name: str, bundle: Path, precision: str, images: Path) -> float:
         work = {
             "decode": lambda part: decoder(part, rows[: len(part)]),
             "network": lambda part: classifier.backend.run(rows[: len(part)]),
-            BARE: lambda part: classifier.backend.run(rows[: len(part)]),
             "records": lambda part: json_lines(classifier._answered(batch, answer, classifier.backend)),
-        }[name]
+        }["network" if name == BARE else name]
         parts = [named[i : i + BATCH] for i in range(0, len(named), BATCH)]
         small = len(files) < BATCH or files[0].stat().st_size > 100_000
         parts = [named[i : i + 1] for i in range(len(named))] if small and name == "decode" else parts

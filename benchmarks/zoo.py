@@ -101,7 +101,7 @@ def child(name: str, seconds: int) -> dict[str, Any]:
 
 
 def export(name: str) -> dict[str, Any]:
-    """One network's export, as the command does it, on `IMAGES` crops of photographs."""
+    """One network's export, as the command does it, on `IMAGES` photographs."""
     import torch
 
     from convexport.export import gate, measures
@@ -140,7 +140,7 @@ def export(name: str) -> dict[str, Any]:
 
 
 def photographs() -> list[Path]:
-    """Those that a network is fitted to and verified with; the others calibrate int8."""
+    """Those that a network is fitted to and verified with; int8 is calibrated on as many, spread over the folder."""
     files = sorted(PHOTOGRAPHS.glob("*.jpg"))
     return files[:: len(files) // IMAGES][:IMAGES]
 

@@ -208,6 +208,23 @@ def test_threads_that_were_asked_for_compute_every_batch(monkeypatch: pytest.Mon
     assert len(streamed) == 40
 
 
+def test_where_a_second_session_cannot_be_had_the_first_one_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort_backend, "available_cores", lambda: 2)
+    monkeypatch.setattr(ort_backend, "SHORT_SECONDS", 10)
+    images = pictures(12, INPUT)
+    asked: list[int] = []
+    with OnnxRuntimeBackend(make_graph(INPUT), device=CPU, precision="fp32") as backend:
+
+        def no_memory(model: bytes, threads: int) -> None:
+            asked.append(threads)
+            raise DeviceError("ONNX Runtime ran out of memory", "use a smaller batch")
+
+        monkeypatch.setattr(backend, "_create", no_memory)
+        streamed = list(backend.stream(images[start : start + 1] for start in range(12)))
+    assert len(streamed) == 12
+    assert asked == [1]
+
+
 def test_a_graph_that_is_none_and_one_that_keeps_another_contract_are_refused() -> None:
     with pytest.raises(
         BundleError, match=r"^ONNX Runtime \S+ on cpu cannot load the graph: .*; export the bundle again$"
