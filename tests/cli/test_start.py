@@ -24,7 +24,8 @@ sys.exit(classify())
 """
 LATER = {
     *("concurrent.futures", "csv", "difflib", "html", "select", "subprocess"),
-    *("convexport.runtime.keeping", "convexport.runtime.workers", "convexport.cli.classify.profile_text"),
+    *("convexport.runtime.decoding_process", "convexport.runtime.keeping", "convexport.runtime.workers"),
+    "convexport.cli.classify.profile_text",
 }
 
 

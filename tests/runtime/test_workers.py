@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from convexport.runtime import workers
+from convexport.runtime import decoding_process, workers
 from convexport.runtime.backends.fake import FakeBackend
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.decoding import Picture
@@ -65,7 +65,7 @@ def test_they_do_not_run_the_users_script_again(place: Path) -> None:
 def test_one_that_cannot_begin_is_a_device_error_and_no_wait_for_ever(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "_PROGRAM", "import sys; sys.exit()")
+    monkeypatch.setattr(decoding_process, "PROGRAM", "import sys; sys.exit()")
     with Classifier("bundles/tiny", backend=FakeBackend(10), workers=1) as classifier:
         for _ in range(2):
             with pytest.raises(DeviceError) as caught:
@@ -77,7 +77,7 @@ def test_one_that_cannot_begin_is_a_device_error_and_no_wait_for_ever(
 def test_where_each_is_killed_before_it_begins_this_process_decodes(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "_PROGRAM", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setattr(decoding_process, "PROGRAM", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     names = [f"{number % 3}.png" for number in range(70)]
     with Classifier("bundles/tiny", backend=FakeBackend(10), workers=2) as classifier:
         found = list(classifier.classify(names))
@@ -89,8 +89,8 @@ KILLED = "the process that decoded it died 2 times"
 # What decodes in the process: it kills itself, sleeps or takes memory where the image's name says so.
 DECODER = """
 import os, signal, time
-from convexport.runtime import decoding, workers
-workers.LIMIT_BYTES = 256 << 20
+from convexport.runtime import decoding, decoding_process
+decoding_process.LIMIT_BYTES = 256 << 20
 load = decoding.load_image
 def odd(source, input, *, name=None, now=None):
     if name and name.startswith("kill"):
@@ -114,7 +114,9 @@ def test_a_decoder_that_dies_hangs_or_takes_all_memory_costs_its_image_and_no_ot
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     braces = DECODER.replace("{", "{{").replace("}", "}}")
-    monkeypatch.setattr(workers, "_PROGRAM", workers._PROGRAM.replace("serve()", f"exec({braces!r}); serve()"))
+    monkeypatch.setattr(
+        decoding_process, "PROGRAM", decoding_process.PROGRAM.replace("serve()", f"exec({braces!r}); serve()")
+    )
     monkeypatch.setattr(workers, "LIMIT_SECONDS", 3.0)
     names = [f"{number % 3}.png" for number in range(70)]
     for place_, name in ((5, "kill.bmp"), (6, "sleep.bmp"), (31, "memory.bmp"), (69, "kill.bmp")):
@@ -184,8 +186,8 @@ def test_they_end_with_the_program_however_it_ends(place: Path, end: str) -> Non
         "from convexport.runtime import workers\n"
         "from convexport.runtime.backends.fake import FakeBackend\n"
         "from convexport.runtime.classifier import Classifier\n"
-        "begun, start = [], workers._start\n"
-        "workers._start = lambda shared: begun.append(start(shared)) or begun[-1]\n"
+        "begun, start = [], workers.start\n"
+        "workers.start = lambda shared: begun.append(start(shared)) or begun[-1]\n"
         "classifier = Classifier('bundles/tiny', backend=FakeBackend(10), batch=1, workers=1)\n"
         "records = classifier.classify(['0.png'] * 1000)\n"
         "next(records)\n"

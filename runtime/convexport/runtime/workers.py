@@ -1,40 +1,25 @@
-"""Processes that decode: `Workers`, a pool, and `serve`, what each of its processes runs.
+"""Processes that decode: `Workers`, a pool of what `decoding_process` starts.
 
-They are not forked, because a forked process would share the GPU and the threads of a back end. They do not use
-multiprocessing, whose children run the program's main script again and import modules from the current folder: these
-import modules from the same places as this process, without the current folder, and only run `serve`.
-
-A request and its answer are each a pickle after its length. The pixels, and how many inputs of a request are decoded,
-stand in memory that a process shares with this one; a pipe would carry each pixel through the system twice. So it is
-known which input one died of, or takes for ever: that input alone becomes a failure, the process is replaced, and the
-others are decoded again.
+It is known which input a process died of, or takes for ever: that input alone becomes a failure, the process is
+replaced, and the others are decoded again.
 """
 
 from __future__ import annotations
 
 import atexit
-import math
-import mmap
 import os
 import pickle
 import queue
 import select
-import signal
-import struct
 import subprocess
-import sys
-import tempfile
 import threading
 import time
-import warnings
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
-from typing import IO, TYPE_CHECKING, Any, cast
-
-import numpy as np
+from contextlib import suppress
+from typing import TYPE_CHECKING, cast
 
 from convexport.runtime.decoding import Decoder, Picture
+from convexport.runtime.decoding_process import LENGTH, Shared, chunk_of, send, start
 from convexport.runtime.errors import DeviceError, InputError, first_line
 from convexport.runtime.profiling import OFF, Off
 from convexport.runtime.records import Failure
@@ -44,20 +29,12 @@ if TYPE_CHECKING:
     from convexport.runtime.decoding import Entry, Named
     from convexport.runtime.manifest import Input
 
-CHUNK = 32
-"""Inputs of one request; fewer where an image is so large that `SHARED_BYTES` hold fewer."""
-SHARED_BYTES = 8 << 20
 LIMIT_SECONDS = 30.0
 """One input that takes longer is a failure, and its process is replaced."""
-LIMIT_BYTES = 4 << 30
-"""Memory that a process may take beyond what it has when it begins."""
 BEGINNINGS = 3
 BEGIN_SECONDS = 120.0
 TRIES = 2  # of an input in whose turn a process died: somebody else may have killed it
-_LENGTH = struct.Struct("<Q")
 _LOOKS = 8  # at how many inputs are decoded, within the time that one may take
-# The end of the path: Python's own modules come first, so that none of them is taken from there.
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from convexport.runtime.workers import serve; serve()"
 _Task = tuple["list[Named]", "Images", "Future[list[Entry]]"]
 
 
@@ -77,7 +54,7 @@ class Workers:
 
     def __init__(self, size: int, input: Input, profile: Off = OFF) -> None:
         self.size = size
-        self.chunk = _chunk(input)
+        self.chunk = chunk_of(input)
         self._input = input
         self._profile = profile
         self._decoder = Decoder(input, profile)
@@ -197,9 +174,9 @@ class _Process:
         self._input = input
         self._profile = profile
         self._begun = False
-        self._shared = _Shared(input)
+        self._shared = Shared(input)
         try:
-            self._popen = _start(self._shared.descriptor)
+            self._popen = start(self._shared.descriptor)
         except OSError:
             self._shared.close()
             raise
@@ -211,7 +188,7 @@ class _Process:
     def begin(self) -> None:
         """Waits until it takes inputs. Raises `OSError` or `EOFError` where it never does."""
         if not self._begun:
-            _send(self._requests, (self._input, self._profile, self._shared.descriptor))
+            send(self._requests, (self._input, self._profile, self._shared.descriptor))
             self._read(1, BEGIN_SECONDS)
             self._begun = True
 
@@ -219,9 +196,9 @@ class _Process:
         """Entries of inputs, and their pixels in `rows`. Raises `_EndedError`."""
         self._shared.done[0] = 0
         try:
-            _send(self._requests, named)
+            send(self._requests, named)
             self._await_answer()
-            (length,) = _LENGTH.unpack(self._read(_LENGTH.size, LIMIT_SECONDS))
+            (length,) = LENGTH.unpack(self._read(LENGTH.size, LIMIT_SECONDS))
             odd, seconds = pickle.loads(self._read(length, LIMIT_SECONDS))
         except TimeoutError as error:
             raise _EndedError(int(self._shared.done[0]), slow=True) from error
@@ -285,158 +262,8 @@ class _Process:
         return bool(poll.poll(seconds * 1000))
 
 
-class _Shared:
-    """Memory of two processes. It has no name, so nothing stays behind, however they end.
-
-    Attributes:
-        descriptor: The file that both map.
-        done: uint64 [1], how many inputs of the request are decoded.
-        rows: uint8 [N, H, W, C], their pixels.
-
-    Raises:
-        OSError: The system does not give it.
-    """
-
-    def __init__(self, input: Input, descriptor: int | None = None) -> None:
-        shape = (_chunk(input), input.height, input.width, input.channels)
-        size = _LENGTH.size + math.prod(shape)
-        self.descriptor = _nameless(size) if descriptor is None else descriptor
-        try:
-            memory = mmap.mmap(self.descriptor, size)
-        except OSError:
-            self.close()
-            raise
-        self.done = np.frombuffer(memory, np.uint64, 1)
-        self.rows: Images = np.frombuffer(memory, np.uint8, offset=_LENGTH.size).reshape(shape)
-
-    def close(self) -> None:
-        """Closes the file; the memory is freed with the arrays. Safe to call twice."""
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-        self.descriptor = -1
-
-
-def _nameless(size: int) -> int:
-    """A file in memory where the system has such, of that size -> its descriptor."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("convexport")
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    try:
-        os.truncate(descriptor, size)
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _chunk(input: Input) -> int:
-    return max(1, min(CHUNK, SHARED_BYTES // (input.height * input.width * input.channels)))
-
-
-def serve() -> None:
-    """What a process of the pool runs: requests from standard input, answers to what was standard output."""
-    for name in ("SIGINT", "SIGHUP", "SIGTERM"):  # a terminal sends it to all its processes; the parent ends the others
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    answers = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what a library prints is no answer
-    warnings.filterwarnings("ignore", module="PIL")
-
-    with suppress(EOFError, BrokenPipeError):  # the other end is gone, however it ended
-        input, profile, descriptor = _receive(sys.stdin.buffer)
-        shared = _Shared(input, descriptor)
-        profile.now("")
-        profile.taken()
-        decoder = Decoder(input, profile)
-        _limit_memory()
-        answers.write(b".")
-        while True:
-            named = _receive(sys.stdin.buffer)
-            odd: dict[int, Entry] = {}
-            for row, (name, _) in enumerate(named):
-                (entry,) = decoder(named[row : row + 1], shared.rows[row : row + 1])
-                if entry != Picture(name):
-                    odd[row] = entry
-                shared.done[0] = row + 1
-            _send(answers, (odd, profile.taken()))
-    os._exit(0)
-
-
-def _limit_memory() -> None:
-    """Makes endless demands for memory an error of their own process: no other one is to pay for them."""
-    try:
-        import resource
-
-        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
-            pages = int(file.read().split()[0])
-        limit = pages * resource.getpagesize() + LIMIT_BYTES
-        before, most = resource.getrlimit(resource.RLIMIT_AS)
-        if before == resource.RLIM_INFINITY or before > limit:
-            resource.setrlimit(resource.RLIMIT_AS, (limit, most))
-    except (ImportError, OSError, ValueError):  # not a system of that kind
-        return
-
-
 def _failure(name: str, *, slow: bool) -> Failure:
     if slow:
         found = f"{name}: not decoded in {LIMIT_SECONDS:g} seconds"
         return Failure.of(name, InputError(found, kind="too-large"))
     return Failure.of(name, InputError(f"{name}: the process that decoded it died {TRIES} times", kind="unreadable"))
-
-
-def _start(shared: int) -> subprocess.Popen[bytes]:
-    """One process. It inherits blocked signals, so that none of the terminal reaches it before it ignores them."""
-    if getattr(sys, "frozen", False):  # its executable would run the program once more
-        raise OSError("a frozen program contains no Python to start")
-    if not sys.executable:
-        raise OSError("this program does not know its Python")
-    command = [sys.executable, "-c", _PROGRAM.format(path=_path())]
-    with _signals_wait():
-        # The path is replaced first; from Python 3.11 on the current folder is not on it even before that.
-        # Nothing is multiplied there: OpenBLAS would start a thread for each core, and complain where it cannot.
-        environment = {**os.environ, "PYTHONSAFEPATH": "1", "OPENBLAS_NUM_THREADS": "1"}
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, bufsize=0, stdin=pipe, stdout=pipe, env=environment, pass_fds=(shared,))
-
-
-def _path() -> list[str]:
-    """The path for modules, as in this process; the current folder only if this package is in it, and then last."""
-    here = os.path.realpath(os.curdir)
-    inside = [entry for entry in sys.path if os.path.realpath(entry or os.curdir) == here]
-    path = [os.path.abspath(entry) for entry in sys.path if entry not in inside]  # noqa: PTH100
-    package = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", ".."))  # noqa: PTH118, PTH120
-    return path + [here] * (bool(inside) and package == here)
-
-
-@contextmanager
-def _signals_wait() -> Iterator[None]:
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    wanted = {signal.SIGINT, signal.SIGHUP, signal.SIGTERM}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, wanted)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _send(pipe: IO[bytes], value: Any) -> None:
-    data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-    rest = memoryview(_LENGTH.pack(len(data)) + data)
-    while rest:
-        rest = rest[pipe.write(rest) :]
-
-
-def _receive(pipe: IO[bytes]) -> Any:
-    (length,) = _LENGTH.unpack(_exactly(pipe, _LENGTH.size))
-    return pickle.loads(_exactly(pipe, length))
-
-
-def _exactly(pipe: IO[bytes], size: int) -> bytes:
-    data = pipe.read(size)
-    if len(data) < size:
-        raise EOFError
-    return data

@@ -7,13 +7,11 @@ creation, and no node may run on another one.
 from __future__ import annotations
 
 import importlib
-import io
 import math
 import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import redirect_stdout
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -31,16 +29,11 @@ from convexport.runtime.backends.base import (
     overlapped,
     pieces,
 )
-from convexport.runtime.backends.registry import DeviceKind, Obstacle, Opened
+from convexport.runtime.backends.onnxruntime_library import PROVIDERS, load_onnxruntime
+from convexport.runtime.backends.onnxruntime_library import against as against  # as each back end's module has it
+from convexport.runtime.backends.registry import Opened
 from convexport.runtime.backends.ways import fastest_of
-from convexport.runtime.devices import (
-    BATCHES,
-    Device,
-    available_cores,
-    import_library,
-    require_gpu,
-    version_numbers,
-)
+from convexport.runtime.devices import BATCHES, Device, available_cores
 from convexport.runtime.errors import BackendError, BundleError, ConvexportError, DeviceError, first_line
 from convexport.runtime.precision import PRECISIONS
 from convexport.runtime.text import counted
@@ -49,14 +42,12 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
     from convexport.runtime.bundle import Bundle
-    from convexport.runtime.doctor import Facts
     from convexport.runtime.options import Options
 
 TRIAL = 4  # batches that are run alone, to see how long one takes
 SHORT_SECONDS = 0.01
 LARGE_BYTES = 1 << 23
 """A larger graph is taken for one whose batches are long."""
-_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS = (
     *("Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf"),
     *("ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail", "NotFound", "DeviceReset"),
@@ -64,7 +55,6 @@ _ERRORS = (
 _BEFORE_THE_REASON = re.compile(
     r"^(\[ONNXRuntimeError\] : \d+ : \w+ : )?(.*Status Message: )?(/\S+:\d+ .*?\) ([^.]* was false\. )?)?"
 )
-_GPU_WHEEL = "pip uninstall -y onnxruntime && pip install 'convexport[gpu]'"
 
 
 class OnnxRuntimeBackend(Backend):
@@ -234,7 +224,7 @@ class OnnxRuntimeBackend(Backend):
         if self.device.kind == "cuda":
             options.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if strict else "0")
             settings = {"device_id": str(self.device.index), **self.cuda_settings}
-        providers = [(_PROVIDERS[self.device.kind], settings)]
+        providers = [(PROVIDERS[self.device.kind], settings)]
         # Its own fallback would use the CPU after a failed run, and print to standard output.
         # On Arm CPUs with half precision this optimizer turns FP16 graphs to channels-last, and ONNX Runtime 1.26 then
         # finds no kernel for average pooling of opset 19 and later.
@@ -259,7 +249,7 @@ class OnnxRuntimeBackend(Backend):
             raise
 
     def _check_provider(self, session: Any) -> None:
-        if session.get_providers()[0] != _PROVIDERS[self.device.kind]:
+        if session.get_providers()[0] != PROVIDERS[self.device.kind]:
             raise BackendError(
                 f"ONNX Runtime {self._ort.__version__} could not start CUDA on {self.device}: its CUDA or cuDNN "
                 "libraries are missing or of another version",
@@ -349,31 +339,6 @@ class _Slot:
         return self._bindings[shape]
 
 
-def load_onnxruntime(device: Device) -> Any:
-    """The imported module, if it can run on that device. Raises `BackendError` or `DeviceError` with the fix."""
-    wheel = "gpu" if device.kind == "cuda" else "cpu"
-    try:
-        ort = import_library("onnxruntime")
-    except ModuleNotFoundError as error:
-        raise BackendError("onnxruntime is not installed", f"pip install 'convexport[{wheel}]'") from error
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        raise BackendError(f"onnxruntime cannot be imported ({first_line(error)})", _reinstall(wheel)) from error
-    if not hasattr(ort, "InferenceSession"):
-        # The rest after one of two wheels in the same folder was uninstalled.
-        raise BackendError("onnxruntime is damaged: it has no InferenceSession", _reinstall(wheel))
-    if device.kind == "cuda":
-        require_gpu(device.index)
-        if _PROVIDERS["cuda"] not in ort.get_available_providers():
-            raise BackendError(f"onnxruntime {ort.__version__} is the build for CPUs, without CUDA", _GPU_WHEEL)
-        # Sessions log nothing (`_session_for`); what the library logs outside of them goes the same way, as the
-        # warning of 1.26 and later that no plug-in stands behind every `device_id`.
-        ort.set_default_logger_severity(4)
-        if hasattr(ort, "preload_dlls"):
-            with redirect_stdout(io.StringIO()):  # it prints missing libraries; stdout is for results
-                ort.preload_dlls()  # finds the CUDA and cuDNN libraries that pip installed
-    return ort
-
-
 def open_backend(bundle: Bundle, device: Device, precision: str, options: Options) -> Opened:
     """The back end for one variant of a bundle."""
     model = bundle.read_ahead(bundle.manifest.variants[precision].file)
@@ -387,28 +352,3 @@ def open_backend(bundle: Bundle, device: Device, precision: str, options: Option
         exact=not bundle.manifest.variants[precision].details.get("reduce_range"),
     )
     return Opened(backend)
-
-
-def against(facts: Facts, kind: DeviceKind) -> Obstacle | None:
-    """Why ONNX Runtime cannot run on such devices of a machine with these facts."""
-    if kind == "cuda" and not facts.gpus:
-        return Obstacle(facts.gpu_error or "no GPU was found")
-    module = facts.module("onnxruntime")
-    if not module.version:
-        extra = "gpu" if kind == "cuda" else "cpu"
-        return Obstacle(f"onnxruntime cannot be imported: {module.error}", f"pip install 'convexport[{extra}]'")
-    if kind == "cpu":
-        return None
-    if _PROVIDERS["cuda"] not in module.providers:
-        return Obstacle(f"onnxruntime {module.version} is the build for CPUs", _reinstall("gpu"))
-    needed = 13 if version_numbers(module.version) >= (1, 27) else 12
-    if facts.driver_cuda and int(facts.driver_cuda.split(".")[0]) < needed:
-        return Obstacle(
-            f"onnxruntime-gpu {module.version} needs CUDA {needed}, the driver supports CUDA up to {facts.driver_cuda}",
-            "pip install 'onnxruntime-gpu[cuda,cudnn]<1.27', or a newer driver",
-        )
-    return None if facts.cudnn else Obstacle("cuDNN was not found", "pip install 'onnxruntime-gpu[cuda,cudnn]'")
-
-
-def _reinstall(extra: str) -> str:
-    return f"pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'convexport[{extra}]'"
