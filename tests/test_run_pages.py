@@ -5,19 +5,21 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from helpers import warm
 from helpers.markdown_pages import ROOT, Fence, fences
 
 PAGES = {"five-minutes": (), "hubs": ("timm", "transformers")}
 DOWNLOADS = "# downloads "
 # A CPU build of torch lacks operators that torchvision looks for; a reader's build of torchvision has them.
 _PRELUDE = "from convexport.training.datasets import torchvision_datasets; torchvision_datasets()\n"
-_MODULES = {"convexport": "convexport.cli.convexport", "classify": "convexport.cli.classify"}
+_COMMANDS = ("convexport", "classify")
 
 
 def run(code: list[str], place: Path) -> str:
@@ -28,10 +30,18 @@ def run(code: list[str], place: Path) -> str:
     return done.stdout
 
 
-def shell(command: str, place: Path) -> str:
-    """A line of a shell block, with the commands of this tree -> its stdout."""
-    functions = "".join(f'{name}() {{ "{sys.executable}" -m {module} "$@"; }}\n' for name, module in _MODULES.items())
-    return run(["bash", "-euc", functions + command], place)
+def shell(block: str, place: Path) -> str:
+    """A shell block, with the commands of this tree -> its stdout."""
+    printed = ""
+    for line in block.replace("\\\n", "").splitlines():
+        words = shlex.split(line, comments=True)
+        if words and words[0] in _COMMANDS:
+            done = warm.run(*words, cwd=place)
+            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+            printed += done.stdout
+        elif words:
+            printed += run(["bash", "-euc", line], place)
+    return printed
 
 
 def follow(fence: Fence, place: Path) -> None:

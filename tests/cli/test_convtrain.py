@@ -1,12 +1,10 @@
-"""The installed command `convtrain`, as a person meets it."""
+"""The command `convtrain`, as a person meets it."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,15 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-COMMAND = Path(sys.executable).with_name("convtrain")
+from helpers import warm
+
 DIGITS = ("--model", "lenet5", "--dataset", "digits")
 
 
 def run(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [COMMAND, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    return warm.run("convtrain", *words, cwd=cwd)
+
+
+def start(*words: str | Path, cwd: Path) -> warm.Started:
+    return warm.Started("convtrain", *words, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -58,43 +58,41 @@ def test_a_finished_run_leaves_checkpoint_and_report_and_no_state(
     assert files == {"runs/lenet5-digits.safetensors", "runs/lenet5-digits/report.html"}
 
 
+# Enough epochs that a signal after the first one comes in time.
+LONG = (*DIGITS, "--epochs", "12")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The weights of a run that nothing stops."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    assert run(*LONG, cwd=folder).returncode == 0
+    return digest(folder / "runs")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_leaves_a_state_that_resumes_to_the_same_weights(number: signal.Signals, tmp_path: Path) -> None:
-    # Enough epochs that the signal comes in time.
-    words = [*DIGITS, "--epochs", "40"]
-    running = start(*words, cwd=tmp_path)
+def test_a_signal_leaves_a_state_that_resumes_to_the_same_weights(
+    unbroken: str, number: signal.Signals, tmp_path: Path
+) -> None:
+    running = start(*LONG, cwd=tmp_path)
     state = tmp_path / "runs" / "lenet5-digits.state.safetensors"
-    while not state.exists() and running.poll() is None:
-        time.sleep(0.01)
+    running.wait_for(state)
     running.send_signal(number)
-    out, err = running.communicate(timeout=120)
-    assert running.returncode == 128 + number, err
-    assert out == ""
-    assert err.splitlines()[-1].startswith("convtrain: stopped in epoch ")
-    assert err.splitlines()[-1].endswith(
-        " of 40 (state in runs/lenet5-digits.state.safetensors); continue with --resume"
+    stopped = running.ended()
+    assert (stopped.returncode, stopped.stdout) == (128 + number, ""), stopped.stderr
+    assert stopped.stderr.splitlines()[-1].startswith("convtrain: stopped in epoch ")
+    assert stopped.stderr.splitlines()[-1].endswith(
+        " of 12 (state in runs/lenet5-digits.state.safetensors); continue with --resume"
     )
 
-    refused = run(*words, cwd=tmp_path)
+    refused = run(*LONG, cwd=tmp_path)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == (
         "convtrain: there is an unfinished run: runs/lenet5-digits.state.safetensors; "
         "continue it with --resume, or delete it to start again\n"
     )
-    assert run(*words, "--resume", cwd=tmp_path).returncode == 0
-    unbroken = tmp_path / "unbroken"
-    assert run(*words, "--out", unbroken, cwd=tmp_path).returncode == 0
-    assert digest(tmp_path / "runs") == digest(unbroken)
-
-
-def start(*words: str | Path, cwd: Path) -> subprocess.Popen[str]:
-    # Where the tests run in a shell's background or under nohup, their children would inherit ignored signals.
-    def unignored() -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_DFL)
-
-    environment, pipes = os.environ | {"OMP_NUM_THREADS": "1"}, {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([COMMAND, *words], cwd=cwd, env=environment, text=True, preexec_fn=unignored, **pipes)
+    assert run(*LONG, "--resume", cwd=tmp_path).returncode == 0
+    assert digest(tmp_path / "runs") == unbroken
 
 
 def test_a_second_run_of_a_checkpoint_is_refused_and_another_checkpoint_trains_beside_the_first(
@@ -103,8 +101,7 @@ def test_a_second_run_of_a_checkpoint_is_refused_and_another_checkpoint_trains_b
     # Stopped by a signal and not by its last epoch: it trains as long as the others need.
     first = start(*DIGITS, "--epochs", "100000", cwd=tmp_path)
     state = tmp_path / "runs" / "lenet5-digits.state.safetensors"
-    while not state.exists() and first.poll() is None:
-        time.sleep(0.01)
+    first.wait_for(state)
     for words in ((), ("--resume",)):
         second = run(*DIGITS, "--epochs", "100000", *words, cwd=tmp_path)
         assert (second.returncode, second.stdout, second.stderr) == (
@@ -117,15 +114,15 @@ def test_a_second_run_of_a_checkpoint_is_refused_and_another_checkpoint_trains_b
         )
     beside = run("--model", "softmax", "--dataset", "digits", "--epochs", "1", cwd=tmp_path)
     assert beside.returncode == 0, beside.stderr
-    first.kill()  # leaves the file of its lock, and no lock
-    first.communicate(timeout=60)
+    first.send_signal(signal.SIGKILL)  # leaves the file of its lock, and no lock
+    first.ended()
     again = start(*DIGITS, "--epochs", "100000", "--resume", cwd=tmp_path)
-    assert again.stderr is not None
-    lines = [again.stderr.readline(), again.stderr.readline()]
+    while again.err.count("\n") < 2 and again.runs():
+        time.sleep(0.01)
     again.send_signal(signal.SIGINT)
-    again.communicate(timeout=60)
-    assert again.returncode == 130
-    assert lines[1].startswith("epoch ")
+    stopped = again.ended()
+    assert stopped.returncode == 130
+    assert stopped.stderr.splitlines()[1].startswith("epoch ")
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
         "lenet5-digits.state.safetensors",
         "softmax-digits",

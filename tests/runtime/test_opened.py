@@ -126,11 +126,48 @@ def forked(program: str, *arguments: object) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("use", ["classify", "classify and close", "close", "delete", "exit"])
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("backend", "use"),
+    [
+        *(("onnxruntime", use) for use in ("classify", "classify and close", "close", "delete", "exit")),
+        *(("openvino", use) for use in ("close", "delete", "exit")),
+    ],
+)
 def test_a_forked_child_ends_well_whatever_it_does_and_so_does_its_parent(bundle: Path, backend: str, use: str) -> None:
     pytest.importorskip(backend)
     assert forked(PROGRAM, bundle, backend, use) == "0 True\n"
+
+
+OPENVINO = """
+import os, sys
+import numpy as np
+from convexport.runtime import Classifier, ConvexportError
+bundle, asked = sys.argv[1:]
+inherited = Classifier(bundle, backend="openvino", device="cpu")
+if os.fork() == 0:
+    try:
+        used = inherited if asked == "inherited" else Classifier(bundle, backend=asked, device="cpu")
+        used.classify_one(np.zeros((12, 12, 3), np.uint8))
+        print(used.description)
+    except ConvexportError as error:
+        print(error)
+    sys.exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.parametrize("asked", ["inherited", "openvino", "auto"])
+def test_openvino_is_refused_in_a_forked_child_where_it_might_hang(tmp_path: Path, asked: str) -> None:
+    openvino = pytest.importorskip("openvino")
+    rates = {("onnxruntime", "fp32"): 1.0, ("openvino", "fp32"): 2.0}
+    folder = make_bundle(tmp_path / "tiny", INPUT, rates=rates)
+    refused = (
+        f"OpenVINO {openvino.__version__.partition('-')[0]} on cpu cannot be used in a process forked from one that "
+        "used it"
+    )
+    fix = "open the classifier in the child, start the child with spawn, or use another back end"
+    expected = f"onnxruntime on cpu in fp32; {refused}" if asked == "auto" else f"{refused}; {fix}"
+    assert forked(OPENVINO, folder, asked) == f"{expected}\n"
 
 
 class OnGpu(FakeBackend):

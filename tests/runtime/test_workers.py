@@ -159,7 +159,7 @@ def test_where_the_system_gives_none_this_process_reads_and_says_so_once(
         raise RuntimeError("can't start new thread")
 
     if refused == "process":
-        monkeypatch.setattr(workers, "_start", no_process)
+        monkeypatch.setattr(workers, "start", no_process)
     else:
         monkeypatch.setattr(workers.threading.Thread, "start", no_thread)
     said: list[str] = []
@@ -250,7 +250,7 @@ def test_remarks_that_nobody_hears_go_to_the_logger(
     logger, handler = logging.getLogger("convexport"), Kept()
     before = logger.level
     logger.setLevel(logging.INFO)
-    monkeypatch.setattr(workers, "_start", lambda shared: (_ for _ in ()).throw(OSError("none")))
+    monkeypatch.setattr(workers, "start", lambda shared: (_ for _ in ()).throw(OSError("none")))
     logger.addHandler(handler)
     try:
         with Classifier("bundles/tiny", backend=FakeBackend(10), workers=1) as classifier:

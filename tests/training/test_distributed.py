@@ -27,8 +27,7 @@ dataset = digits()
 if model == "cnn-cifar10":
     from convexport.runtime.manifest import Input
     from convexport.training import datasets
-    wide = datasets._fit(dataset, Input(height=32, width=32, channels=3))
-    dataset = wide
+    dataset = datasets._fit(dataset, Input(height=32, width=32, channels=3))
 # One process' clock says at every step that a state is due, the other's never: they must agree or wait for ever.
 seconds = 0.0 if os.environ.get("RANK", "0") == "0" else 1e9
 options = TrainOptions(
@@ -66,20 +65,32 @@ def curve(folder: Path) -> list[list[float]]:
     return json.loads((folder / "curve.json").read_text())  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("model", ["lenet5", "cnn-cifar10"])
-def test_two_processes_follow_the_loss_curve_of_one_batch_norm_included(tmp_path: Path, model: str) -> None:
-    launch(tmp_path / "one", 1, model)
-    launch(tmp_path / "two", 2, model)
-    for alone, together in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
-        assert together == pytest.approx(alone, rel=2e-3)
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> list[list[float]]:
+    """The curve of LeNet-5 in two processes."""
+    folder = tmp_path_factory.mktemp("together")
+    launch(folder, 2, "lenet5")
+    return curve(folder)
 
 
-def test_two_processes_stop_together_and_resume_together(tmp_path: Path) -> None:
-    launch(tmp_path / "whole", 2, "lenet5")
-    assert launch(tmp_path / "parts", 2, "lenet5", stop=9) != 0
-    assert (tmp_path / "parts" / "state.safetensors").is_file()
-    launch(tmp_path / "parts", 2, "lenet5", resume=True)
-    for whole, parts in zip(curve(tmp_path / "whole")[1:], curve(tmp_path / "parts"), strict=True):
+def test_two_processes_follow_the_loss_curve_of_one(tmp_path: Path, together: list[list[float]]) -> None:
+    launch(tmp_path, 1, "lenet5")
+    for one, two in zip(curve(tmp_path), together, strict=True):
+        assert two == pytest.approx(one, rel=2e-3)
+
+
+def test_two_processes_follow_the_loss_curve_of_one_batch_norm_included(tmp_path: Path) -> None:
+    launch(tmp_path / "one", 1, "cnn-cifar10")
+    launch(tmp_path / "two", 2, "cnn-cifar10")
+    for one, two in zip(curve(tmp_path / "one"), curve(tmp_path / "two"), strict=True):
+        assert two == pytest.approx(one, rel=2e-3)
+
+
+def test_two_processes_stop_together_and_resume_together(tmp_path: Path, together: list[list[float]]) -> None:
+    assert launch(tmp_path, 2, "lenet5", stop=9) != 0
+    assert (tmp_path / "state.safetensors").is_file()
+    launch(tmp_path, 2, "lenet5", resume=True)
+    for whole, parts in zip(together[1:], curve(tmp_path), strict=True):
         assert parts == pytest.approx(whole, rel=1e-6)
 
 
