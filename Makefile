@@ -30,7 +30,7 @@ demo: $(VENV)/.installed
 
 # A file's tests stay together, since they share what is made once for the file.
 test: $(VENV)/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What a device installs, and no more: base and `cpu`, without torch. `make test-runtime PYTHON=python3.10`.
 test-runtime:
