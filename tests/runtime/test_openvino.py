@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,10 +13,11 @@ import pytest
 
 from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from convexport.runtime.backends.openvino import OpenVINOBackend, load_openvino
+from convexport.runtime.classifier import Classifier
 from convexport.runtime.devices import Device
 from convexport.runtime.errors import BackendError, BundleError, DeviceError
 from convexport.runtime.manifest import Input
-from helpers.bundles import make_graph, pictures
+from helpers.bundles import make_bundle, make_graph, pictures
 
 INPUT = Input(height=12, width=12, channels=3)
 openvino = pytest.importorskip("openvino", reason="needs the extra openvino")
@@ -50,9 +52,9 @@ def test_many_batches_are_computed_in_two_streams_if_these_give_the_same_answers
     compiled: list[int] = []
     compile_ = OpenVINOBackend._compile
 
-    def counted(self: OpenVINOBackend, library: object, model: bytes, streams: int) -> object:
+    def counted(self: OpenVINOBackend, model: bytes, streams: int) -> object:
         compiled.append(streams)
-        return compile_(self, library, model, streams)
+        return compile_(self, model, streams)
 
     monkeypatch.setattr(OpenVINOBackend, "_compile", counted)
     monkeypatch.setattr("convexport.runtime.backends.openvino.PAYS", pays)
@@ -82,6 +84,25 @@ def test_where_two_streams_cannot_be_compiled_one_goes_on(monkeypatch: pytest.Mo
         monkeypatch.setattr(ours, "_compile", no_memory)
         found = np.concatenate(list(ours.stream([images[i : i + 3] for i in range(0, 12, 3)])))
         assert np.array_equal(found, ours.run(images))
+
+
+@pytest.mark.parametrize(("left", "two_streams"), [("the file", True), ("another file", False), ("none", False)])
+def test_the_graph_is_not_kept_but_read_again_for_two_streams_and_held_against_the_manifest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, left: str, two_streams: bool
+) -> None:
+    monkeypatch.setattr("convexport.runtime.backends.openvino.PAYS", 0.0)
+    folder = make_bundle(tmp_path / "tiny", INPUT)
+    with Classifier(folder, backend="openvino", device="cpu", threads=2) as classifier:
+        ours = classifier.backend
+        assert isinstance(ours, OpenVINOBackend)
+        if left == "another file":
+            (folder / "model.fp32.onnx").write_bytes(make_graph(INPUT, seed=1))
+        if left == "none":
+            (folder / "model.fp32.onnx").unlink()
+        images = pictures(12, INPUT)
+        found = np.concatenate(list(ours.stream([images[i : i + 3] for i in range(0, 12, 3)])))
+        assert (ours._two is not None) == two_streams
+        assert np.abs(found - ours.run(images)).max() < 1e-5
 
 
 def test_answers_stay_as_they_were_when_the_next_batch_comes() -> None:

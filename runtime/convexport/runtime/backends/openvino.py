@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,7 @@ class OpenVINOBackend(Backend):
         precision: Its name in the bundle.
         threads: Threads of the CPU; None takes one for each core that the process may use.
         max_batch: The largest number of images computed at once.
+        read_again: Gives the same bytes again, where they need not be kept until then; may raise `BundleError`.
 
     Raises:
         BackendError: The library is missing, cannot load the graph, or would compute in another precision than float32;
@@ -71,12 +73,20 @@ class OpenVINOBackend(Backend):
 
     name = "openvino"
 
-    def __init__(self, model: bytes, *, precision: str, threads: int | None = None, max_batch: int = 64) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        precision: str,
+        threads: int | None = None,
+        max_batch: int = 64,
+        read_again: Callable[[], bytes] | None = None,
+    ) -> None:
         self.device = Device("cpu")
         self.precision = precision
         self.max_batch = max_batch
-        library = load_openvino()
-        self.version = str(library.__version__).partition("-")[0]
+        self._library = load_openvino()
+        self.version = str(self._library.__version__).partition("-")[0]
         self._threads = threads or available_cores()
         if _USED_BY - {os.getpid()}:
             raise BackendError(
@@ -85,12 +95,12 @@ class OpenVINOBackend(Backend):
             )
         _USED_BY.add(os.getpid())
         begun = time.perf_counter()
-        self._compiled: Any = self._compile(library, model, streams=1)
+        self._compiled: Any = self._compile(model, streams=1)
         self._compiling = time.perf_counter() - begun
         self._classes, self._fixed = self._check_graph()
         self._one = _Requests(self._compiled)
         self._two: _Requests | None = None
-        self._again = (library, model) if self._threads > 1 else None
+        self._again = (read_again or (lambda: model)) if self._threads > 1 else None
 
     def run(self, images: Images) -> Probabilities:
         """uint8 [N, H, W, C] -> float32 [N, K], at most `max_batch` of them at once."""
@@ -120,10 +130,10 @@ class OpenVINOBackend(Backend):
         if self._again is not None:
             again, self._again = self._again, None
             try:
-                two = _Requests(self._compile(*again, streams=IN_FLIGHT))
+                two = _Requests(self._compile(again(), streams=IN_FLIGHT))
                 if np.allclose(self._all(images, two), answer, rtol=0, atol=TOLERANCE, equal_nan=True):
                     self._two = two
-            except (BackendError, DeviceError):  # memory for one of them only: it goes on
+            except (BackendError, BundleError, DeviceError):  # memory for one of them only, or a lost file: it goes on
                 return False
         return self._two is not None
 
@@ -141,14 +151,14 @@ class OpenVINOBackend(Backend):
         self._compiled = self._again = self._two = None
         self._one = _Requests(None)
 
-    def _compile(self, library: Any, model: bytes, streams: int) -> Any:
+    def _compile(self, model: bytes, streams: int) -> Any:
         wanted = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": self._threads,
             "NUM_STREAMS": streams,
         }
         try:
-            core = library.Core()
+            core = self._library.Core()
             compiled = core.compile_model(core.read_model(model), "CPU", wanted)
             arithmetic = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
             devices = list(compiled.get_property("EXECUTION_DEVICES"))
@@ -232,10 +242,17 @@ def load_openvino() -> Any:
 
 def open_backend(bundle: Bundle, device: Device, precision: str, options: Options) -> Opened:
     """The back end for one variant of a bundle."""
-    model = bundle.read_ahead(bundle.manifest.variants[precision].file)
+    file = bundle.manifest.variants[precision].file
+    model = bundle.read_ahead(file)
     load_openvino()
-    batch = options.batch or BATCHES[device.kind]
-    return Opened(OpenVINOBackend(model(), precision=precision, threads=options.threads, max_batch=batch))
+    backend = OpenVINOBackend(
+        model(),
+        precision=precision,
+        threads=options.threads,
+        max_batch=options.batch or BATCHES[device.kind],
+        read_again=partial(bundle.read, file),
+    )
+    return Opened(backend)
 
 
 def against(facts: Facts, kind: DeviceKind) -> Obstacle | None:
