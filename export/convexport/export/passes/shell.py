@@ -52,8 +52,8 @@ class Shell:
         for name, values in (("shell.offset", 255 * mean), ("shell.scale", 1 / (255 * std))):
             graph.initializer.append(numpy_helper.from_array(values.astype(np.float32).reshape(1, -1, 1, 1), name))
         return [
-            _node("Cast", ["images"], "shell.cast", to=TensorProto.FLOAT),
-            _node("Transpose", ["shell.cast"], "shell.planes", perm=[0, 3, 1, 2]),  # TensorRT cannot transpose uint8
+            _node("Cast", ["images"], "shell.cast", to=TensorProto.FLOAT),  # TensorRT cannot transpose uint8
+            _transposition(graph, "shell.cast", "shell.planes"),
             _node("Sub", ["shell.planes", "shell.offset"], "shell.centered"),
             _node("Mul", ["shell.centered", "shell.scale"], PIXELS),
         ]
@@ -71,6 +71,20 @@ class Shell:
             _node("Div", [ANSWER, "shell.temperature"], "shell.calibrated"),
             _node("Softmax", ["shell.calibrated"], OUTPUT, axis=1),
         ]
+
+
+def _transposition(graph: onnx.GraphProto, images: str, planes: str) -> onnx.NodeProto:
+    """[batch, H, W, C] -> [batch, C, H, W].
+
+    ONNX Runtime moves a `Transpose` behind a `Resize`, of which it cannot compute a cubic one in channels-last that
+    makes images smaller (onnxruntime#12302). An `Einsum` stays where it is.
+    """
+    modes = [
+        name.s for node in graph.node if node.op_type == "Resize" for name in node.attribute if name.name == "mode"
+    ]
+    if b"cubic" in modes:
+        return _node("Einsum", [images], planes, equation="nhwc->nchw")
+    return _node("Transpose", [images], planes, perm=[0, 3, 1, 2])
 
 
 def _node(kind: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:

@@ -53,7 +53,8 @@ _ERRORS = (
     *("ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail", "NotFound", "DeviceReset"),
 )
 _BEFORE_THE_REASON = re.compile(
-    r"^(\[ONNXRuntimeError\] : \d+ : \w+ : )?(.*Status Message: )?(/\S+:\d+ .*?\) ([^.]* was false\. )?)?"
+    r"^(\[ONNXRuntimeError\] : \d+ : \w+ : )?(.*Status Message: )?"
+    r"(/\S+:\d+ .*?\) ([^.]* was false\. )?|\w+\.(h|cc):\d+ \w+ )?"
 )
 
 
