@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ def everything(value: Any) -> Any:
 
 @pytest.mark.parametrize("name", PARTS)
 def test_what_is_made_from_the_code_is_up_to_date(name: str) -> None:
+    if name.endswith("--help") and sys.version_info >= (3, 13):
+        pytest.skip("from Python 3.13 on, argparse writes `-o, --output FILE` for `-o FILE, --output FILE`")
     held = [found[name] for page in pages() if name in (found := parts(page.read_text(encoding="utf-8")))]
     assert held == [PARTS[name]()], RENEW
 

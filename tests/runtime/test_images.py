@@ -300,6 +300,21 @@ def test_a_jpeg_is_decoded_at_its_own_size_whatever_is_wanted_of_it() -> None:
 # Ink
 
 
+def test_the_ink_of_a_file_is_that_of_its_pixels_whatever_its_size() -> None:
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        height, width = (int(side) for side in random.integers(1, 6, 2))
+        channels = int(random.choice([1, 3]))
+        input = Input(height=height, width=width, channels=channels, ink="light-on-dark")
+        pixels = random.integers(0, 256, (height, width, channels), dtype=np.uint8)
+        from_array, from_file = (
+            load_image(pixels, input),
+            load_image(encoded(Image.fromarray(pixels.squeeze(2) if channels == 1 else pixels)), input),
+        )
+        assert from_array[1] == from_file[1]
+        assert np.array_equal(from_array[0], from_file[0])
+
+
 def test_dark_ink_on_light_paper_is_inverted_and_noted() -> None:
     paper = np.full((14, 14, 1), 240, np.uint8)
     paper[5:9, 5:9] = 10

@@ -18,6 +18,7 @@ COMMANDS = {
     "export": "convexport",
     "train": "convtrain",
 }
+BLOCKS = "16"
 USAGE = "usage: python -m convexport {classify|export|train} ...; each of them has --help"
 
 
@@ -54,6 +55,9 @@ def _run(name: str) -> int:
         # A single image takes less than the search for garbage while libraries are imported, and less than Python's
         # own cleanup at the end. `opening` switches the search on again.
         gc.disable()
+        # Pillow gives the memory of an image back to the system, which clears it for the next one: of 12 megapixels,
+        # in 40 of 107 ms. It keeps 16 MB in each of these blocks instead, and only of images that are so large.
+        os.environ.setdefault("PILLOW_BLOCKS_MAX", BLOCKS)
         _leave(signals.own(name, lambda: _main(name)))
     return signals.own(name, lambda: _main(name))
 

@@ -93,7 +93,7 @@ def load_image(
             now("decode")
             image, notes = _decode(source, input, name)
             image = _flatten(_upright(image), "L" if input.channels == 1 else "RGB")
-            inverted = input.ink == "light-on-dark" and _is_on_light_paper(np.asarray(image))
+            inverted = input.ink == "light-on-dark" and _is_on_light_paper(_border(image))
             now("frame")
             if image.size != (input.width, input.height):
                 image = frame(image, input, fill=255 if inverted else 0)
@@ -244,6 +244,16 @@ def _strips(image: Image.Image) -> Iterator[tuple[int, np.ndarray]]:
     rows = max(1, _AT_ONCE // image.width)
     for top in range(0, image.height, rows):
         yield top, np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+
+
+def _border(image: Image.Image) -> Pixels:
+    """The outermost pixels of `L` or `RGB`, uint8 [1, N] or [1, N, 3]; to take the whole image would copy it."""
+    width, height = image.size
+    boxes = [(0, 0, width, 1), (0, height - 1, width, height)]
+    if height > 2:
+        boxes += [(0, 1, 1, height - 1), (width - 1, 1, width, height - 1)]
+    shape = (1, -1) if image.mode == "L" else (1, -1, 3)
+    return np.concatenate([np.asarray(image.crop(box)).reshape(shape) for box in boxes], axis=1)
 
 
 def _is_on_light_paper(pixels: Pixels) -> bool:
