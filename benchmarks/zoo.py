@@ -218,19 +218,20 @@ def fitted(name: str) -> Any:
 
 
 def fit_last(module: Any, pixels: Any) -> None:
-    """Sets every layer of 1,000 outputs so that each image gets a class of its own, by ridge regression."""
+    """Sets every layer with the network's number of classes so that each image gets its own, by ridge regression."""
     import torch
 
     taken: dict[Any, Any] = {}
+    classes = module(pixels).shape[1]
     last = [
-        one for one in module.modules() if 1000 in (getattr(one, "out_features", 0), getattr(one, "out_channels", 0))
+        one for one in module.modules() if classes in (getattr(one, "out_features", 0), getattr(one, "out_channels", 0))
     ]
     hooks = [one.register_forward_pre_hook(lambda layer, given: taken.update({layer: given[0]})) for one in last]
     module(pixels)
     for hook in hooks:
         hook.remove()
     count = len(pixels)
-    wanted = torch.zeros(count, 1000, dtype=torch.float64)
+    wanted = torch.zeros(count, classes, dtype=torch.float64)
     wanted[range(count), [label(row) for row in range(count)]] = 12.0
     for layer, given in taken.items():
         features = (given.mean((2, 3)) if given.dim() == 4 else given).reshape(count, -1, layer.weight.shape[1])
