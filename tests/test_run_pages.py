@@ -19,6 +19,7 @@ PAGES = {"five-minutes": (), "hubs": ("timm", "transformers")}
 DOWNLOADS = "# downloads "
 # A CPU build of torch lacks operators that torchvision looks for; a reader's build of torchvision has them.
 _PRELUDE = "from convexport.training.datasets import torchvision_datasets; torchvision_datasets()\n"
+_SHELL = frozenset("|&<>*?$`;")  # what a shell would do with a line, and `warm` does not
 _COMMANDS = ("convexport", "classify")
 
 
@@ -36,6 +37,7 @@ def shell(block: str, place: Path) -> str:
     for line in block.replace("\\\n", "").splitlines():
         words = shlex.split(line, comments=True)
         if words and words[0] in _COMMANDS:
+            assert not _SHELL.intersection(line), f"{line}: a command alone, without what a shell does"
             done = warm.run(*words, cwd=place)
             assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
             printed += done.stdout

@@ -5,7 +5,9 @@ import os
 
 from convexport.runtime import Classifier
 
-classifier = Classifier(os.environ["CONVEXPORT_BUNDLE"])  # before the fork: each worker opens its own at its first use
+classifier = Classifier(
+    os.environ["CONVEXPORT_BUNDLE"]
+)  # before the fork: each worker opens its own at its first use, and never OpenVINO, if this process used it
 
 
 def app(environ, start_response):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -76,7 +75,7 @@ def test_a_signal_leaves_a_state_that_resumes_to_the_same_weights(
 ) -> None:
     running = start(*LONG, cwd=tmp_path)
     state = tmp_path / "runs" / "lenet5-digits.state.safetensors"
-    running.wait_for(state)
+    running.wait_for(state.exists)
     running.send_signal(number)
     stopped = running.ended()
     assert (stopped.returncode, stopped.stdout) == (128 + number, ""), stopped.stderr
@@ -101,7 +100,7 @@ def test_a_second_run_of_a_checkpoint_is_refused_and_another_checkpoint_trains_b
     # Stopped by a signal and not by its last epoch: it trains as long as the others need.
     first = start(*DIGITS, "--epochs", "100000", cwd=tmp_path)
     state = tmp_path / "runs" / "lenet5-digits.state.safetensors"
-    first.wait_for(state)
+    first.wait_for(state.exists)
     for words in ((), ("--resume",)):
         second = run(*DIGITS, "--epochs", "100000", *words, cwd=tmp_path)
         assert (second.returncode, second.stdout, second.stderr) == (
@@ -117,8 +116,7 @@ def test_a_second_run_of_a_checkpoint_is_refused_and_another_checkpoint_trains_b
     first.send_signal(signal.SIGKILL)  # leaves the file of its lock, and no lock
     first.ended()
     again = start(*DIGITS, "--epochs", "100000", "--resume", cwd=tmp_path)
-    while again.err.count("\n") < 2 and again.runs():
-        time.sleep(0.01)
+    again.wait_for(lambda: again.err.count("\n") >= 2)
     again.send_signal(signal.SIGINT)
     stopped = again.ended()
     assert stopped.returncode == 130

@@ -1,6 +1,7 @@
-"""The commands in processes that are forked from one which has imported torch: a start takes no seconds.
+"""The commands in processes that are forked from one that has imported torch, so that their starts do not take seconds.
 
-Everything else is as in a process of its own: arguments, folder, streams, signals and exit code.
+Arguments, folder, output streams, signals and exit code are as in a process of its own. The environment is that of the
+first start, and standard input is empty.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import mkdtemp
@@ -30,7 +32,8 @@ class Started:
     def __init__(self, name: str, *words: str | Path, cwd: Path) -> None:
         self._words = [name, *map(str, words)]
         self._place = Path(mkdtemp(dir=cwd.parent, prefix=f"{cwd.name}-streams-"))
-        self._process = _CONTEXT.Process(target=_run, args=(self._words, str(cwd), str(self._place)))
+        # A daemon is ended with the tests, however they end.
+        self._process = _CONTEXT.Process(target=_run, args=(self._words, str(cwd), str(self._place)), daemon=True)
         self._process.start()
 
     @property
@@ -43,19 +46,25 @@ class Started:
         """Whether it has not ended yet."""
         return self._process.is_alive()
 
-    def wait_for(self, path: Path) -> None:
-        """Waits until a file is there, or the command has ended."""
-        while not path.exists() and self.runs():
+    def wait_for(self, done: Callable[[], bool], timeout: float = 300) -> None:
+        """Waits until something is done, or the command has ended."""
+        limit = time.monotonic() + timeout
+        while not done() and self.runs() and time.monotonic() < limit:
             time.sleep(0.01)
 
     def send_signal(self, number: signal.Signals) -> None:
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        """Sends a signal, unless the command has ended."""
+        if self.runs() and self._process.pid is not None:
+            os.kill(self._process.pid, number)
 
     def ended(self, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """Waits for its end -> exit code, results and messages."""
         self._process.join(timeout)
-        assert not self.runs(), f"{self._words} still runs after {timeout} seconds"
+        late = self.runs()
+        if late:
+            self._process.kill()
+            self._process.join()
+        assert not late, f"{self._words} still ran after {timeout} seconds"
         assert self._process.exitcode is not None
         out = (self._place / "stdout").read_text()
         return subprocess.CompletedProcess(self._words, self._process.exitcode, out, self.err)

@@ -429,7 +429,10 @@ def test_cuda_that_falls_back_to_the_cpu_is_refused(monkeypatch: pytest.MonkeyPa
                 "Status Message: upsamplebase.h:579 ScalesValidation 'Cubic' mode only supports:\n"
                 "  * 2-D inputs ('Bicubic') or\n  * 4-D inputs with the corresponding outermost 2 scale values being 1"
             ),
-            "'Cubic' mode only supports: 2-D inputs ('Bicubic') or",
+            (
+                "'Cubic' mode only supports: 2-D inputs ('Bicubic') or 4-D inputs with the corresponding outermost 2 "
+                "scale values being 1"
+            ),
         ),
         ("no such thing", "no such thing"),
     ],

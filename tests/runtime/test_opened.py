@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from convexport.runtime import BundleError, Classifier, Device, DeviceError, FakeBackend, Options
+from convexport.runtime.devices import processor_kind
 from convexport.runtime.manifest import Input
 from helpers.bundles import change_manifest, make_bundle, pictures
 
@@ -165,9 +167,37 @@ def test_openvino_is_refused_in_a_forked_child_where_it_might_hang(tmp_path: Pat
         f"OpenVINO {openvino.__version__.partition('-')[0]} on cpu cannot be used in a process forked from one that "
         "used it"
     )
-    fix = "open the classifier in the child, start the child with spawn, or use another back end"
+    fix = "use it in the children alone, start them with spawn, or use another back end"
     expected = f"onnxruntime on cpu in fp32; {refused}" if asked == "auto" else f"{refused}; {fix}"
     assert forked(OPENVINO, folder, asked) == f"{expected}\n"
+
+
+PROMISED = """
+import os, sys
+import numpy as np
+from convexport.runtime import Classifier
+classifier = Classifier(sys.argv[1], device="cpu", sure=0.9)
+print(classifier.backend.name, classifier.promise.threshold, flush=True)
+if os.fork() == 0:
+    classifier.classify_one(np.zeros((12, 12, 3), np.uint8))
+    print(classifier.backend.name, classifier.promise.threshold)
+    sys.exit(0)
+os.wait()
+"""
+
+
+def test_what_is_sure_in_a_forked_child_is_what_was_promised_for_its_own_back_end(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    rates = {("onnxruntime", "fp32"): 1.0, ("openvino", "fp32"): 2.0}
+    folder = make_bundle(tmp_path / "tiny", INPUT, rates=rates, machine=processor_kind())
+    counted = {"images": 100, "answered": 90, "right": 89}
+    variants = json.loads((folder / "bundle.json").read_bytes())["variants"]
+    for number, found in enumerate(variants["fp32"]["verifications"]):
+        found["promises"] = [
+            {"promised": 0.9, "threshold": 0.25 + number / 2, "chosen": counted, "checked": counted, "weak": []}
+        ]
+    change_manifest(folder, variants=variants)
+    assert forked(PROMISED, folder) == "openvino 0.75\nonnxruntime 0.25\n"
 
 
 class OnGpu(FakeBackend):

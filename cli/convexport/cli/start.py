@@ -56,7 +56,7 @@ def _run(name: str) -> int:
         # own cleanup at the end. `opening` switches the search on again.
         gc.disable()
         # Pillow gives the memory of an image back to the system, which clears it for the next one: of 12 megapixels,
-        # in 40 of 107 ms. It keeps 16 MB in each of these blocks instead, and only of images that are so large.
+        # in 40 of 107 ms. In these blocks it keeps up to 16 MB each. Pillow reads this when it is imported.
         os.environ.setdefault("PILLOW_BLOCKS_MAX", BLOCKS)
         _leave(signals.own(name, lambda: _main(name)))
     return signals.own(name, lambda: _main(name))

@@ -60,29 +60,29 @@ class Folder(BundleFiles):
         names = (MANIFEST, OLD_MANIFEST)
         # With lstat, so that a broken link in place of the manifest is reported.
         super().__init__(path, next((name for name in names if _is_there(path / name)), MANIFEST))
+        self._root = path.absolute()  # the program may change its folder before it reads a file again
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        file = self.path / name
         with self._translated(name):
-            self._checked(file)
-            with file.open("rb") as stream:
+            self._checked(name)
+            with (self._root / name).open("rb") as stream:
                 yield stream
 
     def size(self, name: str) -> int:
         with self._translated(name):
-            return self._checked(self.path / name)
+            return self._checked(name)
 
     def close(self) -> None:
         """A folder has no open files."""
 
-    def _checked(self, file: Path) -> int:
-        root = self.path.resolve(strict=True)
-        if root not in file.resolve(strict=True).parents:
-            raise BundleError(f"{file}: a link that leads out of the bundle", "replace the link with the file")
+    def _checked(self, name: str) -> int:
+        file, shown = self._root / name, self.path / name
+        if self._root.resolve(strict=True) not in file.resolve(strict=True).parents:
+            raise BundleError(f"{shown}: a link that leads out of the bundle", "replace the link with the file")
         found = file.stat()
         if not stat.S_ISREG(found.st_mode):
-            raise BundleError(f"{file}: not a regular file", DAMAGED)
+            raise BundleError(f"{shown}: not a regular file", DAMAGED)
         return found.st_size
 
     @contextmanager

@@ -52,7 +52,8 @@ class Classifier:
 
     It can be pickled, as its path and options: the receiver opens the bundle again. In a forked child it opens its own
     back end at its first use and never touches the inherited one. A GPU cannot be used after a fork, so there the first
-    use raises a `DeviceError`.
+    use raises a `DeviceError`. OpenVINO cannot either: asked for by name, it raises a `BackendError` in the child, and
+    "auto" takes another back end there.
 
     Args:
         path: A bundle: a folder, or a zip of one.
@@ -86,8 +87,8 @@ class Classifier:
         self.labels = self.manifest.labels[self.options.language]
         self.top = min(self.options.top, len(self.labels))
         self.batch = self.options.batch or BATCHES[self._holder.last.backend.device.kind]
-        self.promise = self._promise()
-        self._answered = Answered(self.manifest, self.labels, self.top, self.promise)
+        self._served: tuple[Backend, Promise | None, Answered] | None = None
+        self._serving()
         self._profile = self.options.profile
 
     @property
@@ -99,6 +100,11 @@ class Classifier:
     def backend(self) -> Backend:
         """The back end in use."""
         return self._holder.current().backend
+
+    @property
+    def promise(self) -> Promise | None:
+        """What the export promises of the answers that are sure; None without the option `sure`."""
+        return self._serving()[1]
 
     @property
     def description(self) -> str:
@@ -254,7 +260,7 @@ class Classifier:
             if len(batch.images):
                 yield from self._stream(batch, batches)
             else:
-                yield self._answered(batch, self._no_answers(), self.backend)
+                yield self._records(batch, self._no_answers())
 
     def _stream(self, first: Batch, batches: Iterator[Batch]) -> Iterator[list[Record]]:
         """Records until the inputs end or pause, or a batch holds no picture: it has no answer to wait for."""
@@ -269,9 +275,21 @@ class Classifier:
                     return
 
         for answer in self._profile.during("run", self._answers(images())):
-            yield self._answered(pending.popleft(), answer, self.backend)
+            yield self._records(pending.popleft(), answer)
         for batch in pending:
-            yield self._answered(batch, self._no_answers(), self.backend)
+            yield self._records(batch, self._no_answers())
+
+    def _records(self, batch: Batch, probabilities: Probabilities) -> list[Record]:
+        backend, _, answered = self._serving()
+        return answered(batch, probabilities, backend)
+
+    def _serving(self) -> tuple[Backend, Promise | None, Answered]:
+        """The back end in use, with the promise for what it runs: a forked child may have opened another one."""
+        backend = self.backend
+        if self._served is None or self._served[0] is not backend:
+            promised = self._promise(backend)
+            self._served = (backend, promised, Answered(self.manifest, self.labels, self.top, promised))
+        return self._served
 
     def _answers(self, batches: Iterable[Images]) -> Iterator[Probabilities]:
         """The back end's probabilities, checked: one for each label."""
@@ -280,12 +298,12 @@ class Classifier:
     def _no_answers(self) -> Probabilities:
         return np.zeros((0, len(self.labels)), np.float32)
 
-    def _promise(self) -> Promise | None:
+    def _promise(self, backend: Backend) -> Promise | None:
         """The bundle's promise for the option `sure`; if there is none, our own back end is closed again."""
         if self.options.sure is None:
             return None
         try:
-            return promise(self.manifest, self.backend, self.options.sure)
+            return promise(self.manifest, backend, self.options.sure)
         except ConvexportError:
             if not isinstance(self.options.backend, Backend):
                 self.close()

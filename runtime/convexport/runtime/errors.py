@@ -89,15 +89,13 @@ _NEXT_SENTENCE = re.compile(r"(?<=[.!?])(?<!\.[a-z]\.)\s+(?=[A-Z])")
 def first_line(error: BaseException) -> str:
     """The first sentence of the first line of a foreign library's message, for quoting inside one of ours.
 
-    Whatever follows is advice for that library's own users, except the line after one that ends with a colon. Escape
-    sequences of terminals and other characters that cannot be printed are removed. For an error without a message it is
-    the name of its class; for an `OSError` the system's message without number and path.
+    Whatever follows is advice for that library's own users. Escape sequences of terminals and other characters that
+    cannot be printed are removed. For an error without a message it is the name of its class; for an `OSError` the
+    system's message without number and path.
     """
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    lines = filter(None, (_printed(line) for line in _ESCAPES.sub("", text).splitlines()))
-    line = next(lines, type(error).__name__)
-    if line.endswith(":"):
-        line = f"{line} {next(lines, '').removeprefix('* ')}".rstrip(" :")
+    lines = (_printed(line) for line in _ESCAPES.sub("", text).splitlines())
+    line = next(filter(None, lines), type(error).__name__)
     sentence = _NEXT_SENTENCE.split(line, maxsplit=1)[0]
     return sentence if sentence.endswith("..") else sentence.removesuffix(".")
 

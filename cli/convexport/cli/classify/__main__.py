@@ -1,6 +1,6 @@
 """`python -m convexport.cli.classify`."""
 
-from convexport.cli.classify import main
+from convexport.cli.start import classify
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(classify())

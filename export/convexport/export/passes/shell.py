@@ -79,12 +79,19 @@ def _transposition(graph: onnx.GraphProto, images: str, planes: str) -> onnx.Nod
     ONNX Runtime moves a `Transpose` behind a `Resize`, of which it cannot compute a cubic one in channels-last that
     makes images smaller (onnxruntime#12302). An `Einsum` stays where it is.
     """
-    modes = [
-        name.s for node in graph.node if node.op_type == "Resize" for name in node.attribute if name.name == "mode"
-    ]
-    if b"cubic" in modes:
+    if _resizes_by_cubic(graph):
         return _node("Einsum", [images], planes, equation="nhwc->nchw")
     return _node("Transpose", [images], planes, perm=[0, 3, 1, 2])
+
+
+def _resizes_by_cubic(graph: onnx.GraphProto) -> bool:
+    """Whether a node of the graph, or of a branch or loop in it, is a cubic `Resize`."""
+    return any(
+        (node.op_type == "Resize" and attribute.name == "mode" and attribute.s == b"cubic")
+        or (attribute.type == onnx.AttributeProto.GRAPH and _resizes_by_cubic(attribute.g))
+        for node in graph.node
+        for attribute in node.attribute
+    )
 
 
 def _node(kind: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:

@@ -57,6 +57,8 @@ _BEFORE_THE_REASON = re.compile(
     r"(/\S+:\d+ .*?\) ([^.]* was false\. )?|\w+\.(h|cc):\d+ \w+ )?"
 )
 
+_ITEM = re.compile(r"(?<=[:r])\n +\* ")  # of a list after a colon or an "or"
+
 
 class OnnxRuntimeBackend(Backend):
     """Runs an ONNX file with input `images` uint8 [batch, H, W, C] and output `probabilities` float32 [batch, K].
@@ -309,7 +311,8 @@ class OnnxRuntimeBackend(Backend):
 
 def reason_of(error: Exception) -> str:
     """Why ONNX Runtime failed, without what stands before it: its codes, the node, and places in its source code."""
-    return first_line(RuntimeError(_BEFORE_THE_REASON.sub("", str(error))))
+    reason = _BEFORE_THE_REASON.sub("", str(error))
+    return first_line(RuntimeError(_ITEM.sub(" ", reason)))
 
 
 class _Slot:

@@ -33,7 +33,7 @@ def load_onnxruntime(device: Device) -> Any:
         require_gpu(device.index)
         if PROVIDERS["cuda"] not in ort.get_available_providers():
             raise BackendError(f"onnxruntime {ort.__version__} is the build for CPUs, without CUDA", _GPU_WHEEL)
-        # Sessions log nothing (`_session_for`); what the library logs outside of them goes the same way, as the
+        # Sessions log nothing (`OnnxRuntimeBackend`); what the library logs outside of them goes the same way, as the
         # warning of 1.26 and later that no plug-in stands behind every `device_id`.
         ort.set_default_logger_severity(4)
         if hasattr(ort, "preload_dlls"):

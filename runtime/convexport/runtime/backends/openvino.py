@@ -91,7 +91,7 @@ class OpenVINOBackend(Backend):
         if _USED_BY - {os.getpid()}:
             raise BackendError(
                 f"{self._who()} cannot be used in a process forked from one that used it",
-                "open the classifier in the child, start the child with spawn, or use another back end",
+                "use it in the children alone, start them with spawn, or use another back end",
             )
         _USED_BY.add(os.getpid())
         begun = time.perf_counter()
@@ -133,7 +133,7 @@ class OpenVINOBackend(Backend):
                 two = _Requests(self._compile(again(), streams=IN_FLIGHT))
                 if np.allclose(self._all(images, two), answer, rtol=0, atol=TOLERANCE, equal_nan=True):
                     self._two = two
-            except (BackendError, BundleError, DeviceError):  # memory for one of them only, or a lost file: it goes on
+            except (BackendError, BundleError, DeviceError, MemoryError):  # memory for one only, or a lost file
                 return False
         return self._two is not None
 
