@@ -5,9 +5,8 @@ import os
 
 from convexport.runtime import Classifier
 
-classifier = Classifier(
-    os.environ["CONVEXPORT_BUNDLE"]
-)  # before the fork: each worker opens its own at its first use, and never OpenVINO, if this process used it
+# Before the fork: each worker opens its own at its first use, without OpenVINO, which a forked process cannot use.
+classifier = Classifier(os.environ["CONVEXPORT_BUNDLE"])
 
 
 def app(environ, start_response):
