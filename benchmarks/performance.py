@@ -31,6 +31,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from convexport.cli.start import BLOCKS
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.decoding import Batch, Decoder, Picture
 from convexport.runtime.devices import available_cores
@@ -144,7 +145,8 @@ def _timed(command: list[object]) -> list[float]:
 def _together(command: list[object], count: int) -> float:
     """The sum of the rates that so many processes at once report."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([sys.executable, *map(str, command)], **pipes) for _ in range(count)]
+    environment = {"PILLOW_BLOCKS_MAX": BLOCKS, **os.environ}  # as `classify` has it
+    processes = [subprocess.Popen([sys.executable, *map(str, command)], env=environment, **pipes) for _ in range(count)]
     for process in processes:
         process.stdout.readline()  # it is ready
     for process in processes:
