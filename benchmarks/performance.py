@@ -31,7 +31,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from convexport.cli.start import BLOCKS
 from convexport.runtime.classifier import Classifier
 from convexport.runtime.decoding import Batch, Decoder, Picture
 from convexport.runtime.devices import available_cores
@@ -145,8 +144,7 @@ def _timed(command: list[object]) -> list[float]:
 def _together(command: list[object], count: int) -> float:
     """The sum of the rates that so many processes at once report."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    environment = {"PILLOW_BLOCKS_MAX": BLOCKS, **os.environ}  # as `classify` has it
-    processes = [subprocess.Popen([sys.executable, *map(str, command)], env=environment, **pipes) for _ in range(count)]
+    processes = [subprocess.Popen([sys.executable, *map(str, command)], **pipes) for _ in range(count)]
     for process in processes:
         process.stdout.readline()  # it is ready
     for process in processes:
@@ -169,7 +167,7 @@ def _step(name: str, bundle: Path, precision: str, images: Path) -> float:
         work = {
             "decode": lambda part: decoder(part, rows[: len(part)]),
             "network": lambda part: classifier.backend.run(rows[: len(part)]),
-            "records": lambda part: json_lines(classifier._answered(batch, answer, classifier.backend)),
+            "records": lambda part: json_lines(classifier._records(batch, answer)),
         }["network" if name == BARE else name]
         parts = [named[i : i + BATCH] for i in range(0, len(named), BATCH)]
         small = len(files) < BATCH or files[0].stat().st_size > 100_000

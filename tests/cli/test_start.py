@@ -72,16 +72,6 @@ def test_garbage_is_searched_for_while_images_are_classified(place: Path) -> Non
     assert (code, found) == (0, [True, True])
 
 
-@pytest.mark.parametrize(("asked", "blocks"), [(None, 16), ("0", 0)])
-def test_pillow_keeps_memory_for_the_next_image_unless_the_user_says_how_much(
-    place: Path, monkeypatch: pytest.MonkeyPatch, asked: str | None, blocks: int
-) -> None:
-    monkeypatch.delenv("PILLOW_BLOCKS_MAX", raising=False)
-    if asked:
-        monkeypatch.setenv("PILLOW_BLOCKS_MAX", asked)
-    assert run(place, ["a.png"], "sys.modules['PIL.Image'].core.get_blocks_max()")[2] == blocks
-
-
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("option", ["--help", "--version", "--print-completion=bash"])
 def test_a_text_that_cannot_be_written_is_one_line(place: Path, option: str, unbuffered: str) -> None:

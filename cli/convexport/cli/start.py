@@ -18,7 +18,6 @@ COMMANDS = {
     "export": "convexport",
     "train": "convtrain",
 }
-BLOCKS = "16"
 USAGE = "usage: python -m convexport {classify|export|train} ...; each of them has --help"
 
 
@@ -55,9 +54,6 @@ def _run(name: str) -> int:
         # A single image takes less than the search for garbage while libraries are imported, and less than Python's
         # own cleanup at the end. `opening` switches the search on again.
         gc.disable()
-        # Pillow gives the memory of an image back to the system, which clears it for the next one: of 12 megapixels,
-        # in 40 of 107 ms. In these blocks it keeps up to 16 MB each. Pillow reads this when it is imported.
-        os.environ.setdefault("PILLOW_BLOCKS_MAX", BLOCKS)
         _leave(signals.own(name, lambda: _main(name)))
     return signals.own(name, lambda: _main(name))
 
