@@ -162,6 +162,8 @@ def _convert_node(node: onnx.NodeProto) -> None:
             f"node {node.name!r} is a branch or a loop, which the fp16 conversion does not support",
             "export without fp16",
         )
+    if node.op_type == "ConstantOfShape" and not node.attribute:  # float32 zeros, unless it says something else
+        node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.zeros(1, np.float32))))
     for attribute in node.attribute:
         if attribute.name in {"to", "dtype"} and attribute.i == TensorProto.FLOAT:
             attribute.i = TensorProto.FLOAT16
