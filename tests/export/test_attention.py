@@ -8,9 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from convexport.export import precisions
+from convexport.export.passes.quantize import Int8Options
 from convexport.export.pipeline import ExportOptions, export_bundle
+from convexport.export.precisions import Material
 from convexport.export.sources.checkpoint import Source
+from convexport.export.sources.opening import open_network
 from convexport.export.sources.stated import Foreign
+from convexport.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from convexport.runtime.devices import Device
 
 CODE = """
 import torch
@@ -53,3 +59,32 @@ def test_int8_of_attention_passes_the_gate_with_its_products_of_activations_in_f
     assert details["products_in_float"] == 2
     assert details["element_types"]["compute"] == {"FLOAT": 2, "INT8": 6}
     assert details["element_types"]["kept"] == 2
+
+
+VISION = """
+from convexport.training.datasets import torchvision_datasets
+
+torchvision_datasets()
+import torch
+from torchvision.models import VisionTransformer
+
+
+def make():
+    torch.manual_seed(0)
+    found = VisionTransformer(64, 32, num_layers=1, num_heads=2, hidden_dim=64, mlp_dim=32, num_classes=4)
+    torch.nn.init.normal_(found.heads.head.weight, std=0.1)
+    return found
+"""
+
+
+def test_half_precision_of_torchvisions_vision_transformer_runs_on_a_cpu_where_onnx_runtime_crashed(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "vision.py").write_text(VISION)
+    stated = Foreign(classes=tuple("abcd"), pixels="0..1", size=(64, 64))
+    network = open_network(Source(f"module:{tmp_path / 'vision.py'}:make", foreign=stated))
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    material = Material(network, lambda count: (images[:count], "noise"), Int8Options(), for_tensorrt=False)
+    built = precisions.build(material, ("fp16",))["fp16"]
+    with OnnxRuntimeBackend(built.data, device=Device("cpu"), precision="fp16") as backend:
+        assert np.abs(backend.run(images) - network.reference(images)).max() < 5e-3
