@@ -90,6 +90,7 @@ def _nameless(size: int) -> int:
 
 
 def chunk_of(input: Input) -> int:
+    """How many inputs of a network one request has at most."""
     return max(1, min(CHUNK, SHARED_BYTES // (input.height * input.width * input.channels)))
 
 
@@ -175,6 +176,7 @@ def _signals_wait() -> Iterator[None]:
 
 
 def send(pipe: IO[bytes], value: Any) -> None:
+    """Writes a value, after its length, to an unbuffered pipe."""
     data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
     rest = memoryview(LENGTH.pack(len(data)) + data)
     while rest:
@@ -182,6 +184,7 @@ def send(pipe: IO[bytes], value: Any) -> None:
 
 
 def receive(pipe: IO[bytes]) -> Any:
+    """The next value that `send` wrote. Raises `EOFError` at the end."""
     (length,) = LENGTH.unpack(_exactly(pipe, LENGTH.size))
     return pickle.loads(_exactly(pipe, length))
 

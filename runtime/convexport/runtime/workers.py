@@ -135,16 +135,16 @@ class Workers:
         entries: list[Entry | None] = [None] * len(named)
         waiting = [(0, len(named), 0)]  # from which input to which, and how many processes the first one took along
         while waiting:
-            start, end, deaths = waiting.pop()
-            if start == end:
+            first, end, deaths = waiting.pop()
+            if first == end:
                 continue
             try:
                 self._begin(place)
-                entries[start:end] = self._processes[place].decoded(named[start:end], rows[start:end])
+                entries[first:end] = self._processes[place].decoded(named[first:end], rows[first:end])
             except _EndedError as died:
                 self._replace(place)
-                bad = min(start + died.done, end - 1)
-                waiting += [(bad + 1, end, 0), (start, bad, 0)]
+                bad = min(first + died.done, end - 1)
+                waiting += [(bad + 1, end, 0), (first, bad, 0)]
                 if died.slow or deaths + 1 == TRIES:
                     entries[bad] = _failure(named[bad][0], slow=died.slow)
                 else:
