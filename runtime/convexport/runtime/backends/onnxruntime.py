@@ -56,7 +56,6 @@ _BEFORE_THE_REASON = re.compile(
     r"^(\[ONNXRuntimeError\] : \d+ : \w+ : )?(.*Status Message: )?"
     r"(/\S+:\d+ .*?\) ([^.]* was false\. )?|\w+\.(h|cc):\d+ \w+ )?"
 )
-
 _ITEM = re.compile(r"(?<=[:r])\n +\* ")  # of a list after a colon or an "or"
 
 
