@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 
 from convexport.export import precisions
-from convexport.export.passes.quantize import Int8Options
+from convexport.export.graph import to_onnx
+from convexport.export.passes.quantize import Int8Options, quantize
 from convexport.export.pipeline import ExportOptions, export_bundle
 from convexport.export.precisions import Material
 from convexport.export.sources.checkpoint import Source
@@ -59,6 +61,18 @@ def test_int8_of_attention_passes_the_gate_with_its_products_of_activations_in_f
     assert details["products_in_float"] == 2
     assert details["element_types"]["compute"] == {"FLOAT": 2, "INT8": 6}
     assert details["element_types"]["kept"] == 2
+
+
+def test_sums_that_a_node_in_float_reads_are_not_quantized(calibration: Path, tmp_path: Path) -> None:
+    (tmp_path / "attending.py").write_text(CODE)
+    stated = Foreign(classes=tuple("abcd"), pixels="0..1", size=(24, 24))
+    fp32 = to_onnx(open_network(Source(f"module:{tmp_path / 'attending.py'}:Attending", foreign=stated)))
+    images = np.stack([np.asarray(Image.open(file)) for file in sorted(calibration.iterdir())])
+    graph = onnx.load_from_string(quantize(fp32, images, Int8Options())).graph
+    readers = {name: node.op_type for node in graph.node for name in node.input}
+    sums = [readers[node.output[0]] for node in graph.node if node.op_type == "Add"]
+    # The ReLU in the middle has 8 bits.
+    assert sums == ["Reshape", "LayerNormalization", "QuantizeLinear", "Add", "LayerNormalization"]
 
 
 VISION = """

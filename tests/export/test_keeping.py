@@ -144,6 +144,40 @@ def test_a_layer_that_int8_cannot_hold_is_refused_and_ships_in_float32_with_its_
     assert variant.verification.agreement == 1.0
 
 
+SUMMED = """
+import torch
+from torch import nn
+
+class Summed(nn.Module):
+    '''The sum of two layers, both of which have a large channel that tells nothing.'''
+    def __init__(self):
+        super().__init__()
+        self.one, self.other, self.last = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 3, 1)
+        with torch.no_grad():
+            for layer in (self.one, self.other, self.last):
+                layer.weight.zero_()
+                layer.bias.zero_()
+            for channel in range(3):
+                self.one.weight[channel, channel], self.other.weight[channel, channel] = 0.6, 0.4
+                self.last.weight[channel, channel] = 20
+            self.one.weight[3], self.other.weight[3] = 300, 400
+
+    def forward(self, pixels):
+        return self.last(self.one(pixels) + self.other(pixels)).mean((2, 3))
+"""
+
+
+def test_an_addition_that_int8_cannot_hold_stays_in_float_with_the_layers(place: Path, tmp_path: Path) -> None:
+    (place / "summed.py").write_text(SUMMED)
+    wanted: dict[str, Any] = {"network": "Summed", "precisions": ("int8",), "calibration_data": place / "pictures"}
+    found = exported(place, tmp_path, keep_auto=True, **wanted)
+    variant = found.manifest.variants["int8"]
+    kept = variant.details["kept_float"]
+    kinds = {node.name: node.op_type for node in onnx.load(found.path / variant.file).graph.node}
+    assert [kinds[name] for name in kept] == ["Add", "ReduceMean", "Conv"]
+    assert variant.verification.agreement == 1.0
+
+
 def test_a_search_keeps_what_has_to_be_kept() -> None:
     names = [str(number) for number in range(40)]
     assert smallest(names, lambda kept: {"3", "17"} <= set(kept)) == ("3", "17")

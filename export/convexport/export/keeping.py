@@ -188,20 +188,26 @@ def _beyond(base: bytes, images: Images) -> set[str]:
 def int8_nodes(base: bytes, quantized: bytes, goal: Goal) -> tuple[str, ...]:
     """The fewest layers of an INT8 graph that have to stay float for the loss to be within its limit.
 
-    They are ranked by what each of them costs when it alone is quantized, and taken from the dearest on.
+    They are ranked by what each of them costs when it alone is quantized, and taken from the dearest on. Where all of
+    them do not suffice, additions and poolings stay float as well.
     """
     model = onnx.load_from_string(quantized)
-    layers = [node.name for node in model.graph.node if node.op_type in COMPUTE]
-    few = goal.first(SEARCHED_IMAGES // 2)
-    costs = {}
-    for layer in layers:
-        found = answers(dequantized(quantized, base, [other for other in layers if other != layer]), few.images)
-        costs[layer] = _divergence(found, few.probabilities)
+    scaled = {name for node in model.graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    nodes = [node for node in model.graph.node if scaled & {*node.input} and node.op_type != "QuantizeLinear"]
+    layers = [node.name for node in nodes if node.op_type in COMPUTE]
 
     def passes(keep: Collection[str]) -> bool:
         return goal.holds(answers(dequantized(quantized, base, keep), goal.images))
 
-    return fewest(sorted(layers, key=lambda layer: -costs[layer]), passes)
+    others = () if passes(layers) else tuple(node.name for node in nodes if node.op_type not in COMPUTE)
+    few = goal.first(SEARCHED_IMAGES // 2)
+    costs = {}
+    for layer in layers:
+        kept = [*others, *(other for other in layers if other != layer)]
+        found = answers(dequantized(quantized, base, kept), few.images)
+        costs[layer] = _divergence(found, few.probabilities)
+    ranked = sorted(layers, key=lambda layer: -costs[layer])
+    return others + fewest(ranked, lambda keep: passes([*others, *keep]))
 
 
 def dequantized(quantized: bytes, base: bytes, layers: Collection[str]) -> bytes:

@@ -231,7 +231,8 @@ class OnnxRuntimeBackend(Backend):
         # On Arm CPUs with half precision this optimizer turns FP16 graphs to channels-last, and ONNX Runtime 1.26 then
         # finds no kernel for average pooling of opset 19 and later.
         on_cpu_in_half = self.device.kind == "cpu" and self.precision == "fp16"
-        # Its counterpart for blocked channels crashes with some FP16 graphs (1.32, torchvision's vit_b_32).
+        # Its counterpart for blocked channels crashes with a Transpose before a MatMul in FP16 (onnxruntime#28392),
+        # which torchvision's Vision Transformers have.
         left_out = {"disabled_optimizers": ["NhwcTransformer", "NchwcTransformer"]} if on_cpu_in_half else {}
         return self._ort.InferenceSession(model, options, providers=providers, enable_fallback=0, **left_out)
 
