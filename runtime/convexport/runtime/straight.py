@@ -80,7 +80,7 @@ def small_file(path: str | os.PathLike[str]) -> bytes | None:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
             return None
-        data = os.read(descriptor, LARGEST + 1)
+        data = os.read(descriptor, status.st_size + 1)
     except OSError:
         return None
     finally:
