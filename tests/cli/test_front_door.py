@@ -14,6 +14,7 @@ import pytest
 
 from convexport.cli import environment
 from convexport.cli.classify import main
+from convexport.cli.convexport.arguments import parser as export_parser
 from convexport.runtime.manifest import Input
 from convexport.runtime.text import counted, json_printable, markdown, printable
 from helpers.bundles import make_bundle, pictures, png
@@ -203,6 +204,11 @@ def test_a_terminal_obeys_no_name_in_any_form(place: Path, form: str) -> None:
     assert "evil.png" in shown
     assert "\x1b" not in shown
     assert "\x9b" not in shown
+
+
+def test_a_choice_that_begins_with_a_dash_is_no_option() -> None:
+    found = export_parser().parse_args(["--model", "net.onnx", "--pixels", "-1..1"])
+    assert found.pixels == "-1..1"
 
 
 def test_text_from_outside_is_shown_and_never_obeyed() -> None:

@@ -177,6 +177,13 @@ def opened(model: onnx.ModelProto, folder: Path, **stated: Any) -> Network:
     return open_network(Source(str(folder / "theirs.onnx"), foreign=Foreign(**{"classes": CLASSES, **stated})))
 
 
+def test_a_file_keeps_what_stands_before_its_suffix_as_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "net.v1.2 (copy).onnx"
+    onnx.save(handmade(), path)
+    found = open_network(Source(str(path), foreign=Foreign(classes=CLASSES, pixels="0..1")))
+    assert found.facts.name == "net.v1.2--copy"
+
+
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8])
 def test_every_layout_and_type_of_input_is_taken(tmp_path: Path, layout: str, kind: int) -> None:

@@ -178,7 +178,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Like argparse's, but an unknown option comes with the nearest known one."""
-        words = list(sys.argv[1:] if args is None else args)
+        words = self._with_dashes(list(sys.argv[1:] if args is None else args))
         end = words.index("--") if "--" in words else len(words)
         # Intermixed: `classify a.png --top 3 b.png` names two files.
         found, rest = self.parse_known_intermixed_args(words[:end], namespace)
@@ -200,6 +200,17 @@ class Parser(argparse.ArgumentParser):
         if found.quiet:
             be_quiet()
         return found
+
+    def _with_dashes(self, words: list[str]) -> list[str]:
+        """The words, where a choice that begins with a dash is not taken for an option: `--pixels -1..1`."""
+        joined: list[str] = []
+        for word in words:
+            option = self._option_string_actions.get(joined[-1]) if joined and "--" not in joined else None
+            if word.startswith("-") and option is not None and word in (option.choices or ()):
+                joined[-1] += f"={word}"
+            else:
+                joined.append(word)
+        return joined
 
     def error(self, message: str) -> NoReturn:
         """One line on stderr and exit code 2."""

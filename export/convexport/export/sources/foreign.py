@@ -92,5 +92,9 @@ def sha256_of(module: nn.Module) -> str:
 def name_of(model: str, path: Path | None) -> str:
     """The beginning of a bundle's name: the network's name, and the file of its weights."""
     last = model.rpartition(":")[2].rpartition(".")[2] if ":" in model else Path(model).stem
-    name = last if path is None or path.stem == last else f"{last}-{path.stem}"
+    return plain_name(last if path is None or path.stem == last else f"{last}-{path.stem}")
+
+
+def plain_name(name: str) -> str:
+    """A name as the beginning of a folder's: letters, digits, dots, dashes and underscores."""
     return "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name).strip(".-") or "network"

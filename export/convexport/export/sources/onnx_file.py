@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from convexport.export.sources import stated as facts_stated
-from convexport.export.sources.foreign import data_of, name_of
+from convexport.export.sources.foreign import data_of, plain_name
 from convexport.export.sources.network import Facts, Network, probabilities_of
 from convexport.export.sources.onnx_core import Runner, proved_core, trial_images
 from convexport.export.sources.onnx_reading import read_model
@@ -82,7 +82,7 @@ def network_of_graph(model: onnx.ModelProto, path: Path, sha256: str, stated: Fo
         model, run, size, noise, where, ends_in_softmax=(kind, activation) == ("probabilities", "softmax")
     )
     facts = Facts(
-        name=name_of(path.stem, None),
+        name=plain_name(path.stem),
         model=path.name,
         parameters=sum(int(np.prod(tensor.dims)) for tensor in core.model.graph.initializer),
         classes=facts_stated.classes_of(stated, known, answers.shape[1], where),

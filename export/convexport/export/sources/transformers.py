@@ -11,7 +11,7 @@ from typing import Any, Literal
 from PIL.Image import Image
 from torch import Tensor
 
-from convexport.export.sources.foreign import Origin, name_of, network_of
+from convexport.export.sources.foreign import Origin, network_of, plain_name
 from convexport.export.sources.network import Network
 from convexport.export.sources.outside import library
 from convexport.export.sources.stated import Foreign, Known
@@ -65,7 +65,7 @@ def open_transformers(what: str, stated: Foreign) -> Network:
     known, remarks = _known(module.config, {} if processor is None else json.loads(processor.to_json_string()))
     files = sorted(folder.glob("*.safetensors"))
     digest = hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-    name = name_of(folder.absolute().name.replace(":", "-"), None)
+    name = plain_name(folder.absolute().name)
     origin = Origin(
         f"transformers:{type(module).__name__}",
         name,

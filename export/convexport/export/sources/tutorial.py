@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convexport.export.sources.foreign import Origin, name_of, network_of
+from convexport.export.sources.foreign import Origin, network_of, plain_name
 from convexport.export.sources.network import Network
 from convexport.export.sources.state_dict import StateDict, load_into
 from convexport.export.sources.stated import Foreign, Known
@@ -50,9 +50,7 @@ def open_tutorial(weights: StateDict, stated: Foreign, classes: int) -> Network:
     channels: Literal[1, 3] = 1 if first.shape[1] == 1 else 3
     module = TutorialLeNet(channels, classes)
     load_into(module, weights, NAME)
-    origin = Origin(
-        "tutorial-lenet", name_of(weights.path.stem, None), f"weights of {weights.path.name}", weights.sha256
-    )
+    origin = Origin("tutorial-lenet", plain_name(weights.path.stem), f"weights of {weights.path.name}", weights.sha256)
     remarks = (*weights.remarks, "network     ReLU and max pooling are assumed, as in the tutorial")
     found = network_of(module, origin, stated, Known(size=(32, 32), channels=channels, fixed=True))
     found.remarks = remarks
