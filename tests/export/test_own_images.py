@@ -117,7 +117,7 @@ def test_a_network_that_does_not_reach_what_is_said_of_it_is_refused(place: Path
         ),
         (
             "file,label\npictures/a/99.png,a\n",
-            "{folder}/pictures/a/99.png: no such file; remove it, or repair it",
+            "{csv} line 2: {folder}/pictures/a/99.png: no such file; correct the path, which begins at the folder",
         ),
     ],
 )
@@ -234,9 +234,23 @@ def test_an_order_that_only_the_answers_show_is_named(place: Path) -> None:
 
 def test_causes_are_told_apart_by_labeled_images_alone(place: Path) -> None:
     foreign = Foreign(classes=tuple("cab"), size=(12, 12), pixels="0..1")
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(UsageError) as caught:
         diagnose(ExportOptions(Source(f"module:{place / 'colors.py'}:Colors", foreign=foreign)))
-    assert str(caught.value) == ("causes are told apart by labeled images, and there are none; name some --verify-data")
+    assert str(caught.value) == "--diagnose needs labeled images; name them with --verify-data"
+
+
+def test_a_folder_above_the_class_folders_is_told_which_one_to_name(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "other").mkdir()
+    (tmp_path / "all" / "test").symlink_to(place / "pictures")
+    foreign = Foreign(classes=tuple("cab"), size=(12, 12), pixels="0..1")
+    source = Source(f"module:{place / 'colors.py'}:Colors", foreign=foreign)
+    with pytest.raises(DatasetError) as caught:
+        export_bundle(ExportOptions(source, verify_data=tmp_path / "all", out=tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path / 'all'} has 2 class folders (other, test), Colors has 3 labels; name the folder that contains a "
+        f"folder for each label, such as {tmp_path / 'all' / 'test'}"
+    )
 
 
 def test_labeled_pictures_become_the_golden_images_of_a_network_made_elsewhere(place: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -158,6 +159,18 @@ def test_what_needs_one_right_answer_refuses(
 def test_a_sigmoid_in_the_graph_is_recognized(place: Path) -> None:
     facts = open_network(options(place, place, "sigmoid").source).facts
     assert (facts.answers, facts.activation) == ("probabilities", "sigmoid")
+
+
+def test_an_onnx_file_that_ends_in_a_sigmoid_is_exported_and_runs_on_every_back_end(
+    place: Path, tmp_path: Path
+) -> None:
+    network = open_network(options(place, place, "sigmoid").source)
+    model = network.core()
+    onnx.save(model, tmp_path / "sigmoid.onnx")
+    source = Source(str(tmp_path / "sigmoid.onnx"), foreign=Foreign(classes=NAMES, pixels="0..1"))
+    found = export_bundle(ExportOptions(source, verify_data=place / "labels.csv", out=tmp_path))
+    run_by = {one.backend for one in found.manifest.variants["fp32"].verifications}
+    assert run_by == {"onnxruntime", "openvino"}
 
 
 def test_a_softmax_behind_the_same_network_is_refused(place: Path, tmp_path: Path) -> None:

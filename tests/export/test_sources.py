@@ -255,7 +255,10 @@ def test_labels_that_other_tools_left_in_the_file_are_used(tmp_path: Path, prope
             {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "pixels": "0..255"},
             "--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225 with --pixels 0..255: they look like those of pixels",
         ),
-        ({"mean": (0.5,) * 2, "std": (0.5,) * 2}, "theirs.onnx: mean [0.5, 0.5], std [0.5, 0.5], channels 3; expected"),
+        (
+            {"mean": (0.5,) * 2, "std": (0.5,) * 2},
+            "theirs.onnx: --mean [0.5, 0.5], --std [0.5, 0.5], channels 3, expected the same",
+        ),
         ({"mean": (0.5,) * 3}, "theirs.onnx: one of --mean and --std is missing; give both"),
         ({"pixels": "0..1", "size": (32, 32)}, "--size 32 32: theirs.onnx expects 24 x 20; leave it out"),
         ({"pixels": "0..1", "crop": 1.5}, "--crop 1.5: expected a share of the shorter side, above 0 and at most 1"),
@@ -297,7 +300,7 @@ def changed(kind: str) -> onnx.ModelProto:
     [
         ("text", "theirs.onnx: its input tokens is int64 [N, 128], expected images: float32, float16 or uint8 "),
         ("two", "theirs.onnx: it has 2 inputs (left [N, 3, 8, 8], right [N, 3, 8, 8]), expected one, of images"),
-        ("detector", "theirs.onnx: its output answer is [N, 84, 8400], expected [batch, classes]; a detector returns"),
+        ("detector", "theirs.onnx: its output answer is [N, 84, 8400], expected [batch, classes] (a detector returns"),
         ("channels", "theirs.onnx: its input [N, 4, 8, 8] has neither 1 nor 3 channels, as second or last dimension"),
     ],
 )
@@ -396,7 +399,11 @@ def test_a_dictionary_that_holds_itself_ends(code: Path, tmp_path: Path) -> None
             {"layers": 3},
             "--model module:{code}:Residual cannot be called with {{'layers': 3}}",
         ),
-        ("module:{code}:number", {}, "--model module:{code}:number returned a int, expected a torch.nn.Module"),
+        (
+            "module:{code}:number",
+            {},
+            "--model module:{code}:number returned an object of type int, expected a torch.nn.Module",
+        ),
     ],
 )
 def test_a_function_that_is_not_there_or_gives_no_network_is_named(

@@ -135,7 +135,11 @@ FILES: dict[str, bytes | Callable[[Path], None]] = {
         (
             "net.onnx",
             {"classes": FIVE, "mean": (0.5, 0.5), "std": (0.5, 0.5)},
-            "2: net.onnx: mean [0.5, 0.5], std [0.5, 0.5], channels 3; expected as many numbers as channels, 1 or 3",
+            (
+                "2: net.onnx: --mean [0.5, 0.5], --std [0.5, 0.5], channels 3, expected the same number, 1 or 3, of "
+                "each; "
+                "give --mean and --std one number for gray images, three for images in color"
+            ),
         ),
         (
             "net.onnx",
@@ -162,8 +166,8 @@ FILES: dict[str, bytes | Callable[[Path], None]] = {
             "detector.onnx",
             PIXELS,
             (
-                "4: detector.onnx: its output boxes is [1, 84, 8400], expected [batch, classes]; a detector "
-                "returns boxes; export a network that classifies images"
+                "4: detector.onnx: its output boxes is [1, 84, 8400], expected [batch, classes] (a detector "
+                "returns boxes); export a network that classifies images"
             ),
         ),
         (
@@ -297,3 +301,147 @@ def test_weights_that_cannot_be_downloaded_are_named_with_their_address(
         "weights ResNet18_Weights.IMAGENET1K_V1 cannot be downloaded (no network); "
         f"download {address} elsewhere and name the file with --weights"
     )
+
+
+OWN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes=3, kind="logits"):
+        super().__init__()
+        self.last, self.kind = nn.Conv2d(3, classes, 1), kind
+
+    def forward(self, pixels):
+        planes = self.last(pixels)
+        means = planes.mean((2, 3))
+        if self.kind == "missing":
+            return {}["logits"]
+        return {"planes": planes, "two": (means, means), "dict": {"one": means, "other": means}}.get(self.kind, means)
+
+def boom(): raise RuntimeError("no data set" + chr(10) + "here")
+def length(): return len(5)
+def number(): return 5
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "expected"),
+    [
+        ("boom", {}, "2: --model module:own.py:boom raised RuntimeError (no data set) at own.py line 17; correct it"),
+        (
+            "length",
+            {},
+            (
+                "2: --model module:own.py:length raised TypeError (object of type 'int' has no len()) at own.py line "
+                "18; "
+                "correct it"
+            ),
+        ),
+        (
+            "number",
+            {},
+            (
+                "2: --model module:own.py:number returned an object of type int, expected a torch.nn.Module; return "
+                "the "
+                "network itself"
+            ),
+        ),
+        (
+            "Net",
+            {"depth": 7},
+            (
+                "2: --model module:own.py:Net cannot be called with {'depth': 7} (got an unexpected keyword argument "
+                "'depth'); give its arguments as JSON, such as --arguments '{\"classes\": 7}'"
+            ),
+        ),
+        (
+            "Net",
+            {"kind": "planes"},
+            (
+                "4: module:own.py:Net: for 2 images it returns [2, 3, 8, 8], expected [2, classes] with 2 classes or "
+                "more; "
+                "export a network that classifies images"
+            ),
+        ),
+        (
+            "Net",
+            {"kind": "missing"},
+            (
+                "4: module:own.py:Net: it does not accept pixels [2, 3, 8, 8] ('logits'); check --size, and "
+                "--channels if "
+                "they are gray"
+            ),
+        ),
+    ],
+)
+def test_what_goes_wrong_in_a_persons_own_code_is_told_as_theirs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, arguments: dict[str, object], expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(OWN)
+    stated = Foreign(classes=tuple("abc"), pixels="0..1", size=(8, 8), arguments=arguments)
+    with pytest.raises(ConvexportError) as caught:
+        open_network(Source(f"module:own.py:{function}", foreign=stated))
+    assert f"{caught.value.exit_code}: {caught.value}" == expected
+
+
+def test_a_file_of_code_that_python_cannot_read_is_named_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("typo.py").write_text("\n\ndef make(:\n")
+    with pytest.raises(ConvexportError) as caught:
+        open_network(Source("module:typo.py:make", foreign=Foreign()))
+    assert str(caught.value) == (
+        "--model module:typo.py:make raised SyntaxError (invalid syntax) at typo.py line 3; correct it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "remarks"),
+    [
+        ("logits", ()),
+        ("two", ("output      the first of 2 that it returns",)),
+        ("dict", ("output      one, the first of one, other",)),
+    ],
+)
+def test_what_was_chosen_for_a_person_is_said(tmp_path: Path, kind: str, remarks: tuple[str, ...]) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    stated = Foreign(classes=tuple("abc"), pixels="0..1", size=(8, 8), arguments={"kind": kind})
+    random = "weights     those that Net returned; without --weights they are random, unless it loads some"
+    assert open_network(Source(f"module:{tmp_path / 'own.py'}:Net", foreign=stated)).remarks == (random, *remarks)
+
+
+@pytest.mark.parametrize(
+    ("what", "weights", "expected"),
+    [
+        (
+            "net.py:make",
+            None,
+            "model 'net.py:make' is not known; for a function of your own code, give module:net.py:make",
+        ),
+        ("net.py", None, "model 'net.py' is not known; for a function of your own code, give module:net.py:NAME"),
+        (
+            "photos/net",
+            None,
+            (
+                "--model photos/net is no folder with a config.json; check the path, and give a file of weights by "
+                "--weights"
+            ),
+        ),
+        (
+            "net.onnx",
+            "new.pth",
+            "--weights new.pth has no effect with net.onnx, which contains its weights; leave it out",
+        ),
+        ("NET.ONNX", None, "NET.ONNX cannot be read (No such file or directory); check the path"),
+    ],
+)
+def test_an_origin_that_is_named_in_another_form_is_told_the_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, weights: str | None, expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConvexportError) as caught:
+        open_network(Source(what, path=Path(weights) if weights else None, foreign=Foreign(**PIXELS)))  # type: ignore[arg-type]
+    assert str(caught.value) == expected

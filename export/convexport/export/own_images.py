@@ -121,6 +121,13 @@ def _from_folders(path: Path, facts: Facts) -> tuple[list[Path], NDArray[np.int6
     own = facts.classes["en"]
     names = [folder.name for folder in folders]
     place = {label: index for index, label in enumerate(own) if own.count(label) == 1}
+    if len(folders) != len(own) and not set(names) < set(place):
+        inside = next((one for one in folders if sum(child.is_dir() for child in one.iterdir()) == len(own)), None)
+        example = f", such as {inside}" if inside else ""
+        raise DatasetError(
+            f"{path} has {len(folders)} class folders ({_few(names)}), {facts.name} has {counted(len(own), 'label')}",
+            f"name the folder that contains a folder for each label{example}",
+        )
     if set(names) < set(place):  # images of some classes only
         indices = [place[name] for name in names]
     else:
@@ -131,6 +138,11 @@ def _from_folders(path: Path, facts: Facts) -> tuple[list[Path], NDArray[np.int6
         files += found
         truth += [index] * len(found)
     return files, np.array(truth, np.int64)
+
+
+def _few(names: list[str]) -> str:
+    """The first of some names."""
+    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
 def _from_csv(path: Path, facts: Facts) -> tuple[list[Path], NDArray[np.bool_], bool]:
@@ -152,7 +164,14 @@ def _from_csv(path: Path, facts: Facts) -> tuple[list[Path], NDArray[np.bool_], 
         names = [name.strip() for name in text.split(_BETWEEN) if name.strip()] if key == "labels" else [text]
         for name in names:
             found[number, _class_of(name, own, key, f"{path} line {number + 2}")] = True
-    return [path.parent / row["file"] for row in rows], found, key == "labels"
+    files = [path.parent / (row["file"] or "") for row in rows]
+    missing = next((number for number, file in enumerate(files) if not file.is_file()), None)
+    if missing is not None:
+        raise DatasetError(
+            f"{path} line {missing + 2}: {files[missing]}: no such file",
+            "correct the path, which begins at the folder of the CSV file, or remove the row",
+        )
+    return files, found, key == "labels"
 
 
 def _class_of(text: str, own: tuple[str, ...], key: str, where: str) -> int:

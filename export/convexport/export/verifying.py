@@ -15,9 +15,10 @@ from convexport.export.measures import Reference
 from convexport.export.options import ExportOptions
 from convexport.export.precisions import BASE
 from convexport.export.sources.checkpoint import labeled_set
+from convexport.export.sources.foreign import UNKNOWN
 from convexport.export.sources.network import Network
 from convexport.export.sources.opening import open_network
-from convexport.runtime.errors import DatasetError
+from convexport.runtime.errors import DatasetError, UsageError
 from convexport.runtime.text import counted
 from convexport.training.datasets import Dataset
 
@@ -98,7 +99,8 @@ def calibration_images(
     if dataset is None:
         raise DatasetError(
             "int8 is calibrated on training images, and none were found",
-            "name their folder with --data, or any folder of such images with --calibration-data",
+            "name a folder of such images with --calibration-data"
+            + ("" if network.facts.dataset.name == UNKNOWN else ", or the folder of the data sets with --data"),
         )
     train = dataset.train
     return train.images[samples.stratified(train.labels, count)], f"{dataset.title} training set"
@@ -132,7 +134,8 @@ def diagnose(options: ExportOptions, progress: Progress = lambda line: None) -> 
         progress: Is told what is tried.
 
     Raises:
-        DatasetError: There are no labeled images.
+        UsageError: There are no labeled images.
+        DatasetError: They may have several labels each.
     """
     network = open_network(options.source)
     for remark in network.remarks:
@@ -142,7 +145,7 @@ def diagnose(options: ExportOptions, progress: Progress = lambda line: None) -> 
     if found.labels is not None:
         raise DatasetError("causes are told apart by images with one label, and these may have several")
     if found.truth is None:
-        raise DatasetError("causes are told apart by labeled images, and there are none", "name some --verify-data")
+        raise UsageError("--diagnose needs labeled images", "name them with --verify-data")
     return diagnosis.diagnose(network, _labeled(network, found, options), bgr=_bgr(options), progress=progress)
 
 

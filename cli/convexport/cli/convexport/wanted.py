@@ -100,7 +100,7 @@ def _calibration(options: argparse.Namespace, precisions: tuple[Precision, ...])
     if options.keep_float and not precisions:
         raise UsageError("--keep-float has no effect without --fp16 or --int8", "add one, or leave it out")
     if options.max_loss is not None and not 0 <= options.max_loss < 1:
-        raise UsageError(f"--max-loss {options.max_loss:g}: expected a share, as 0.02 for two points")
+        raise UsageError(f"--max-loss {options.max_loss:g}: expected from 0 to 1", "for two points, give 0.02")
     if options.calibration not in METHODS:
         raise UsageError.unknown("calibration", options.calibration, METHODS)
     if options.activations not in ACTIVATIONS:
@@ -127,6 +127,8 @@ def _foreign(options: argparse.Namespace) -> Foreign | None:
         return None
     if options.accuracy is not None and options.verify_data is None:
         raise UsageError("--accuracy without --verify-data", "add the labeled images on which it was measured")
+    if options.accuracy is not None and not 0 <= options.accuracy <= 1:
+        raise UsageError(f"--accuracy {options.accuracy:g}: expected from 0 to 1", "for 95 %, give 0.95")
     if options.size is not None and len(options.size) > 2:
         raise UsageError(f"--size {' '.join(map(str, options.size))}: expected one number, or height and width")
     if options.classes is not None:
@@ -148,7 +150,8 @@ def _json_object(text: str) -> dict[str, object]:
         found = msgspec.json.decode(text)
     except msgspec.DecodeError as error:
         raise UsageError(
-            f"--arguments {text} is not JSON ({first_line(error)})", "quote it, as '{\"classes\": 7}'"
+            f"--arguments {text} is not JSON ({first_line(error)})",
+            "put names in double quotes, as in '{\"classes\": 7}'",
         ) from error
     if not isinstance(found, dict):
         raise UsageError(f"--arguments {text}: expected an object", "write it as '{\"classes\": 7}'")

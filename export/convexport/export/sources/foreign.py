@@ -12,7 +12,14 @@ from torch import nn
 from convexport.export.sources import stated as facts_stated
 from convexport.export.sources.network import Facts
 from convexport.export.sources.stated import Foreign, Known
-from convexport.export.sources.torch_module import OneAnswer, TorchNetwork, Transform, answers_of, classes_of
+from convexport.export.sources.torch_module import (
+    OneAnswer,
+    TorchNetwork,
+    Transform,
+    answers_of,
+    chosen_answer,
+    classes_of,
+)
 from convexport.runtime.errors import CheckpointError
 from convexport.runtime.manifest import Accuracy, Dataset
 from convexport.training import models
@@ -54,7 +61,9 @@ def network_of(module: nn.Module, origin: Origin, stated: Foreign, known: Known)
     whole = OneAnswer(module.float().cpu(), bgr=known.bgr if stated.channels is None else stated.bgr).eval()
     for key, value in module.state_dict().items():
         if not np.isfinite(value.numpy()).all():
-            raise CheckpointError(f"{where}: tensor {key!r} contains NaN or infinity", "train again")
+            raise CheckpointError(
+                f"{where}: tensor {key!r} contains NaN or infinity", "train again, or use an earlier checkpoint"
+            )
     outputs = classes_of(whole, size, where)
     answers, activation = answers_of(whole, size, stated.activation, where)
     facts = Facts(
@@ -72,7 +81,8 @@ def network_of(module: nn.Module, origin: Origin, stated: Foreign, known: Known)
         accuracy=Accuracy(),
         sha256=origin.sha256 or sha256_of(module),
     )
-    return TorchNetwork(whole, facts, origin.remarks, None if stated.prepares else origin.transform)
+    remarks = origin.remarks + chosen_answer(whole, size)
+    return TorchNetwork(whole, facts, remarks, None if stated.prepares else origin.transform)
 
 
 def data_of(provenance: str) -> Dataset:

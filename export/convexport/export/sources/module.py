@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -43,23 +45,47 @@ def open_module(what: str, path: Path | None, stated: Foreign) -> Network:
             known = [one for one in vars(found) if callable(getattr(found, one, None)) and not one.startswith("_")]
             raise UsageError.unknown(f"function in {place}", name, known)
         found = getattr(found, name)
-    try:
-        module = found(**stated.arguments)
-    except TypeError as error:
-        raise UsageError(
-            f"--model {what} cannot be called with {stated.arguments} ({first_line(error)})",
-            """give its arguments as JSON, such as --arguments '{"classes": 7}'""",
-        ) from error
+    module = _called(found, what, stated.arguments)
     if not isinstance(module, nn.Module):
-        raise UsageError(f"--model {what} returned a {type(module).__name__}, expected a torch.nn.Module")
+        kind = f"an object of type {type(module).__name__}"
+        raise UsageError(f"--model {what} returned {kind}, expected a torch.nn.Module", "return the network itself")
     provenance, sha256 = f"made by {place}:{function}", ""
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = (
+        f"weights     those that {function} returned; without --weights they are random, unless it loads some",
+    )
     if path is not None:
         weights = read_state(path, stated.state)
         load_into(module, weights, what)
         provenance, sha256, remarks = f"{provenance}, weights of {path.name}", weights.sha256, weights.remarks
     origin = Origin(f"{PREFIX}{Path(place).name}:{function}", name_of(what, path), provenance, sha256, remarks)
     return network_of(module, origin, stated, Known())
+
+
+def _called(function: Any, what: str, arguments: dict[str, Any]) -> Any:
+    """What the user's function returns."""
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise UsageError(
+            f"--model {what} cannot be called with {arguments} ({first_line(error)})",
+            """give its arguments as JSON, such as --arguments '{"classes": 7}'""",
+        ) from error
+    except ValueError:  # some functions written in C do not say what they take
+        pass
+    try:
+        return function(**arguments)
+    except Exception as error:  # the user's own code may raise anything
+        raise _raised(what, error) from error
+
+
+def _raised(what: str, error: Exception) -> UsageError:
+    """What the user's code raised, and where."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(last.filename).name} line {last.lineno}"
+    reason = first_line(error)
+    if isinstance(error, SyntaxError):
+        place, reason = f"{Path(error.filename or '').name} line {error.lineno}", error.msg
+    return UsageError(f"--model {what} raised {type(error).__name__} ({reason}) at {place}", "correct it")
 
 
 def _imported(place: str, what: str) -> Any:
@@ -72,6 +98,8 @@ def _imported(place: str, what: str) -> Any:
         return importlib.import_module(place)
     except (ImportError, FileNotFoundError) as error:
         raise UsageError(f"--model {what} cannot be imported ({first_line(error)})", _EXPECTED) from error
+    except Exception as error:  # the user's own code may raise anything
+        raise _raised(what, error) from error
 
 
 def _from_file(path: Path) -> Any:

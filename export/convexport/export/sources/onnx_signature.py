@@ -82,17 +82,23 @@ def _output(model: onnx.ModelProto, stated: Foreign, where: str) -> str:
     outputs = {value.name: _shape(value) for value in model.graph.output}
     if stated.output is not None and stated.output not in outputs:
         raise UsageError.unknown("output", stated.output, outputs)
-    if stated.output is None and len(outputs) > 1:
+    classes = [shape for shape in outputs.values() if _has_classes(shape)]
+    if stated.output is None and len(outputs) > 1 and classes:
         names = ", ".join(f"{name} {_words(shape)}" for name, shape in outputs.items())
         raise UsageError(f"{where}: it has {len(outputs)} outputs ({names})", "choose one with --output")
     name = stated.output or next(iter(outputs))
     shape = outputs[name]
-    if len(shape) != 2 and not (len(shape) == 4 and shape[2:] == [1, 1]):
+    if not _has_classes(shape):
         raise CheckpointError(
-            f"{where}: its output {name} is {_words(shape)}, expected [batch, classes]; a detector returns boxes",
+            f"{where}: its output {name} is {_words(shape)}, expected [batch, classes] (a detector returns boxes)",
             "export a network that classifies images",
         )
     return name
+
+
+def _has_classes(shape: list[int | str]) -> bool:
+    """Whether an output may be one row of classes for each image."""
+    return len(shape) == 2 or (len(shape) == 4 and shape[2:] == [1, 1])
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[int | str]:

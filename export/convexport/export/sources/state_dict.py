@@ -129,7 +129,10 @@ def load_into(module: nn.Module, weights: StateDict, where: str) -> None:
     module.load_state_dict(given, strict=False)
     for key, value in state.items():
         if not torch.isfinite(value).all():
-            raise CheckpointError(f"weights {weights.path}: tensor {key!r} contains NaN or infinity", "train again")
+            raise CheckpointError(
+                f"weights {weights.path}: tensor {key!r} contains NaN or infinity",
+                "train again, or use an earlier checkpoint",
+            )
 
 
 def without_prefixes(state: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -165,7 +168,9 @@ def _shape(shape: tuple[int, ...] | None) -> str:
 def _read(path: Path) -> bytes:
     try:
         data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+    except IsADirectoryError as error:
+        raise CheckpointError(f"weights {path} are a folder, expected a file", "name the file in it") from error
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise CheckpointError(f"weights {path} do not exist", "check the path") from error
     except OSError as error:
         raise CheckpointError(f"weights {path} cannot be read ({first_line(error)})", "check the path") from error

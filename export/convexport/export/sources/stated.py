@@ -118,8 +118,9 @@ def _channels(stated: Foreign, known: Known, where: str) -> Literal[1, 3]:
     if wanted not in ({1}, {3}):
         mean, std, channels = stated.mean, stated.std, stated.channels
         raise UsageError(
-            f"{where}: mean {_listed(mean)}, std {_listed(std)}, "
-            f"channels {channels or known.channels or 'not stated'}; expected as many numbers as channels, 1 or 3"
+            f"{where}: --mean {_listed(mean)}, --std {_listed(std)}, "
+            f"channels {channels or known.channels or 'not stated'}, expected the same number, 1 or 3, of each",
+            "give --mean and --std one number for gray images, three for images in color",
         )
     return 1 if wanted == {1} else 3
 

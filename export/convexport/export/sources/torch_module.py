@@ -70,7 +70,8 @@ class OneAnswer(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         answer: Any = self.module(pixels.flip(1) if self.bgr else pixels)
         if isinstance(answer, Tensor):
-            return answer.flatten(1) if answer.dim() == 4 else answer
+            one_each = answer.dim() == 4 and answer.shape[2:] == (1, 1)
+            return answer.flatten(1) if one_each else answer
         if hasattr(answer, "logits"):
             answer = answer.logits
         elif isinstance(answer, dict):
@@ -82,7 +83,7 @@ class OneAnswer(nn.Module):
 
 
 # What a network raises for a shape that it was not made for.
-_REFUSALS = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, NotImplementedError)
+_REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AssertionError, ArithmeticError, AttributeError)
 
 
 def _accepts(module: nn.Module, pixels: Tensor) -> bool:
@@ -121,6 +122,17 @@ def classes_of(module: nn.Module, size: Input, where: str) -> int:
             "export a network that classifies images",
         )
     return int(found.shape[1])
+
+
+def chosen_answer(module: OneAnswer, size: Input) -> tuple[str, ...]:
+    """A remark where the module answers with several things, of which the first is taken."""
+    with torch.no_grad():
+        found = module.module(torch.zeros(2, size.channels, size.height, size.width))
+    if isinstance(found, (tuple, list)) and len(found) > 1:
+        return (f"output      the first of {len(found)} that it returns",)
+    if isinstance(found, dict) and len(found) > 1 and "logits" not in found:
+        return (f"output      {next(iter(found))}, the first of {', '.join(map(str, found))}",)
+    return ()
 
 
 def answers_of(module: nn.Module, size: Input, stated: Activation | None, where: str) -> tuple[Answers, Activation]:
@@ -204,7 +216,10 @@ def trace(module: nn.Module, size: Input) -> onnx.ModelProto:
             )
         except (torch.onnx.errors.OnnxExporterError, torch.onnx.OnnxExporterError) as error:
             reason = first_line(error.__cause__ or error)
-            raise CheckpointError(f"torch cannot export this network as ONNX ({reason})") from error
+            raise CheckpointError(
+                f"torch cannot export this network as ONNX ({reason})",
+                "let forward() not branch on values of the image, or export an ONNX file yourself and name that",
+            ) from error
     assert program is not None
     model = onnx.ModelProto()
     model.CopyFrom(program.model_proto)

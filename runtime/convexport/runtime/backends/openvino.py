@@ -176,9 +176,15 @@ class OpenVINOBackend(Backend):
 
     def _check_graph(self) -> tuple[int, int | None]:
         """Checks the graph's inputs and outputs -> its number of classes, and the size of its batch if it is fixed."""
+        # A value has several names where OpenVINO leaves out the node between them.
         found = [
-            (value.any_name, value.element_type.to_string(), len(value.partial_shape))
-            for value in (*self._compiled.inputs, *self._compiled.outputs)
+            (
+                name if name in value.names else value.any_name,
+                value.element_type.to_string(),
+                len(value.partial_shape),
+            )
+            for values, name in ((self._compiled.inputs, INPUT), (self._compiled.outputs, OUTPUT))
+            for value in values
         ]
         if found != [(INPUT, "u8", 4), (OUTPUT, "f32", 2)]:
             raise BundleError(
