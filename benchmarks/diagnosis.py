@@ -35,8 +35,9 @@ from convexport.training import datasets
 PICTURES = 200
 PAGE = r"""# What `--diagnose` finds
 
-Made by `python benchmarks/diagnosis.py`. In what is stated of five networks, one thing is made wrong at a time, and
-`--diagnose` looks at {pictures} labeled images.
+Made by `python benchmarks/diagnosis.py`. For five networks, what is stated of the preprocessing or of the labels is
+made wrong in one way, in some rows in two, and `--diagnose` looks at {pictures} labeled images of MNIST, CIFAR-10 or
+ImageNet.
 
 | {faults} faults in {networks} networks | share |
 | --- | ---: |
@@ -45,11 +46,12 @@ Made by `python benchmarks/diagnosis.py`. In what is stated of five networks, on
 | honest networks with a wrong cause named first | {false} |
 
 A fault that leaves the accuracy as it is can hardly be seen on {pictures} images, whatever looks for it: *lost* says
-how many of them the fault costs.
+how many of them the fault costs. *found* is yes where the first row of the diagnosis has the right value: where a crop
+or another framing was stated wrongly, it names the one that the images need.
 
 {table}
 
-Normalizations count as the right one where they are it within 0.01. Measured with torch {torch}.
+A proposed mean or std counts as right if it differs by at most 0.01. Measured with torch {torch}.
 """
 
 
@@ -193,7 +195,7 @@ def page(rows: list[Found]) -> str:
     """The rows as a page."""
     faults = [row for row in rows if row.kind != "none"]
     honest = [row for row in rows if row.kind == "none"]
-    lines = ["| network | fault | named first | lost | |", "| --- | --- | --- | ---: | --- |"]
+    lines = ["| network | stated wrongly | proposed first | lost | found |", "| --- | --- | --- | ---: | --- |"]
     for row in faults:
         verdict = "yes" if row.right else "not told apart" if row.among else "**no**"
         lines.append(f"| {row.network} | {row.kind} | {row.first} | {row.lost} | {verdict} |")

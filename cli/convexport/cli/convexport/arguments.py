@@ -58,8 +58,8 @@ def _origin(add: Add) -> None:
     add(
         "--model",
         metavar="WHAT",
-        help="lenet5, vgg19, mlp, cnn-..., torchvision:NAME, timm:NAME, a folder of Hugging Face, FILE.onnx, FILE.pt2, "
-        "or module:PACKAGE_OR_FILE:FUNCTION, whose code is run",
+        help="lenet5, vgg19, mlp, cnn-..., torchvision:NAME, timm:NAME, a model folder of Hugging Face, FILE.onnx, "
+        "FILE.pt2, or module:PACKAGE_OR_FILE:FUNCTION, whose code is run",
     )
     add("--dataset", metavar="NAME", help="data set of the network, if not the usual one: a name or a folder")
     add(
@@ -122,15 +122,25 @@ def _preprocessing(add: Add) -> None:
         metavar="FILE",
         help="file of labels in the order of the outputs (text, JSON or YAML), or imagenet",
     )
-    add("--mean", type=_numbers, nargs="+", metavar="X", help="mean of each channel, for pixels from 0 to 1")
+    add(
+        "--mean",
+        type=_numbers,
+        nargs="+",
+        metavar="X",
+        help="mean of each channel, for pixels in the range of --pixels",
+    )
     add(
         "--std",
         type=_numbers,
         nargs="+",
         metavar="X",
-        help="standard deviation of each channel, for pixels from 0 to 1",
+        help="standard deviation of each channel, for pixels in the range of --pixels",
     )
-    add("--pixels", choices=PIXELS, help="range of pixels for --mean and --std, or of the network's input (0..1)")
+    add(
+        "--pixels",
+        choices=PIXELS,
+        help="range of pixels that --mean and --std are for; without them, the range that the network takes (0..1)",
+    )
     add("--channels", choices=CHANNELS, help="order of the network's channels (rgb)")
     add(
         "--size",
@@ -153,7 +163,7 @@ def _answers(add: Add) -> None:
     """Which of its answers counts, and how it is read."""
     add("--arguments", metavar="JSON", help="arguments for the function that --model module:... names")
     add("--output", metavar="NAME", help="the output with the answer, if an ONNX file has several")
-    add("--state", metavar="KEY", help="which state dict, such as ema, if a file has several")
+    add("--state", metavar="KEY", help="name of the state dict to use, such as ema, if a file has several")
     add("--activation", choices=HEADS, help="sigmoid if an image may have several labels (softmax)")
     add(
         "--thresholds",
@@ -175,7 +185,7 @@ def _own_images(add: Add) -> None:
         "--accuracy",
         type=float,
         metavar="X",
-        help="accuracy that the network reaches on them, such as 0.846; with sigmoid, its mean average precision",
+        help="known accuracy of the network on them, such as 0.846; with sigmoid, its mean average precision",
     )
     add("--diagnose", action="store_true", help="export nothing: say which preprocessing fits the labeled images")
     add(
@@ -210,7 +220,7 @@ def _kept(add: Add) -> None:
         nargs="+",
         default=[],
         metavar="NODE",
-        help="nodes of the graph that stay float32; auto looks for the fewest that have to",
+        help="nodes to keep in float32; auto searches for the smallest set",
     )
 
 
