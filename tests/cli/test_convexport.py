@@ -163,7 +163,7 @@ def test_a_refusal_prints_every_measure_marks_the_failed_one_and_leaves_no_bundl
         (
             ["--model", "mlp", "--dataset", "digits", "--int8", "--max-loss", "2"],
             2,
-            "--max-loss 2: expected a share, as 0.02 for two points",
+            "--max-loss 2: expected from 0 to 1; for two points, give 0.02",
         ),
         (
             ["--model", "mlp", "--dataset", "digits", "--calibration-images", "9"],

@@ -50,7 +50,7 @@ def _opened(source: Source) -> Network:
         return exported_program.open_exported_program(Path(what), stated)
     if not what and path is not None and not is_own(path):
         return _recognized(path, stated, source)
-    if what not in models.MODELS:
+    if what and what not in models.MODELS:
         _check_form(what)
     return CheckpointNetwork(load_checkpoint(source))
 
