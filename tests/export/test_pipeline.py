@@ -356,8 +356,8 @@ def test_int8_without_training_images_says_what_it_needs(lenet5: Checkpoint, tmp
             )
         )
     assert str(caught.value) == (
-        "int8 is calibrated on training images, and none were found; name their folder with --data, or any folder of "
-        "such images with --calibration-data"
+        "int8 is calibrated on training images, and none were found; name a folder of such images with "
+        "--calibration-data, or the folder of the data sets with --data"
     )
 
 
