@@ -137,8 +137,7 @@ FILES: dict[str, bytes | Callable[[Path], None]] = {
             {"classes": FIVE, "mean": (0.5, 0.5), "std": (0.5, 0.5)},
             (
                 "2: net.onnx: --mean [0.5, 0.5], --std [0.5, 0.5], channels 3, expected the same number, 1 or 3, of "
-                "each; "
-                "give --mean and --std one number for gray images, three for images in color"
+                "each; give --mean and --std one number for gray images, three for images in color"
             ),
         ),
         (
@@ -150,9 +149,9 @@ FILES: dict[str, bytes | Callable[[Path], None]] = {
             "net.onnx",
             {"classes": FIVE, "mean": (123.675, 116.28, 103.53), "std": (0.2,) * 3},
             (
-                "2: --mean 123.7 116.3 103.5 --std 0.2 0.2 0.2: pixels are from 0 to 1 here, and these are "
-                "outside; if the network takes pixels from 0 to 255, add --pixels 0..255; if from 0 to 1, "
-                "give --mean 0.485 0.456 0.406 --std 0.0007843 0.0007843 0.0007843"
+                "2: --mean 123.7 116.3 103.5 --std 0.2 0.2 0.2: pixels are from 0 to 1 here, and these are outside; if "
+                "the network takes pixels from 0 to 255, add --pixels 0..255; if from 0 to 1, give --mean 0.485 0.456 "
+                "0.406 --std 0.0007843 0.0007843 0.0007843"
             ),
         ),
         ("net.onnx", {**PIXELS, "size": (32, 32)}, "2: --size 32 32: net.onnx expects 16 x 16; leave it out"),
@@ -179,9 +178,9 @@ FILES: dict[str, bytes | Callable[[Path], None]] = {
             "text.onnx",
             PIXELS,
             (
-                "4: text.onnx: its input input_ids is int64 [N, tokens], expected images: float32, float16 "
-                "or uint8 [batch, channels, height, width] or [batch, height, width, channels]; export a "
-                "network that classifies images"
+                "4: text.onnx: its input input_ids is int64 [N, tokens], expected images: float32, float16 or uint8 "
+                "[batch, channels, height, width] or [batch, height, width, channels]; export a network that "
+                "classifies images"
             ),
         ),
         (
@@ -334,8 +333,7 @@ def number(): return 5
             {},
             (
                 "2: --model module:own.py:length raised TypeError (object of type 'int' has no len()) at own.py line "
-                "18; "
-                "correct it"
+                "18; correct it"
             ),
         ),
         (
@@ -343,8 +341,7 @@ def number(): return 5
             {},
             (
                 "2: --model module:own.py:number returned an object of type int, expected a torch.nn.Module; return "
-                "the "
-                "network itself"
+                "the network itself"
             ),
         ),
         (
@@ -360,17 +357,15 @@ def number(): return 5
             {"kind": "planes"},
             (
                 "4: module:own.py:Net: for 2 images it returns [2, 3, 8, 8], expected [2, classes] with 2 classes or "
-                "more; "
-                "export a network that classifies images"
+                "more; export a network that classifies images"
             ),
         ),
         (
             "Net",
             {"kind": "missing"},
             (
-                "4: module:own.py:Net: it does not accept pixels [2, 3, 8, 8] ('logits'); check --size, and "
-                "--channels if "
-                "they are gray"
+                "4: module:own.py:Net: it does not accept pixels [2, 3, 8, 8] ('logits'); check --size, and --channels "
+                "if they are gray"
             ),
         ),
     ],

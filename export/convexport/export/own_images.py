@@ -121,15 +121,15 @@ def _from_folders(path: Path, facts: Facts) -> tuple[list[Path], NDArray[np.int6
     own = facts.classes["en"]
     names = [folder.name for folder in folders]
     place = {label: index for index, label in enumerate(own) if own.count(label) == 1}
-    if len(folders) != len(own) and not set(names) < set(place):
+    if set(names) < set(place):  # images of some classes only
+        indices = [place[name] for name in names]
+    elif len(folders) != len(own):
         inside = next((one for one in folders if sum(child.is_dir() for child in one.iterdir()) == len(own)), None)
         example = f", such as {inside}" if inside else ""
         raise DatasetError(
             f"{path} has {len(folders)} class folders ({_few(names)}), {facts.name} has {counted(len(own), 'label')}",
             f"name the folder that contains a folder for each label{example}",
         )
-    if set(names) < set(place):  # images of some classes only
-        indices = [place[name] for name in names]
     else:
         indices = [int(index) for index in labels.matched(path.name, names, own)]
     files, truth = [], []

@@ -74,12 +74,17 @@ class OneAnswer(nn.Module):
             return answer.flatten(1) if one_each else answer
         if hasattr(answer, "logits"):
             answer = answer.logits
-        elif isinstance(answer, dict):
-            answer = answer["logits"] if "logits" in answer else next(iter(answer.values()))
-        elif isinstance(answer, (tuple, list)):
-            answer = answer[0]
+        elif isinstance(answer, (dict, tuple, list)):
+            answer = answer[_key_of(answer)]
         result: Tensor = answer
         return result
+
+
+def _key_of(answer: Any) -> Any:
+    """Where in a dictionary, tuple or list the answer is that counts."""
+    if not isinstance(answer, dict):
+        return 0
+    return "logits" if "logits" in answer else next(iter(answer))
 
 
 # What a network raises for a shape that it was not made for.
@@ -128,11 +133,14 @@ def chosen_answer(module: OneAnswer, size: Input) -> tuple[str, ...]:
     """A remark where the module answers with several things, of which the first is taken."""
     with torch.no_grad():
         found = module.module(torch.zeros(2, size.channels, size.height, size.width))
-    if isinstance(found, (tuple, list)) and len(found) > 1:
-        return (f"output      the first of {len(found)} that it returns",)
-    if isinstance(found, dict) and len(found) > 1 and "logits" not in found:
-        return (f"output      {next(iter(found))}, the first of {', '.join(map(str, found))}",)
-    return ()
+    if hasattr(found, "logits") or not isinstance(found, (dict, tuple, list)) or len(found) < 2:
+        return ()
+    key = _key_of(found)
+    if key == "logits":
+        return ()
+    if isinstance(found, dict):
+        return (f"output      {key}, the first of {', '.join(map(str, found))}",)
+    return (f"output      the first of {len(found)} that it returns",)
 
 
 def answers_of(module: nn.Module, size: Input, stated: Activation | None, where: str) -> tuple[Answers, Activation]:
